@@ -1,0 +1,5 @@
+"""Editing methods, one file each: hyperparameters as fields, and ``fit(model, requests)``."""
+
+from edit.methods.rome import ROME
+
+__all__ = ["ROME"]

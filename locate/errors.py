@@ -1,0 +1,45 @@
+"""The errors a user can meet.
+
+Every message says what was wrong, what was found, and what to do about it.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class LocateError(Exception):
+    """Base class of every error that this project raises on purpose."""
+
+
+class FactError(LocateError, ValueError):
+    """A fact, prompt, subject or target that cannot be used."""
+
+
+class ModelError(LocateError):
+    """A model that cannot be found, loaded or run."""
+
+
+class SiteError(LocateError, ValueError):
+    """A layer, position or hook point that the model does not have."""
+
+
+class DataError(LocateError, ValueError):
+    """A file that is missing, damaged or not of the expected form."""
+
+
+class UpdateError(LocateError):
+    """A weight update that cannot be applied, reverted or loaded."""
+
+
+class NumericsError(LocateError, ArithmeticError):
+    """A computation that went wrong: not finite, singular, or diverging."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence naming the known names closest to ``name``, or listing a few of them."""
+    names = sorted(set(known))
+    close = get_close_matches(name, names, n=3, cutoff=0.5)
+    if close:
+        return f"Did you mean {' or '.join(close)}?"
+    shown = ", ".join(names[:10])
+    return f"Known: {shown}{', …' if len(names) > 10 else ''}."

@@ -1,0 +1,216 @@
+"""Facts: what a model is asked, what it answers, and the files they come in."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from locate.errors import DataError, FactError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consequence:
+    """Something that would follow from the edited fact, ``hops`` steps of reasoning away.
+
+    >>> Consequence(prompt="{} stands in the country of", target="Italy", target_before="France").hops
+    1
+    """
+
+    prompt: str
+    target: str
+    target_before: str
+    hops: int = 1
+
+    def __post_init__(self) -> None:
+        _check_template("prompt", self.prompt)
+        _check_text("target", self.target)
+        _check_text("target_before", self.target_before)
+        if self.hops < 1:
+            raise FactError(f"hops: must be 1 or more, found {self.hops}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherRelation:
+    """Another true statement about the same subject, which an edit should leave alone.
+
+    >>> OtherRelation(prompt="{} was completed in the year", target="1889").target
+    '1889'
+    """
+
+    prompt: str
+    target: str
+
+    def __post_init__(self) -> None:
+        _check_template("prompt", self.prompt)
+        _check_text("target", self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A statement with its subject and object, such as (The Eiffel Tower, located in, Paris).
+
+    Args:
+        prompt: text with exactly one ``{}``, which the subject replaces; the object comes next.
+        subject: the entity that the fact is about.
+        target: the true object, without a leading space.
+        target_new: a counterfactual object, for editing.
+        paraphrases: other templates (one ``{}`` each) that ask for the same object.
+        neighbours: full prompts about other subjects that have the same true object.
+        other_relations: other facts about the same subject.
+        consequences: what would follow if ``target_new`` were true.
+        ranks: by model name, the rank of the target's first token after the prompt (1 is first).
+
+    Raises:
+        FactError: no or several ``{}``, an empty subject or target, or equal targets.
+
+    >>> fact = Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
+    >>> fact.text
+    'The Eiffel Tower is located in the city of'
+    """
+
+    prompt: str
+    subject: str
+    target: str
+    target_new: str | None = None
+    id: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[str, ...] = ()
+    other_relations: tuple[OtherRelation, ...] = ()
+    consequences: tuple[Consequence, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_template("prompt", self.prompt)
+        _check_text("subject", self.subject)
+        _check_text("target", self.target)
+        if self.target_new is not None:
+            _check_text("target_new", self.target_new)
+            if self.target_new == self.target:
+                raise FactError(
+                    f"target_new: equals the target ({self.target!r}), so there would be nothing to change."
+                )
+        for name in ("paraphrases", "neighbours", "other_relations", "consequences"):
+            # JSON gives lists; tuples keep a frozen fact hashable by value in its parts.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for index, template in enumerate(self.paraphrases):
+            _check_template(f"paraphrases[{index}]", template)
+        for index, text in enumerate(self.neighbours):
+            _check_text(f"neighbours[{index}]", text)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject filled in."""
+        return self.fill(self.prompt)
+
+    def fill(self, template: str) -> str:
+        """A template with this fact's subject in place of ``{}``.
+
+        >>> Fact(prompt="{} is in", subject="Rome", target="Italy").fill("Where is {}?")
+        'Where is Rome?'
+        """
+        return template.replace("{}", self.subject)
+
+
+def load_facts(path: str | Path) -> list[Fact]:
+    """Read facts from a JSON, JSONL or CSV file, checking every record.
+
+    CSV files carry the plain text columns only (``prompt, subject, target`` and, where wanted,
+    ``target_new, id, relation``).
+
+    Raises:
+        DataError: the file is missing or not of that form, or a record is bad: the message
+            names the file, the record's index and the field.
+
+    >>> facts = load_facts("my_facts.json")                                  # doctest: +SKIP
+    """
+    path = Path(path)
+    records = _read_records(path)
+    adapter = TypeAdapter(Fact)
+    facts: list[Fact] = []
+    problems: list[str] = []
+    for index, record in enumerate(records):
+        try:
+            facts.append(adapter.validate_python(record))
+        except ValidationError as error:
+            for problem in error.errors():
+                where = ".".join(str(part) for part in problem["loc"])
+                message = problem["msg"].removeprefix("Value error, ")
+                problems.append(f"record {index}, {where + ': ' if where else ''}{message}")
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n  {shown}{more}")
+    return facts
+
+
+def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -> list[Fact]:
+    """The facts that ship with the project, optionally of one relation or known to one model.
+
+    Args:
+        relation: keep this relation only.
+        known_to: keep the facts whose target this model ranks first (a name in ``Fact.ranks``).
+
+    >>> facts = bundled_facts(known_to="smollm2-135m")
+    >>> facts[0].subject
+    'The Eiffel Tower'
+    """
+    facts = load_facts(_bundled_path())
+    if relation is not None:
+        relations = {fact.relation for fact in facts}
+        if relation not in relations:
+            raise DataError(f"No shipped fact has the relation {relation!r}. Known: {sorted(map(str, relations))}.")
+        facts = [fact for fact in facts if fact.relation == relation]
+    if known_to is not None:
+        facts = [fact for fact in facts if fact.ranks.get(known_to) == 1]
+    return facts
+
+
+def _bundled_path() -> Path:
+    inside = Path(str(resources.files("locate"))) / "facts.json"
+    # A wheel carries the file inside the package; a checkout keeps it in data/.
+    return inside if inside.exists() else inside.parent.parent / "data" / "facts.json"
+
+
+def _read_records(path: Path) -> Sequence[Any]:
+    if not path.is_file():
+        raise DataError(f"There is no facts file {str(path)!r}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        match path.suffix.lower():
+            case ".json":
+                records = json.loads(text)
+            case ".jsonl":
+                records = [json.loads(line) for line in text.splitlines() if line.strip()]
+            case ".csv":
+                rows = csv.DictReader(text.splitlines())
+                records = [{key: value for key, value in row.items() if value} for row in rows]
+            case other:
+                raise DataError(f"{path}: unknown file type {other!r}; facts come as .json, .jsonl or .csv.")
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
+    if not isinstance(records, list) or not records:
+        raise DataError(f"{path}: expected a non-empty list of facts, found {type(records).__name__}.")
+    return records
+
+
+def _check_template(name: str, template: str) -> None:
+    count = template.count("{}")
+    if count != 1:
+        raise FactError(
+            f"{name}: needs exactly one {{}} where the subject goes, found {count} in {template!r}."
+        )
+
+
+def _check_text(name: str, text: str) -> None:
+    if not text.strip():
+        raise FactError(f"{name}: is empty; give the text without a leading space.")
+    if name.startswith("target") and text != text.strip():
+        raise FactError(
+            f"{name}: {text!r} has space around it; give it bare, the space is added where the prompt needs it."
+        )

@@ -1,0 +1,129 @@
+"""From text to tokens: where the subject stands, and how the answer is spelled."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.errors import FactError
+from locate.facts import Fact
+
+_OPENING = "\"'“‘«(["
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A tokenised prompt.
+
+    Attributes:
+        text: the prompt as written.
+        tokens: ids from the model's own tokenizer called plainly, shape ``position``.
+        subject_span: half-open range of the subject's token positions.
+    """
+
+    text: str
+    tokens: Int[Tensor, "position"]
+    subject_span: tuple[int, int]
+
+    @property
+    def last_subject_position(self) -> int:
+        """Position of the subject's last token: where factual recall happens."""
+        return self.subject_span[1] - 1
+
+
+def encode_fact(model: TransformerBridge, fact: Fact, template: str | None = None, prefix: str = "") -> Prompt:
+    """Tokenise a fact's prompt (or another template about its subject, or with text before it).
+
+    The subject's tokens are those whose characters overlap it, by the tokenizer's own offsets.
+
+    Raises:
+        FactError: the subject covers no token, or the tokenizer gives no offsets.
+
+    >>> prompt = encode_fact(model, fact)
+    >>> prompt.subject_span
+    (0, 4)
+    """
+    template = fact.prompt if template is None else template
+    text = prefix + fact.fill(template)
+    start = len(prefix) + template.index("{}")
+    return encode_with_span(model, text, start, start + len(fact.subject))
+
+
+def encode_subject(model: TransformerBridge, text: str, subject: str) -> Prompt:
+    """Tokenise a plain text in which ``subject`` occurs (its last occurrence counts).
+
+    Raises:
+        FactError: the subject does not occur in the text.
+
+    >>> encode_subject(model, "The Louvre is in", "The Louvre").subject_span[0]
+    0
+    """
+    start = text.rfind(subject)
+    if not subject or start < 0:
+        raise FactError(f"The subject {subject!r} does not occur in the prompt {text!r}.")
+    return encode_with_span(model, text, start, start + len(subject))
+
+
+def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) -> Prompt:
+    """Tokenise text and find the tokens that overlap the characters ``start:end``."""
+    ids, offsets = _tokenise(model, text)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    if not inside:
+        raise FactError(f"The subject {text[start:end]!r} covers no token of the prompt {text!r}.")
+    return Prompt(text=text, tokens=torch.tensor(ids), subject_span=(inside[0], inside[-1] + 1))
+
+
+def encode_text(model: TransformerBridge, text: str) -> Int[Tensor, "position"]:
+    """Token ids of a text, exactly as the model's tokenizer gives them."""
+    ids = torch.tensor(model.tokenizer(text)["input_ids"], dtype=torch.long)
+    if ids.numel() == 0:
+        raise FactError(f"The text {text!r} has no tokens.")
+    return ids
+
+
+def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Tensor, "token"]:
+    """Token ids of ``target`` as they follow ``prompt``, with a space between where one is needed.
+
+    Raises:
+        FactError: the target is empty, merges with the prompt, or is unknown to the tokenizer.
+
+    >>> encode_target(model, "The Eiffel Tower is located in the city of", "Paris").shape
+    torch.Size([1])
+    """
+    if not target.strip():
+        raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
+    space = "" if not prompt or prompt[-1].isspace() or prompt[-1] in _OPENING else " "
+    base, _ = _tokenise(model, prompt)
+    ids, offsets = _tokenise(model, prompt + space + target.strip())
+    # Tokens that a tokenizer adds by itself cover no characters, so the offsets leave them out.
+    after = [i for i, (_, end) in enumerate(offsets) if end > len(prompt)]
+    found = [ids[i] for i in after]
+    if not found or ids[: after[0]] != base[: after[0]] or offsets[after[0]][0] < len(prompt):
+        raise FactError(
+            f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. "
+            "End the prompt at a word boundary, without a trailing space."
+        )
+    if model.tokenizer.unk_token_id in found and model.tokenizer.unk_token not in target:
+        raise FactError(f"The target {target!r} is unknown to the model's tokenizer.")
+    return torch.tensor(found)
+
+
+def rank_of(logits: Float[Tensor, "vocab"], token: int) -> int:
+    """The 1-based rank of a token among the logits (1 is the model's first answer)."""
+    return int((logits > logits[token]).sum()) + 1
+
+
+def token_strings(model: TransformerBridge, tokens: Int[Tensor, "position"]) -> list[str]:
+    """Readable text of each token, for labels."""
+    return [model.tokenizer.decode([token]) for token in tokens.tolist()]
+
+
+def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    tokenizer = model.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise FactError("Subject positions need a fast tokenizer (one that gives character offsets).")
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]
+

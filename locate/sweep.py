@@ -1,0 +1,98 @@
+"""One patch at a time, at every (position, layer), over one frozen run.
+
+Causal tracing and edit propagation are both this: give a run the states of another run, one site (or
+window of layers) at a time, and measure the answer.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from locate.engine import Branch, FrozenRun
+from locate.errors import SiteError
+from locate.sites import Kind, check_kind, hook_name
+
+Measure = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, "row"]]
+
+
+def kept_hooks(kinds: Sequence[str], n_layers: int) -> list[str]:
+    """The hook points that a source run has to keep for a sweep of these kinds."""
+    return [
+        hook_name(kind, layer) for kind in kinds if check_kind(kind) != "resid" for layer in range(n_layers)
+    ]
+
+
+def window_layers(center: int, window: int, n_layers: int) -> range:
+    """The layers of a window around ``center``: [center - window // 2, center + (window + 1) // 2).
+
+    Windows are cut off at the model's ends, as in the published causal traces.
+
+    >>> window_layers(1, 10, 30)
+    range(0, 6)
+    """
+    return range(max(0, center - window // 2), min(n_layers, center + (window + 1) // 2))
+
+
+def sweep(
+    target: FrozenRun,
+    source: FrozenRun,
+    kind: Kind,
+    measure: Measure,
+    *,
+    positions: Sequence[int],
+    window: int = 1,
+    progress: tqdm | None = None,
+) -> Float[Tensor, "position layer row"]:
+    """Give every row of ``target`` the state of ``source`` at each site in turn, and measure.
+
+    Args:
+        target: the run that is patched.
+        source: the run that the states come from: one row for all, or one per row of ``target``.
+            For ``mlp`` and ``attn`` it must have kept its states (see ``kept_hooks``).
+        kind: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
+            window of layers around the site's layer.
+        measure: turns last-position logits into one number per row.
+        positions: the token positions to visit.
+        window: how many layers an ``mlp`` or ``attn`` patch spans.
+        progress: a bar to advance once per position.
+    """
+    if window < 1 or window > target.n_layers:
+        raise SiteError(f"A window of {window} layers does not fit: the model has {target.n_layers}.")
+    branches = _residual_branches if kind == "resid" else _module_branches
+    results = []
+    for position in positions:
+        rows = branches(target, source, kind, position, window)
+        measured = target.resume(position, rows, measure=measure)
+        results.append(measured.view(target.n_layers, -1))
+        if progress is not None:
+            progress.update()
+    return torch.stack(results)
+
+
+def _residual_branches(
+    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, window: int
+) -> list[Branch]:
+    rows = torch.arange(target.tokens.shape[0])
+    branches = []
+    for layer in range(target.n_layers):
+        # The state after block `layer` is the one that enters block `layer + 1`.
+        states = target.residuals[layer + 1][:, position:].clone()
+        states[:, 0] = source.residuals[layer + 1][:, position]
+        branches.append(Branch(layer=layer + 1, rows=rows, states=states))
+    return branches
+
+
+def _module_branches(
+    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, window: int
+) -> list[Branch]:
+    rows = torch.arange(target.tokens.shape[0])
+    branches = []
+    for center in range(target.n_layers):
+        layers = window_layers(center, window, target.n_layers)
+        pins = {name: source.kept[name][:, position] for name in (hook_name(kind, layer) for layer in layers)}
+        states = target.residuals[layers.start][:, position:]
+        branches.append(Branch(layer=layers.start, rows=rows, states=states, pins=pins))
+    return branches

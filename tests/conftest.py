@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The public benchmark data, which is not part of the project."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"public benchmark data not found at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """The bundled default model. Tests that change it must put it back."""
+    import locate
+
+    return locate.load_model()
