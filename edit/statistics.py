@@ -91,7 +91,9 @@ def load_statistics(path: str | Path) -> KeyStatistics:
             )
     except FileNotFoundError as error:
         raise DataError(f"There is no statistics file {str(path)!r}.") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except DataError:
+        raise
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged key statistics ({error}); delete the file to collect them again.") from error
 
 

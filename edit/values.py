@@ -97,9 +97,12 @@ def optimise_value(
     optimiser = torch.optim.Adam([delta], lr=objective.learning_rate)
     limit = objective.clamp * initial.norm()
 
+    suffix = contexts.tokens.shape[1] - site
+
     def shift(value: Tensor, hook: object = None) -> Tensor:
-        moved = value[:, :1] + delta.to(value)
-        return torch.cat([moved, value[:, 1:]], dim=1)
+        # Counted from the end: an architecture that cannot be resumed runs whole sequences.
+        before, at_site, after = value.tensor_split((value.shape[1] - suffix, value.shape[1] - suffix + 1), dim=1)
+        return torch.cat([before, at_site + delta.to(value), after], dim=1)
 
     undisturbed: Tensor | None = None
     losses: list[float] = []

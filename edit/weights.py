@@ -5,7 +5,7 @@ The one place that knows how a bridge wraps a Hugging Face model and how an MLP 
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,17 @@ def hf_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
                 seen.add(parameter)
                 found[path + leaf] = parameter
     return found
+
+
+def edited_layers(model: TransformerBridge, names: Sequence[str]) -> list[int]:
+    """The layers whose blocks hold any of these parameters, in order.
+
+    >>> edited_layers(model, ["model.layers.5.mlp.down_proj.weight"])
+    [5]
+    """
+    parameters = hf_parameters(model)
+    wanted = {id(parameters[name]) for name in names if name in parameters}
+    return [layer for layer, block in enumerate(model.blocks) if wanted & {id(p) for p in block.parameters()}]
 
 
 def hf_modules(model: TransformerBridge) -> Iterator[tuple[str, nn.Module]]:

@@ -1,5 +1,6 @@
 """Find where a language model keeps a fact."""
 
+from locate.corruption import GaussianNoise
 from locate.errors import (
     DataError,
     FactError,
@@ -13,12 +14,14 @@ from locate.facts import Consequence, Fact, OtherRelation, bundled_facts, load_f
 from locate.loading import load_model
 from locate.prompts import Prompt, encode_fact
 from locate.sites import Site
+from locate.tracing import Trace, causal_trace, load_trace
 
 __all__ = [
     "Consequence",
     "DataError",
     "Fact",
     "FactError",
+    "GaussianNoise",
     "LocateError",
     "ModelError",
     "NumericsError",
@@ -26,9 +29,12 @@ __all__ = [
     "Prompt",
     "Site",
     "SiteError",
+    "Trace",
     "UpdateError",
     "bundled_facts",
+    "causal_trace",
     "encode_fact",
     "load_facts",
     "load_model",
+    "load_trace",
 ]

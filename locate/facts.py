@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from locate.errors import DataError, FactError
 
@@ -72,6 +72,9 @@ class Fact:
     >>> fact.text
     'The Eiffel Tower is located in the city of'
     """
+
+    # A misspelt field in a facts file is an error, and not silently ignored.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     prompt: str
     subject: str
@@ -138,15 +141,27 @@ def load_facts(path: str | Path) -> list[Fact]:
         try:
             facts.append(adapter.validate_python(record))
         except ValidationError as error:
-            for problem in error.errors():
-                where = ".".join(str(part) for part in problem["loc"])
-                message = problem["msg"].removeprefix("Value error, ")
-                problems.append(f"record {index}, {where + ': ' if where else ''}{message}")
+            problems += [f"record {index}, {_problem(problem)}" for problem in error.errors()]
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n  {shown}{more}")
     return facts
+
+
+def parse_fact(record: Any, where: str) -> Fact:
+    """One fact from a plain dictionary; ``where`` names its place in error messages.
+
+    Raises:
+        DataError: a field is missing, unknown, of another type, or not usable.
+
+    >>> parse_fact({"prompt": "{} is in", "subject": "Rome", "target": "Italy"}, "example").text
+    'Rome is in'
+    """
+    try:
+        return TypeAdapter(Fact).validate_python(record)
+    except ValidationError as error:
+        raise DataError(f"{where}, {_problem(error.errors()[0])}") from error
 
 
 def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -> list[Fact]:
@@ -177,6 +192,12 @@ def _bundled_path() -> Path:
     return inside if inside.exists() else inside.parent.parent / "data" / "facts.json"
 
 
+def _problem(problem: Any) -> str:
+    field_name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{field_name}: {message}" if field_name else message
+
+
 def _read_records(path: Path) -> Sequence[Any]:
     if not path.is_file():
         raise DataError(f"There is no facts file {str(path)!r}.")
@@ -194,6 +215,8 @@ def _read_records(path: Path) -> Sequence[Any]:
                 raise DataError(f"{path}: unknown file type {other!r}; facts come as .json, .jsonl or .csv.")
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
+    if isinstance(records, dict):  # a file with a single fact
+        records = [records]
     if not isinstance(records, list) or not records:
         raise DataError(f"{path}: expected a non-empty list of facts, found {type(records).__name__}.")
     return records

@@ -39,60 +39,59 @@ def window_layers(center: int, window: int, n_layers: int) -> range:
 def sweep(
     target: FrozenRun,
     source: FrozenRun,
-    kind: Kind,
+    kinds: Sequence[Kind],
     measure: Measure,
     *,
     positions: Sequence[int],
+    layers: Sequence[int] | None = None,
     window: int = 1,
     progress: tqdm | None = None,
-) -> Float[Tensor, "position layer row"]:
+) -> Float[Tensor, "kind position layer row"]:
     """Give every row of ``target`` the state of ``source`` at each site in turn, and measure.
 
     Args:
         target: the run that is patched.
         source: the run that the states come from: one row for all, or one per row of ``target``.
             For ``mlp`` and ``attn`` it must have kept its states (see ``kept_hooks``).
-        kind: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
+        kinds: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
             window of layers around the site's layer.
         measure: turns last-position logits into one number per row.
         positions: the token positions to visit.
+        layers: the layers to visit; by default all.
         window: how many layers an ``mlp`` or ``attn`` patch spans.
         progress: a bar to advance once per position.
+
+    Raises:
+        SiteError: the window has more layers than the model.
     """
-    if window < 1 or window > target.n_layers:
-        raise SiteError(f"A window of {window} layers does not fit: the model has {target.n_layers}.")
-    branches = _residual_branches if kind == "resid" else _module_branches
+    if not 1 <= window <= target.n_layers:
+        raise SiteError(f"A window of {window} layers does not fit: the model has {target.n_layers} layers.")
+    layers = range(target.n_layers) if layers is None else layers
     results = []
     for position in positions:
-        rows = branches(target, source, kind, position, window)
-        measured = target.resume(position, rows, measure=measure)
-        results.append(measured.view(target.n_layers, -1))
+        # All kinds share one growing batch: the larger it is, the better the matrix products run.
+        branches = [
+            _residual_branch(target, source, position, layer)
+            if kind == "resid"
+            else _module_branch(target, source, kind, position, window_layers(layer, window, target.n_layers))
+            for kind in kinds
+            for layer in layers
+        ]
+        measured = target.resume(position, branches, measure=measure)
+        results.append(measured.view(len(kinds), len(layers), -1))
         if progress is not None:
             progress.update()
-    return torch.stack(results)
+    return torch.stack(results, dim=1)
 
 
-def _residual_branches(
-    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, window: int
-) -> list[Branch]:
-    rows = torch.arange(target.tokens.shape[0])
-    branches = []
-    for layer in range(target.n_layers):
-        # The state after block `layer` is the one that enters block `layer + 1`.
-        states = target.residuals[layer + 1][:, position:].clone()
-        states[:, 0] = source.residuals[layer + 1][:, position]
-        branches.append(Branch(layer=layer + 1, rows=rows, states=states))
-    return branches
+def _residual_branch(target: FrozenRun, source: FrozenRun, position: int, layer: int) -> Branch:
+    # The state after block `layer` is the one that enters block `layer + 1`.
+    states = target.residuals[layer + 1][:, position:].clone()
+    states[:, 0] = source.residuals[layer + 1][:, position]
+    return Branch(layer=layer + 1, rows=torch.arange(len(states)), states=states)
 
 
-def _module_branches(
-    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, window: int
-) -> list[Branch]:
-    rows = torch.arange(target.tokens.shape[0])
-    branches = []
-    for center in range(target.n_layers):
-        layers = window_layers(center, window, target.n_layers)
-        pins = {name: source.kept[name][:, position] for name in (hook_name(kind, layer) for layer in layers)}
-        states = target.residuals[layers.start][:, position:]
-        branches.append(Branch(layer=layers.start, rows=rows, states=states, pins=pins))
-    return branches
+def _module_branch(target: FrozenRun, source: FrozenRun, kind: Kind, position: int, layers: range) -> Branch:
+    pins = {name: source.kept[name][:, position] for name in (hook_name(kind, layer) for layer in layers)}
+    states = target.residuals[layers.start][:, position:]
+    return Branch(layer=layers.start, rows=torch.arange(len(states)), states=states, pins=pins)

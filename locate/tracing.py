@@ -222,11 +222,10 @@ def causal_trace(
         )
     # Before the subject nothing is corrupted, so restoring a state there changes nothing.
     scores = low.expand(len(kinds), length, n_layers, -1).clone()
-    with tqdm(total=len(kinds) * (length - start), desc="causal trace", disable=not progress, delay=1) as bar:
-        for index, kind in enumerate(kinds):
-            scores[index, start:] = sweep(
-                corrupted, clean, kind, probability, positions=range(start, length), window=window, progress=bar
-            )
+    with tqdm(total=length - start, desc="causal trace", disable=not progress, delay=1) as bar:
+        scores[:, start:] = sweep(
+            corrupted, clean, kinds, probability, positions=range(start, length), window=window, progress=bar
+        )
     return Trace(
         scores=_labelled(scores.mean(-1), kinds),
         standard_error=_labelled(_standard_error(scores), kinds),

@@ -4,14 +4,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from statistics import harmonic_mean
+from typing import Protocol, runtime_checkable
 
 import pandas as pd
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformer_lens.utilities.statistics import bootstrap_ci
+from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import next_token_logprobs, score_targets
@@ -23,6 +24,7 @@ from locate.facts import Fact
 _PROBES = ("efficacy", "paraphrase", "neighbourhood")
 
 
+@runtime_checkable
 class Method(Protocol):
     """Anything that fits an update."""
 
@@ -47,10 +49,14 @@ class Evaluation:
     rows: pd.DataFrame
 
     def summary(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
-        """Percentages over cases with bootstrap intervals, for the edited and the unedited model.
+        """Percentages over cases with confidence intervals, for the edited and the unedited model.
 
-        Each case counts once: its probes of one kind are averaged first. ``score`` is the harmonic mean of
-        efficacy, paraphrase and neighbourhood (Meng et al. 2022).
+        Each case counts once: its probes of one kind are averaged first. Where every case is then a plain
+        success or failure, the interval is the exact one of a proportion (Clopper-Pearson), which stays wide
+        for few cases even if all agree. Otherwise it is a percentile bootstrap over cases, which can only show
+        the spread among them: it is narrow where few cases agree, and missing (NaN) for a single case.
+        ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where the
+        cases have all three.
 
         >>> evaluation.summary().loc["efficacy", "edited"]                       # doctest: +SKIP
         100.0
@@ -66,9 +72,9 @@ class Evaluation:
             for name, values in columns.items():
                 if len(values):
                     table.setdefault(name, {}).update(_interval(values, state, confidence, seed))
-            means = [columns[probe].mean() for probe in _PROBES]
-            score = 3 / sum(1 / m for m in means) if all(m > 0 for m in means) else 0.0
-            table.setdefault("score", {})[state] = 100 * score
+            if all(len(columns[probe]) for probe in _PROBES):
+                means = [columns[probe].mean() for probe in _PROBES]
+                table.setdefault("score", {})[state] = 100 * harmonic_mean(means)
         return pd.DataFrame(table).T
 
     def save(self, path: str | Path) -> Path:
@@ -115,15 +121,13 @@ def evaluate(
     >>> evaluation.rows["model"].unique().tolist()
     ['edited', 'unedited']
     """
-    requests = [case if isinstance(case, EditRequest) else EditRequest(case) for case in cases]
-    if not requests:
-        raise FactError("There are no cases to evaluate.")
+    requests = _requests(cases)
     probes = [probe for index, request in enumerate(requests) for probe in _probes(index, request)]
     with without(model, update):
         plain, before = _ask(model, probes, generate, max_new_tokens)
     with within(model, update):
         edited, after = _ask(model, probes, generate, max_new_tokens)
-    kl = (before.exp() * (before - after)).sum(-1)
+    kl = (before.exp() * (before - after)).sum(-1).clamp_min(0)  # below 0 only by rounding
     same = before.argmax(-1) == after.argmax(-1)
     edited = edited.assign(model="edited", same_answer=same.numpy(), kl=kl.numpy())
     plain = plain.assign(model="unedited", same_answer=True, kl=0.0)
@@ -142,9 +146,8 @@ def evaluate_each(
 
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=5), facts)       # doctest: +SKIP
     """
-    requests = [case if isinstance(case, EditRequest) else EditRequest(case) for case in cases]
     parts = []
-    for request in tqdm(requests, "edit and evaluate", disable=not progress, delay=1):
+    for request in tqdm(_requests(cases), "edit and evaluate", disable=not progress, delay=1):
         update = method.fit(model, [request], progress=False)
         parts.append(evaluate(model, update, [request], generate=generate))
     return Evaluation.join(parts)
@@ -171,6 +174,12 @@ def without(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
         yield
     finally:
         update.apply(model)
+
+
+def _requests(cases: Sequence[EditRequest | Fact]) -> list[EditRequest]:
+    if not cases:
+        raise FactError("There are no cases to evaluate; give at least one fact with a new target.")
+    return [case if isinstance(case, EditRequest) else EditRequest(case) for case in cases]
 
 
 def _probes(case: int, request: EditRequest) -> list[dict[str, object]]:
@@ -212,8 +221,13 @@ def _per_case(rows: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _interval(values: pd.Series, state: str, confidence: float, seed: int) -> dict[str, float]:
-    generator = torch.Generator().manual_seed(seed)
-    low, high = bootstrap_ci(
-        torch.tensor(values.to_numpy()), confidence=confidence, n_resamples=2000, generator=generator
-    )
-    return {state: 100 * values.mean(), f"{state} low": 100 * float(low), f"{state} high": 100 * float(high)}
+    if values.isin([0, 1]).all():
+        exact = success_rate_ci(values.astype(bool).tolist(), confidence=confidence)
+        low, high = exact.ci_low, exact.ci_high
+    elif len(values) == 1:
+        low = high = float("nan")
+    else:
+        sample, generator = torch.tensor(values.to_numpy()), torch.Generator().manual_seed(seed)
+        bounds = bootstrap_ci(sample, confidence=confidence, n_resamples=2000, generator=generator)
+        low, high = (float(bound) for bound in bounds)
+    return {state: 100 * values.mean(), f"{state} low": 100 * low, f"{state} high": 100 * high}

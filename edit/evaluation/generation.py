@@ -11,7 +11,9 @@ from transformers import DynamicCache
 from locate.engine.readout import only_logits_at
 from locate.prompts import encode_text
 
-_STOPS = ("\n", ". ", "! ", "? ")
+# White space after a sentence or around a line break. A full stop after one or two letters with a capital
+# ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends no sentence.
+_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
 
 
 def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
@@ -36,19 +38,23 @@ def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_n
 def exact_match(generation: str, answers: Sequence[str]) -> bool:
     """Whether a generation is one of the answers, up to where it naturally ends.
 
-    The answer must be followed by the end of the text or by punctuation: "Rome, in Italy" matches "Rome",
-    "Rome Airport" does not. Case, accents in composed form and leading articles do not count.
+    The answer must be followed by the end of the line or by punctuation: "Rome, in Italy" matches "Rome",
+    "Rome Airport" and "Rome's" do not. Case, opening quotes, leading articles and the way in which an accent
+    is encoded do not count; the accent itself does.
 
     >>> exact_match(" Rome, in Italy", ["Rome"]), exact_match(" Rome Airport", ["Rome"])
     (True, False)
     """
     text = _normal(generation)
-    return any(re.match(re.escape(_normal(answer)) + r"(?!['’\-]?\w)(?=\s*(?:[^\w\s]|$))", text) for answer in answers)
+    wanted = [normal for answer in answers if (normal := _normal(answer))]
+    # No word may follow, joined or not, and the number may not go on ("1" is not "1,000").
+    return any(re.match(re.escape(answer) + r"(?!\s*['-]?\w|[.,:]\d)", text) for answer in wanted)
 
 
 def _normal(text: str) -> str:
-    text = unicodedata.normalize("NFC", text).casefold().strip().lstrip("\"'“‘(")
-    return re.sub(r"^(?:the|an?)\s+", "", " ".join(text.split()))
+    line = unicodedata.normalize("NFC", text).strip().partition("\n")[0]
+    line = line.casefold().replace("’", "'").lstrip("\"'“‘( ")
+    return re.sub(r"^(?:the|an?) ", "", " ".join(line.split()))
 
 
 def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int) -> list[str]:
@@ -62,7 +68,7 @@ def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int)
             new = model(new, past_key_values=cache)[0].argmax(-1, keepdim=True)
         made = torch.cat([made, new.cpu()], dim=1)
         for row, one in enumerate(made):
-            finished[row] = finished[row] or int(one[-1]) in ends or _stop(model.tokenizer.decode(one)) is not None
+            finished[row] = finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
         if all(finished):
             break
     return [_cut(model, row.tolist(), ends) for row in made]
@@ -74,17 +80,9 @@ def _end_tokens(model: TransformerBridge) -> set[int]:
     return {token for token in (*listed, model.tokenizer.eos_token_id) if token is not None}
 
 
-def _stop(text: str) -> int | None:
-    """Index at which a text has come to its natural end, after its first words."""
-    start = len(text) - len(text.lstrip())
-    found = [at for stop in _STOPS if (at := text.find(stop, start)) >= 0]
-    return min(found) + 1 if found else None
-
-
 def _cut(model: TransformerBridge, tokens: list[int], ends: set[int]) -> str:
     for index, token in enumerate(tokens):
         if token in ends:
             tokens = tokens[:index]
             break
-    text = model.tokenizer.decode(tokens)
-    return text[: _stop(text)]
+    return _END.split(model.tokenizer.decode(tokens), maxsplit=1)[0]

@@ -17,7 +17,7 @@ from edit.requests import EditRequest
 from edit.statistics import KeyStatistics, key_statistics
 from edit.updates import LowRank, WeightUpdate
 from edit.values import Value, ValueObjective, optimise_value
-from edit.weights import down_projection
+from edit.weights import DownProjection, down_projection
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
 from locate.prompts import encode_text
@@ -80,6 +80,7 @@ class ROME:
         if not requests:
             raise FactError("There are no requests to edit; give at least one EditRequest.")
         layer = self.resolve_layer(model)
+        down = down_projection(model, layer)
         if self.prefixes is None:
             prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
         else:
@@ -88,8 +89,8 @@ class ROME:
         statistics = self.statistics or key_statistics(
             model, layer, corpus=self.corpus, tokens=self.statistics_tokens, seed=self.seed, progress=progress
         )
-        self._check_statistics(statistics, layer)
-        name = down_projection(model, layer).name
+        self._check_statistics(statistics, down)
+        name = down.name
         so_far: WeightUpdate | None = None
         log: list[dict[str, Any]] = []
         pairs = zip(requests, contexts, strict=True)
@@ -97,7 +98,7 @@ class ROME:
             with so_far.applied(model) if so_far else contextlib.nullcontext():
                 try:
                     value = optimise_value(model, batch, layer, self.objective, budget=self.budget)
-                    factors = self._rank_one(model, layer, value, statistics)
+                    factors = self._rank_one(down, value, statistics)
                 except NumericsError as error:
                     raise NumericsError(f"{request.describe()}: {error}") from error
             log.append(
@@ -119,9 +120,7 @@ class ROME:
             return round(_DEPTH * model.cfg.n_layers)
         return check_layer(model, self.layer)
 
-    def _rank_one(
-        self, model: TransformerBridge, layer: int, value: Value, statistics: KeyStatistics
-    ) -> LowRank:
+    def _rank_one(self, down: DownProjection, value: Value, statistics: KeyStatistics) -> LowRank:
         mean_key, mean_output = value.keys.mean(0), value.outputs.mean(0)
         key, output = (value.keys[0], value.outputs[0]) if self.original else (mean_key, mean_output)
         direction = statistics.solve(mean_key.double().cpu()[:, None])[:, 0]
@@ -133,13 +132,19 @@ class ROME:
             )
         right = (direction / scale).float()
         left = (value.value - output).float().cpu()
-        return _stored(left, right, down_projection(model, layer).transposed)
+        return _stored(left, right, down.transposed)
 
-    def _check_statistics(self, statistics: KeyStatistics, layer: int) -> None:
-        if statistics.layer != layer:
+    def _check_statistics(self, statistics: KeyStatistics, down: DownProjection) -> None:
+        if statistics.layer != down.layer:
             raise NumericsError(
-                f"The statistics are of layer {statistics.layer}, the edit is in layer {layer}. "
-                f"Collect them with edit.key_statistics(model, {layer})."
+                f"The statistics are of layer {statistics.layer}, the edit is in layer {down.layer}. "
+                f"Collect them with edit.key_statistics(model, {down.layer})."
+            )
+        size, found = down.parameter.shape[0 if down.transposed else 1], len(statistics.second_moment)
+        if found != size:
+            raise NumericsError(
+                f"The statistics are of keys of dimension {found}, layer {down.layer} of this model has keys of "
+                f"dimension {size}. Collect them with edit.key_statistics(model, {down.layer})."
             )
 
     def _info(self, layer: int, statistics: KeyStatistics, log: list[dict[str, Any]]) -> dict[str, Any]:

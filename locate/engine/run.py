@@ -96,6 +96,11 @@ class FrozenRun:
         total = sum(len(branch) for branch in branches)
         if at is None:
             at = (torch.arange(total), torch.full((total,), self.tokens.shape[1] - 1))
+        elif not _within(at[0], 0, total) or not _within(at[1], position, self.tokens.shape[1]):
+            raise SiteError(
+                f"A readout is out of range: rows are 0 to {total - 1}, "
+                f"positions {position} to {self.tokens.shape[1] - 1}."
+            )
         results: list[Tensor] = []
         order: list[Tensor] = []
         with torch.set_grad_enabled(grad), self.model.hooks(fwd_hooks=list(hooks)):
@@ -184,6 +189,11 @@ class FrozenRun:
         for branch in branches:
             if not 0 <= branch.layer <= self.n_layers:
                 raise SiteError(f"Layer {branch.layer} is out of range: the model has {self.n_layers} layers.")
+            if not _within(branch.rows, 0, len(self.tokens)):
+                found = f"{branch.rows.min()} to {branch.rows.max()}" if len(branch) else "none"
+                raise SiteError(
+                    f"A branch continues frozen rows {found}, but there are rows 0 to {len(self.tokens) - 1}."
+                )
             if branch.states.shape[1] != length - position:
                 raise SiteError(
                     f"A branch at position {position} of {length} needs states of {length - position} "
@@ -300,6 +310,10 @@ def pinned(model: TransformerBridge, branches: Sequence[Branch], column: int) ->
             handle = point.register_forward_hook(overwrite(wanted[name]))
             stack.callback(handle.remove)
         yield
+
+
+def _within(indices: Tensor, start: int, stop: int) -> bool:
+    return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop
 
 
 def _record(

@@ -1,0 +1,237 @@
+"""How an edit travels from the changed weights to the answer."""
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.evaluation.evaluate import within, without
+from edit.probes import Probe, Role, probes_for
+from edit.requests import EditRequest
+from edit.updates import WeightUpdate
+from edit.weights import edited_layers
+from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
+from locate.errors import DataError, FactError
+from locate.prompts import encode_target, encode_text, rank_of, token_strings
+from locate.sites import KINDS, Kind, Site, check_kind
+from locate.sweep import kept_hooks, sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
+DIRECTIONS = ("lost", "gained")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Propagation:
+    """What an edit changes per probe, and through which states.
+
+    Attributes:
+        totals: one row per probe: ``role, text, old, new``, the logit difference o* − o of both models
+            (``base``, ``edited``), their difference (``total_effect``, in logits), log-probabilities in nats,
+            ranks of o*, and each model's first answer.
+        mediation: effect in logits, dims ``probe, direction, kind, position, layer``. ``lost``: what the
+            edited model loses when that state takes its base value. ``gained``: what the base model gains when
+            it takes its edited value. NaN beyond a probe's length and for probes without mediation.
+        tokens: each probe's tokens as text.
+        layers: the edited layers.
+        info: how it was made.
+    """
+
+    totals: pd.DataFrame
+    mediation: xr.DataArray
+    tokens: tuple[tuple[str, ...], ...]
+    layers: tuple[int, ...]
+    info: dict[str, Any]
+
+    def share(self, probe: int = 0) -> xr.DataArray:
+        """A probe's mediated effects as shares of its total effect."""
+        return self.mediation.sel(probe=probe) / self.totals.loc[probe, "total_effect"]
+
+    def best(self, kind: Kind, *, probe: int = 0, direction: str = "gained") -> Site:
+        """The site of a kind that carries most of a probe's effect."""
+        table = self.share(probe).sel(kind=check_kind(kind), direction=direction)
+        where = table.argmax(dim=("position", "layer"))
+        cell = table.isel(where)  # type: ignore[arg-type]
+        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per probe and mediating state, with the probe's totals beside it.
+
+        >>> flow.to_dataframe()[["role", "kind", "token", "layer", "effect"]].head()      # doctest: +SKIP
+        """
+        table = self.mediation.rename("effect").to_dataframe().reset_index().dropna(subset="effect")
+        table["token"] = [self.tokens[p][t] for p, t in zip(table["probe"], table["position"], strict=True)]
+        totals = self.totals[["role", "text", "old", "new", "total_effect"]]
+        return table.merge(totals, left_on="probe", right_index=True)
+
+    def plot(self, **options: Any) -> "Figure":
+        """The change flowing from the edited site to the last token; see ``edit.plots.plot_propagation``."""
+        from edit.plots import plot_propagation
+
+        return plot_propagation(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load_propagation`` reads back."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        plain = {
+            "format": _FORMAT, "totals": self.totals.to_dict(orient="records"), "tokens": self.tokens,
+            "layers": self.layers, "info": self.info,
+        }  # fmt: skip
+        data = xr.Dataset({"mediation": self.mediation})
+        data.attrs["propagation"] = json.dumps(plain)
+        data.to_netcdf(path, engine="netcdf4")
+        return path
+
+
+def load_propagation(path: str | Path) -> Propagation:
+    """Read a propagation that was saved.
+
+    Raises:
+        DataError: the file is missing or is not a saved propagation.
+    """
+    try:
+        with xr.open_dataset(path, engine="netcdf4") as data:
+            data.load()
+        plain = json.loads(data.attrs["propagation"])
+        return Propagation(
+            totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
+            tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
+        )  # fmt: skip
+    except FileNotFoundError as error:
+        raise DataError(f"There is no propagation file {str(path)!r}.") from error
+    except (OSError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a saved propagation: {error}") from error
+
+
+def propagate(
+    model: TransformerBridge,
+    update: WeightUpdate,
+    probes: Sequence[Probe] | EditRequest,
+    *,
+    mediate: Sequence[Role] = ("edit", "paraphrase", "consequence"),
+    kinds: Sequence[Kind] = KINDS,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Propagation:
+    """Measure how an edit changes each probe's answer, and which states carry the change.
+
+    Base and edited model read the same tokens, so each state has a base and an edited value. Every state
+    from the edited layer on is exchanged in turn, exactly: its base value put into the edited model
+    (effect lost), and its edited value into the base model (effect gained).
+
+    Args:
+        model: a raw-mode bridge, with the update applied or not; it is left as it came.
+        update: the edit.
+        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes.
+        mediate: roles of the probes whose mediation is measured; totals are measured for all.
+        kinds: which states to exchange: ``resid``, ``mlp``, ``attn``.
+        budget: the most tokens in one pass.
+        progress: whether to show a bar on anything longer than a second.
+
+    Raises:
+        FactError: no probes, or one whose answers cannot be told apart by their first tokens.
+        UpdateError: the update does not fit the model.
+
+    >>> flow = edit.propagate(model, update, request)
+    >>> flow.totals.loc[0, "total_effect"] > 0
+    True
+    """
+    if isinstance(probes, EditRequest):
+        probes = [probe for probe in probes_for(probes) if _tellable(model, probe)]
+    if not probes:
+        raise FactError("There are no probes; give some, or a request whose fact provides them.")
+    kinds = tuple(check_kind(kind) for kind in kinds)
+    answers = [_answer_tokens(model, probe) for probe in probes]
+    prompts = [encode_text(model, probe.text) for probe in probes]
+    keep = kept_hooks(kinds, model.cfg.n_layers)
+    layers = edited_layers(model, update.parameters)
+    reached = range(min(layers, default=0), model.cfg.n_layers)
+    longest = max(len(tokens) for tokens in prompts)
+    shape = (len(probes), len(DIRECTIONS), len(kinds), longest, model.cfg.n_layers)
+    effects = torch.full(shape, float("nan"))
+    rows = []
+    for index, probe in enumerate(tqdm(probes, "propagation", disable=not progress, delay=1)):
+        new, old = answers[index]
+        tokens = prompts[index][None]
+
+        def difference(logits: Float[Tensor, "row vocab"], new: int = new, old: int = old) -> Float[Tensor, "row"]:
+            return (logits[:, new] - logits[:, old]).float()
+
+        wanted = keep if probe.role in mediate else ()
+        with without(model, update):
+            base = freeze(model, tokens, keep=wanted, budget=budget)
+        with within(model, update):
+            edited = freeze(model, tokens, keep=wanted, budget=budget)
+        rows.append(_totals(model, probe, base, edited, new, old))
+        if probe.role not in mediate:
+            continue
+        places = {"positions": range(tokens.shape[1]), "layers": reached}
+        own = effects[index, ..., : tokens.shape[1], :]
+        own[..., : reached.start] = 0.0
+        with within(model, update):
+            left = sweep(edited, base, kinds, difference, **places)
+        own[0, ..., reached.start :] = (difference(edited.logits) - left[..., 0]).cpu()
+        with without(model, update):
+            right = sweep(base, edited, kinds, difference, **places)
+        own[1, ..., reached.start :] = (right[..., 0] - difference(base.logits)).cpu()
+    coords = {
+        "probe": np.arange(len(probes)), "direction": list(DIRECTIONS), "kind": list(kinds),
+        "position": np.arange(longest), "layer": np.arange(model.cfg.n_layers),
+    }  # fmt: skip
+    return Propagation(
+        totals=pd.DataFrame(rows),
+        mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords)),
+        tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
+        layers=tuple(layers),
+        info={"model": str(model.cfg.model_name), "method": update.method, "kinds": list(kinds), "mediate": list(mediate)},
+    )
+
+
+def _answer_tokens(model: TransformerBridge, probe: Probe) -> tuple[int, int]:
+    new, old = encode_target(model, probe.text, probe.new), encode_target(model, probe.text, probe.old)
+    for a, b in zip(new.tolist(), old.tolist(), strict=False):
+        if a == b:
+            break
+        return a, b
+    raise FactError(
+        f"{probe.text!r}: the answers {probe.new!r} and {probe.old!r} begin with the same token, so a logit difference "
+        "at the prompt's end cannot tell them apart. Choose other answers."
+    )
+
+
+def _tellable(model: TransformerBridge, probe: Probe) -> bool:
+    try:
+        _answer_tokens(model, probe)
+    except FactError as error:
+        warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
+        return False
+    return True
+
+
+def _totals(
+    model: TransformerBridge, probe: Probe, base: FrozenRun, edited: FrozenRun, new: int, old: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": probe.role, "text": probe.text, "old": probe.old, "new": probe.new}
+    for name, run in (("base", base), ("edited", edited)):
+        logits = run.logits[0].float()
+        logprobs = logits.log_softmax(-1)
+        row[name] = float(logits[new] - logits[old])
+        row[f"{name}_logprob_new"] = float(logprobs[new])
+        row[f"{name}_logprob_old"] = float(logprobs[old])
+        row[f"{name}_rank_new"] = rank_of(logits, new)
+        row[f"{name}_answer"] = model.tokenizer.decode([int(logits.argmax())])
+    return {**row, "total_effect": row["edited"] - row["base"]}

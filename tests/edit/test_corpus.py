@@ -1,0 +1,123 @@
+"""Text for key statistics: sampling with a cache, text files and data sets."""
+
+import itertools
+
+import datasets
+import pytest
+import torch
+
+from edit.corpus import sample_continuations, token_batches
+from locate import DataError
+from tests import tiny
+
+KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.bridge("llama")
+
+
+@torch.no_grad()
+def without_cache(model, tokens, length, top_k):
+    """Sampling by whole passes of plain text, one token at a time."""
+    draw = generator()
+    for _ in range(length):
+        logits = model(tokens)[:, -1]
+        logits[:, tiny.tokenizer().all_special_ids] = -torch.inf
+        if top_k is not None:
+            order = logits.argsort(-1, descending=True)
+            logits.scatter_(1, order[:, top_k:], -torch.inf)
+        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=draw)], 1)
+    return tokens
+
+
+@pytest.mark.parametrize("top_k", [None, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_sampling_with_the_cache_equals_sampling_without(kind, top_k):
+    model = tiny.bridge(kind)
+    start = torch.tensor([[5, 9, 20], [31, 4, 7]])
+    found = sample_continuations(model, start, 12, generator=generator(), top_k=top_k)
+    assert torch.equal(found, without_cache(model, start, 12, top_k))
+
+
+def test_special_tokens_are_never_sampled(model):
+    (special,) = set(tiny.tokenizer().all_special_ids)
+
+    def insist(logits, hook):
+        logits = logits.clone()
+        logits[..., special] += 100
+        return logits
+
+    with model.hooks(fwd_hooks=[("unembed.hook_out", insist)]):
+        batch = next(token_batches(model, "sampled", length=8, rows=50))
+    assert not (batch == special).any()
+
+
+def test_sampled_text_is_endless_and_comes_from_the_seed(model):
+    def two(seed):
+        return list(itertools.islice(token_batches(model, "sampled", length=6, rows=4, seed=seed), 2))
+
+    first, second = two(0)
+    assert first.shape == second.shape == (4, 6)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip(two(0), (first, second), strict=True))
+    assert not torch.equal(two(1)[0], first)
+
+
+def test_a_text_file_is_cut_into_sequences_in_order(model, tmp_path):
+    path = tmp_path / "text.txt"
+    lines = [f"Zürich has {n} trams.\n" for n in range(40)]
+    path.write_text("".join(lines), encoding="utf-8")
+    stream = [token for line in lines for token in tiny.tokenizer()(line)["input_ids"]]
+    batches = list(token_batches(model, str(path), length=16, rows=4))
+    whole, rest = divmod(len(stream), 16)
+    assert rest
+    assert [len(batch) for batch in batches] == [4] * (whole // 4) + [whole % 4] * bool(whole % 4)
+    assert torch.cat(batches).flatten().tolist() == stream[: whole * 16]
+
+
+def test_text_shorter_than_one_sequence_gives_nothing(model, tmp_path):
+    path = tmp_path / "short.txt"
+    path.write_text("Rome")
+    assert list(token_batches(model, str(path), length=16)) == []
+
+
+def test_a_data_set_is_read_by_name_and_configuration(model, monkeypatch):
+    seen = []
+
+    def load(*args, **kwargs):
+        seen.append((args, kwargs))
+        return [{"text": "The Colosseum stands in Rome."}] * 10
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    (batch,) = token_batches(model, "some/set:small", length=8, rows=100)
+    ids = tiny.tokenizer()("The Colosseum stands in Rome.")["input_ids"] * 10
+    assert batch.flatten().tolist() == ids[: len(ids) // 8 * 8]
+    assert seen == [(("some/set", "small"), {"split": "train", "streaming": True})]
+
+
+def test_refuses_corpora_that_cannot_be_read(model, tmp_path, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("no route")
+
+    def read(corpus):
+        list(token_batches(model, corpus))
+
+    for name in (str(tmp_path / "none"), "missing.txt", "./missing"):
+        with pytest.raises(DataError, match=f"There is no text file '{name}'"):
+            read(name)
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"binary.txt: is not a UTF-8 text file"):
+        read(str(binary))
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match=r"'wikitext' could not be loaded \(no route\). Give a text file"):
+        read("wikitext")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"content": "", "id": 1}])
+    with pytest.raises(DataError, match=r"has no column 'text'; found \['content', 'id'\]"):
+        read("wikitext")
