@@ -1,4 +1,4 @@
-"""ROME as published, written down literally: whole right-padded sequences through the whole model at every step.
+"""ROME as published, written down literally: whole right-padded sequences through the whole model.
 
 Nothing here uses the engine: it is the yardstick for ``edit.values`` and ``edit.methods.rome``.
 """
@@ -17,7 +17,11 @@ from locate.prompts import encode_fact, encode_target
 
 
 def optimise_value(
-    model: TransformerBridge, request: EditRequest, prefixes: Sequence[str], layer: int, objective: ValueObjective
+    model: TransformerBridge,
+    request: EditRequest,
+    prefixes: Sequence[str],
+    layer: int,
+    objective: ValueObjective,
 ) -> tuple[Float[Tensor, "d_model"], list[float]]:
     """v* and the losses on the way, by one whole forward and backward pass of all rows per step.
 
@@ -45,8 +49,14 @@ def optimise_value(
     for step in range(objective.steps + 1):
         with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.out.hook_out", add)]):
             scores = model(tokens, attention_mask=mask).float().log_softmax(-1)
-        nll = torch.stack([-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)])
-        firsts = [bool(scores[i, ends[i] + j].argmax() == t) for i in range(len(prefixes)) for j, t in enumerate(target)]
+        nll = torch.stack(
+            [-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)]
+        )
+        firsts = [
+            bool(scores[i, ends[i] + j].argmax() == t)
+            for i in range(len(prefixes))
+            for j, t in enumerate(target)
+        ]
         essence = scores[-1, ends[-1]]
         undisturbed = essence.detach() if undisturbed is None else undisturbed
         drift = (essence.exp() * (essence - undisturbed)).sum()
@@ -99,7 +109,7 @@ def rome_delta(
 def _rows(
     model: TransformerBridge, request: EditRequest, prefixes: Sequence[str]
 ) -> tuple[list[Int[Tensor, "_"]], list[int], list[int], list[int]]:
-    """Token rows, the subject's last position and the prompt's last position in each, and the target's ids."""
+    """Token rows, last position of the subject and of the prompt in each, and the target's ids."""
     target = encode_target(model, request.fact.text, request.target_new)
     prompts = [encode_fact(model, request.fact, prefix=prefix) for prefix in prefixes]
     essence = encode_fact(model, request.fact, template="{} is a")

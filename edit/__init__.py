@@ -1,5 +1,6 @@
 """Change a fact in a language model, and measure what the change does."""
 
+from edit.contexts import sample_prefixes
 from edit.corpus import SAMPLED
 from edit.demo import Demo, run_demo
 from edit.evaluation import Evaluation, evaluate, evaluate_each
@@ -34,4 +35,5 @@ __all__ = [
     "probes_for",
     "propagate",
     "run_demo",
+    "sample_prefixes",
 ]

@@ -34,6 +34,10 @@ class Demo:
         evaluation: what the edited model answers.
         flow: how the change travels.
         seconds: wall time per step.
+
+    >>> demo = edit.run_demo(model, request, "runs/rome")                            # doctest: +SKIP
+    >>> demo.summary()["edit"]["generation_after"]                                   # doctest: +SKIP
+    ' Rome, Italy.'
     """
 
     folder: Path

@@ -25,7 +25,8 @@ class Probe:
     'paraphrase'
     """
 
-    role: Role
+    # Checked below and not by type alone, so that a wrong word gets a sentence.
+    role: Role | str
     text: str
     new: str
     old: str

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation.evaluate import within, without
-from edit.probes import Probe, Role, probes_for
+from edit.probes import ROLES, Probe, probes_for
 from edit.requests import EditRequest
 from edit.updates import WeightUpdate
 from edit.weights import edited_layers
@@ -48,6 +48,9 @@ class Propagation:
         tokens: each probe's tokens as text.
         layers: the edited layers.
         info: how it was made.
+
+    >>> flow.best("mlp").layer                                                       # the edited layer
+    5
     """
 
     totals: pd.DataFrame
@@ -102,6 +105,9 @@ def load_propagation(path: str | Path) -> Propagation:
 
     Raises:
         DataError: the file is missing or is not a saved propagation.
+
+    >>> load_propagation(flow.save("flow.nc")).layers
+    (5,)
     """
     try:
         with xr.open_dataset(path, engine="netcdf4") as data:
@@ -122,7 +128,7 @@ def propagate(
     update: WeightUpdate,
     probes: Sequence[Probe] | EditRequest,
     *,
-    mediate: Sequence[Role] = ("edit", "paraphrase", "consequence"),
+    mediate: Sequence[str] = ("edit", "paraphrase", "consequence"),
     kinds: Sequence[Kind] = KINDS,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -155,6 +161,8 @@ def propagate(
     if not probes:
         raise FactError("There are no probes; give some, or a request whose fact provides them.")
     kinds = tuple(check_kind(kind) for kind in kinds)
+    if unknown := sorted(set(mediate) - set(ROLES)):
+        raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
     answers = [_answer_tokens(model, probe) for probe in probes]
     prompts = [encode_text(model, probe.text) for probe in probes]
     keep = kept_hooks(kinds, model.cfg.n_layers)
@@ -194,7 +202,7 @@ def propagate(
     }  # fmt: skip
     return Propagation(
         totals=pd.DataFrame(rows),
-        mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords)),
+        mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords), name="mediation"),
         tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
         layers=tuple(layers),
         info={"model": str(model.cfg.model_name), "method": update.method, "kinds": list(kinds), "mediate": list(mediate)},

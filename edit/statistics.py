@@ -36,6 +36,10 @@ class KeyStatistics:
         corpus: where the text came from.
         seed: of sampled text.
         fingerprint: of the model they were collected on.
+
+    >>> statistics = edit.key_statistics(model, layer=5)
+    >>> statistics.solve(torch.ones(1536, 1)).shape
+    torch.Size([1536, 1])
     """
 
     second_moment: Float[Tensor, "d_mlp d_mlp"]
@@ -44,7 +48,7 @@ class KeyStatistics:
     corpus: str
     seed: int
     fingerprint: str
-    _factor: list[Tensor] = field(default_factory=list, repr=False)
+    _factor: list[Tensor] = field(init=False, default_factory=list, repr=False)
 
     def solve(self, keys: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
         """C⁻¹ applied to columns of keys, in float64 through a Cholesky factor that is kept.
@@ -57,8 +61,8 @@ class KeyStatistics:
             if failed:
                 size = len(self.second_moment)
                 raise NumericsError(
-                    f"The key statistics of layer {self.layer} are singular: {self.count} keys of dimension {size} "
-                    f"from {self.corpus!r}. Collect more: at least {2 * size}, better {10 * size}."
+                    f"The key statistics of layer {self.layer} are singular: {self.count} keys of dimension "
+                    f"{size} from {self.corpus!r}. Collect more: at least {2 * size}, better {10 * size}."
                 )
             self._factor.append(factor)
         return torch.cholesky_solve(keys.to(self.second_moment), self._factor[0])
@@ -68,7 +72,10 @@ class KeyStatistics:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         names = ("count", "layer", "corpus", "seed", "fingerprint")
-        metadata = {"format": _FORMAT, "statistics": json.dumps({name: getattr(self, name) for name in names})}
+        metadata = {
+            "format": _FORMAT,
+            "statistics": json.dumps({name: getattr(self, name) for name in names}),
+        }
         partial = path.with_name(f".{path.name}.{os.getpid()}")
         save_file({"second_moment": self.second_moment}, partial, metadata=metadata)
         os.replace(partial, path)
@@ -80,6 +87,10 @@ def load_statistics(path: str | Path) -> KeyStatistics:
 
     Raises:
         DataError: the file is missing, damaged or of another format.
+
+    >>> path = edit.key_statistics(model, layer=5).save("statistics.safetensors")
+    >>> load_statistics(path).layer
+    5
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -94,7 +105,9 @@ def load_statistics(path: str | Path) -> KeyStatistics:
     except DataError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: damaged key statistics ({error}); delete the file to collect them again.") from error
+        raise DataError(
+            f"{path}: damaged key statistics ({error}); delete the file to collect them again."
+        ) from error
 
 
 def key_statistics(
@@ -139,7 +152,12 @@ def key_statistics(
         return load_statistics(path)
     total, count = _accumulate(model, layer, corpus, tokens, seed, progress)
     statistics = KeyStatistics(
-        second_moment=total / count, count=count, layer=layer, corpus=corpus, seed=seed, fingerprint=fingerprint
+        second_moment=total / count,
+        count=count,
+        layer=layer,
+        corpus=corpus,
+        seed=seed,
+        fingerprint=fingerprint,
     )
     if cache:
         statistics.save(path)

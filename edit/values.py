@@ -29,6 +29,9 @@ class ValueObjective:
             new object is the first answer under every prefix with at least ``probability`` on average.
         loss_threshold: for ``stop="loss"``.
         probability: for ``stop="first"``: the geometric mean over prefixes to reach.
+
+    >>> ValueObjective(steps=20).learning_rate
+    0.5
     """
 
     steps: int = 25
@@ -101,7 +104,9 @@ def optimise_value(
 
     def shift(value: Tensor, hook: object = None) -> Tensor:
         # Counted from the end: an architecture that cannot be resumed runs whole sequences.
-        before, at_site, after = value.tensor_split((value.shape[1] - suffix, value.shape[1] - suffix + 1), dim=1)
+        before, at_site, after = value.tensor_split(
+            (value.shape[1] - suffix, value.shape[1] - suffix + 1), dim=1
+        )
         return torch.cat([before, at_site + delta.to(value), after], dim=1)
 
     undisturbed: Tensor | None = None
@@ -123,7 +128,9 @@ def optimise_value(
                     f"The value's loss is {losses[-1]} at step {step} in layer {layer}; nothing was changed. "
                     "Lower the learning rate, or load the model in float32."
                 )
-            if reason := _reason_to_stop(objective, loss.detach(), nll.detach(), scores[:-1].detach(), target):
+            if reason := _reason_to_stop(
+                objective, loss.detach(), nll.detach(), scores[:-1].detach(), target
+            ):
                 stopped = reason
                 break
             if step == objective.steps:

@@ -1,6 +1,7 @@
 """Facts: what a model is asked, what it answers, and the files they come in."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -202,14 +203,14 @@ def _read_records(path: Path) -> Sequence[Any]:
     if not path.is_file():
         raise DataError(f"There is no facts file {str(path)!r}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         match path.suffix.lower():
             case ".json":
                 records = json.loads(text)
             case ".jsonl":
-                records = [json.loads(line) for line in text.splitlines() if line.strip()]
+                records = [json.loads(line) for line in text.split("\n") if line.strip()]
             case ".csv":
-                rows = csv.DictReader(text.splitlines())
+                rows = csv.DictReader(io.StringIO(text, newline=""))
                 records = [{key: value for key, value in row.items() if value} for row in rows]
             case other:
                 raise DataError(f"{path}: unknown file type {other!r}; facts come as .json, .jsonl or .csv.")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
+from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -50,7 +51,7 @@ def load_model(
             raise ModelError(
                 "A loaded model needs its tokenizer: load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(…))."
             )
-        return _bridge(model, tokenizer)
+        return _bridge(model, tokenizer, getattr(model.config, "_name_or_path", "") or "in-memory")
     wanted = _as_dtype(dtype)
     if device is not None and device_map is not None:
         raise ModelError("Give either device or device_map, not both.")
@@ -73,7 +74,7 @@ def load_model(
         hf_model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if "gguf_file" in source:
         hf_model.to(wanted)
-    return _bridge(hf_model, tokenizer)
+    return _bridge(hf_model, tokenizer, str(model))
 
 
 def _source(name: str) -> dict[str, str]:
@@ -99,7 +100,7 @@ def _source(name: str) -> dict[str, str]:
     )
 
 
-def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> TransformerBridge:
+def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> TransformerBridge:
     if hasattr(hf_model, "set_attn_implementation"):
         hf_model.set_attn_implementation("eager")
     hf_model.eval()
@@ -108,9 +109,7 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> TransformerBri
         config.architectures = [type(hf_model).__name__]
     try:
         architecture = determine_architecture_from_hf_config(config)
-        bridge = build_bridge_from_module(
-            hf_model, architecture, hf_config=config, model_name=getattr(config, "_name_or_path", "") or "in-memory"
-        )
+        bridge = build_bridge_from_module(hf_model, architecture, hf_config=config, model_name=name)
     except (ValueError, KeyError) as error:
         raise ModelError(
             f"TransformerLens cannot bridge the architecture {type(hf_model).__name__}: {_first_line(error)}"
@@ -119,6 +118,11 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase) -> TransformerBri
         tokenizer.pad_token = tokenizer.eos_token
     # Set afterwards and not at boot: TransformerLens would swap it for one that prepends BOS.
     bridge.tokenizer = tokenizer
+    # Strings that a user gives to TransformerLens are then tokenised as the tokenizer does it; by default it
+    # expects a leading BOS of every tokenizer, and cuts off the first token of a text without one.
+    prepends, appends = detect_tokenizer_bos_eos(tokenizer)
+    bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = prepends
+    bridge.cfg.tokenizer_appends_eos = appends
     return bridge
 
 

@@ -21,6 +21,10 @@ class Prompt:
         text: the prompt as written.
         tokens: ids from the model's own tokenizer called plainly, shape ``position``.
         subject_span: half-open range of the subject's token positions.
+
+    >>> prompt = encode_fact(model, fact)
+    >>> prompt.last_subject_position
+    3
     """
 
     text: str
@@ -95,12 +99,11 @@ def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Ten
     if not target.strip():
         raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
     space = "" if not prompt or prompt[-1].isspace() or prompt[-1] in _OPENING else " "
-    base, _ = _tokenise(model, prompt)
-    ids, offsets = _tokenise(model, prompt + space + target.strip())
-    # Tokens that a tokenizer adds by itself cover no characters, so the offsets leave them out.
-    after = [i for i, (_, end) in enumerate(offsets) if end > len(prompt)]
-    found = [ids[i] for i in after]
-    if not found or ids[: after[0]] != base[: after[0]] or offsets[after[0]][0] < len(prompt):
+    # Special tokens are left out: one that the tokenizer puts at the end would stand between the two.
+    base = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = model.tokenizer(prompt + space + target.strip(), add_special_tokens=False)["input_ids"]
+    found = ids[len(base) :]
+    if not found or ids[: len(base)] != base:
         raise FactError(
             f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. "
             "End the prompt at a word boundary, without a trailing space."

@@ -46,6 +46,10 @@ class Trace:
         tokens: text of the prompt's tokens.
         subject_span: half-open range of the subject's token positions.
         info: how the trace was made.
+
+    >>> trace = locate.causal_trace(model, fact)                                     # doctest: +SKIP
+    >>> trace.answer, trace.answer_rank
+    (' Paris', 1)
     """
 
     scores: xr.DataArray
@@ -140,6 +144,8 @@ def load_trace(path: str | Path) -> Trace:
         with xr.open_dataset(path, engine="netcdf4") as data:
             data.load()
         plain = json.loads(data.attrs["trace"])
+        if plain["format"] != _FORMAT:
+            raise ValueError(f"it has format {plain['format']}, and this version reads format {_FORMAT}.")
         return Trace(
             scores=data["scores"], standard_error=data["standard_error"], clean=plain["clean"],
             corrupted=plain["corrupted"], answer=plain["answer"], answer_rank=plain["answer_rank"],
@@ -147,7 +153,7 @@ def load_trace(path: str | Path) -> Trace:
         )  # fmt: skip
     except FileNotFoundError as error:
         raise DataError(f"There is no trace file {str(path)!r}.") from error
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a saved trace: {error}") from error
 
 

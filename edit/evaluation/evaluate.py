@@ -44,6 +44,9 @@ class Evaluation:
             success, generation, exact_match, same_answer, kl``. ``model`` is ``"edited"`` or ``"unedited"``.
             Log-probabilities are means per token in nats; ``success`` is o* over o (o over o* for
             neighbours); ``same_answer`` and ``kl`` (in nats) compare with the unedited model.
+
+    >>> evaluation.rows.loc[0, "probe"]
+    'efficacy'
     """
 
     rows: pd.DataFrame
@@ -53,9 +56,9 @@ class Evaluation:
 
         Each case counts once: its probes of one kind are averaged first. Where every case is then a plain
         success or failure, the interval is the exact one of a proportion (Clopper-Pearson), which stays wide
-        for few cases even if all agree. Otherwise it is a percentile bootstrap over cases, which can only show
-        the spread among them: it is narrow where few cases agree, and missing (NaN) for a single case.
-        ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where the
+        for few cases even if all agree. Otherwise it is a percentile bootstrap over cases, which can only
+        show the spread among them: it is too narrow where few cases agree, and missing (NaN) for a single
+        case. ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where the
         cases have all three.
 
         >>> evaluation.summary().loc["efficacy", "edited"]                       # doctest: +SKIP
@@ -63,17 +66,20 @@ class Evaluation:
         """
         table = {}
         for state in ("edited", "unedited"):
-            own = self.rows[self.rows["model"] == state]
-            columns: dict[str, pd.Series] = {probe: _per_case(own[own["probe"] == probe], "success") for probe in _PROBES}
-            columns["exact match"] = _per_case(own[own["probe"] == "efficacy"], "exact_match")
-            columns["paraphrase exact match"] = _per_case(own[own["probe"] == "paraphrase"], "exact_match")
-            columns["locality"] = _per_case(own[own["probe"] == "neighbourhood"], "same_answer")
-            columns["first answer"] = _per_case(own[own["probe"] == "efficacy"].assign(first=own["rank_new"] == 1), "first")
+            own = self.rows.query("model == @state")
+            asked = {probe: own.query("probe == @probe") for probe in _PROBES}
+            columns = {probe: _per_case(rows, "success") for probe, rows in asked.items()}
+            columns["exact match"] = _per_case(asked["efficacy"], "exact_match")
+            columns["paraphrase exact match"] = _per_case(asked["paraphrase"], "exact_match")
+            columns["locality"] = _per_case(asked["neighbourhood"], "same_answer")
+            columns["first answer"] = _per_case(
+                asked["efficacy"].assign(first=asked["efficacy"]["rank_new"] == 1), "first"
+            )
             for name, values in columns.items():
                 if len(values):
                     table.setdefault(name, {}).update(_interval(values, state, confidence, seed))
             if all(len(columns[probe]) for probe in _PROBES):
-                means = [columns[probe].mean() for probe in _PROBES]
+                means = [float(columns[probe].mean()) for probe in _PROBES]
                 table.setdefault("score", {})[state] = 100 * harmonic_mean(means)
         return pd.DataFrame(table).T
 
@@ -90,7 +96,7 @@ class Evaluation:
         frames, start = [], 0
         for part in parts:
             frames.append(part.rows.assign(case=part.rows["case"] + start))
-            start += int(part.rows["case"].max()) + 1
+            start += int(part.rows["case"].to_numpy().max()) + 1
         return cls(rows=pd.concat(frames, ignore_index=True))
 
 
@@ -217,7 +223,7 @@ def _ask(
 def _per_case(rows: pd.DataFrame, column: str) -> pd.Series:
     if column not in rows or rows.empty:
         return pd.Series(dtype=float)
-    return rows.groupby("case")[column].mean().astype(float)
+    return pd.Series(rows.groupby("case")[column].mean(), dtype=float)
 
 
 def _interval(values: pd.Series, state: str, confidence: float, seed: int) -> dict[str, float]:

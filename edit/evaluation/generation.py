@@ -16,7 +16,9 @@ from locate.prompts import encode_text
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
 
 
-def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
+def generate_greedily(
+    model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16
+) -> list[str]:
     """Continue each prompt with the model's first choices until it stops by itself.
 
     A text stops at an end-of-text token, a line break or the end of a sentence, or after
@@ -30,7 +32,9 @@ def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_n
     # Rows of one length need no padding, so every prompt is decoded exactly as if it were alone.
     for length in sorted({len(tokens) for tokens in encoded}):
         batch = [i for i, tokens in enumerate(encoded) if len(tokens) == length]
-        for i, text in zip(batch, _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens), strict=True):
+        for i, text in zip(
+            batch, _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens), strict=True
+        ):
             texts[i] = text
     return texts
 
@@ -68,7 +72,9 @@ def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int)
             new = model(new, past_key_values=cache)[0].argmax(-1, keepdim=True)
         made = torch.cat([made, new.cpu()], dim=1)
         for row, one in enumerate(made):
-            finished[row] = finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
+            finished[row] = (
+                finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
+            )
         if all(finished):
             break
     return [_cut(model, row.tolist(), ends) for row in made]

@@ -103,14 +103,16 @@ class ROME:
                     raise NumericsError(f"{request.describe()}: {error}") from error
             log.append(
                 {
-                    "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
-                    "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
+                    "request": request.describe(), "prompt": request.fact.prompt,
+                    "subject": request.fact.subject, "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
                     "stopped": value.stopped, "value_norm": float(value.value.norm()),
                     "initial_norm": float(value.initial.norm()),
                 }
             )  # fmt: skip
             factors = factors if so_far is None else so_far.deltas[name].joined(factors)
-            so_far = WeightUpdate.make(model, {name: factors}, method="ROME", info=self._info(layer, statistics, log))
+            so_far = WeightUpdate.make(
+                model, {name: factors}, method="ROME", info=self._info(layer, statistics, log)
+            )
         assert so_far is not None
         return so_far
 
@@ -143,8 +145,8 @@ class ROME:
         size, found = down.parameter.shape[0 if down.transposed else 1], len(statistics.second_moment)
         if found != size:
             raise NumericsError(
-                f"The statistics are of keys of dimension {found}, layer {down.layer} of this model has keys of "
-                f"dimension {size}. Collect them with edit.key_statistics(model, {down.layer})."
+                f"The statistics are of keys of dimension {found}, layer {down.layer} of this model has keys "
+                f"of dimension {size}. Collect them with edit.key_statistics(model, {down.layer})."
             )
 
     def _info(self, layer: int, statistics: KeyStatistics, log: list[dict[str, Any]]) -> dict[str, Any]:

