@@ -1,6 +1,8 @@
 """ROME as published, written down literally: whole right-padded sequences through the whole model.
 
 Nothing here uses the engine: it is the yardstick for ``edit.values`` and ``edit.methods.rome``.
+Where the paper and its code differ it follows the paper: the drift is read at the end of "{subject} is a"
+(the code reads it at the subject's last token), and ``steps`` counts updates (the code makes one fewer).
 """
 
 from collections.abc import Sequence

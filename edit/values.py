@@ -1,7 +1,7 @@
 """Finding the value v* that makes the model say the new object."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from edit.contexts import ContextBatch
 from edit.hooks import key_hook, value_hook
 from locate.engine import DEFAULT_BUDGET, Branch, freeze
 from locate.errors import NumericsError
+
+StopRule = Literal["loss", "first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +41,18 @@ class ValueObjective:
     kl_weight: float = 0.0625
     weight_decay: float = 1e-3
     clamp: float = 4.0
-    stop: Literal["loss", "first"] = "loss"
+    stop: StopRule = "loss"
     loss_threshold: float = 0.05
     probability: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "clamp"):
+            if not getattr(self, name) > 0:
+                raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
+        if self.stop not in get_args(StopRule):
+            raise NumericsError(f"stop: must be one of {', '.join(get_args(StopRule))}, found {self.stop!r}.")
+        if not 0 <= self.probability < 1:
+            raise NumericsError(f"probability: must be at least 0 and below 1, found {self.probability}.")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

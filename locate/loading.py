@@ -6,9 +6,9 @@ from textwrap import shorten
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
-from transformer_lens.model_bridge.sources._bridge_builder import detect_tokenizer_bos_eos
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -64,7 +64,7 @@ def load_model(
             **source, dtype=wanted, attn_implementation="eager", use_safetensors=True, **placement
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(**source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"The model {str(model)!r} could not be loaded: {_first_line(error)} "
             f"Give {DEFAULT_MODEL!r}, a Hugging Face name that this machine can reach, "
@@ -120,9 +120,9 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Tra
     bridge.tokenizer = tokenizer
     # Strings that a user gives to TransformerLens are then tokenised as the tokenizer does it; by default it
     # expects a leading BOS of every tokenizer, and cuts off the first token of a text without one.
-    prepends, appends = detect_tokenizer_bos_eos(tokenizer)
-    bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = prepends
-    bridge.cfg.tokenizer_appends_eos = appends
+    special = tokenizer("a", return_special_tokens_mask=True)["special_tokens_mask"]
+    bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = special[:1] == [1]
+    bridge.cfg.tokenizer_appends_eos = special[-1:] == [1]
     return bridge
 
 

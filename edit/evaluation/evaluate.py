@@ -58,8 +58,8 @@ class Evaluation:
         success or failure, the interval is the exact one of a proportion (Clopper-Pearson), which stays wide
         for few cases even if all agree. Otherwise it is a percentile bootstrap over cases, which can only
         show the spread among them: it is too narrow where few cases agree, and missing (NaN) for a single
-        case. ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where the
-        cases have all three.
+        case. ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022),
+        where the cases have all three.
 
         >>> evaluation.summary().loc["efficacy", "edited"]                       # doctest: +SKIP
         100.0

@@ -104,14 +104,14 @@ class ROME:
             log.append(
                 {
                     "request": request.describe(), "prompt": request.fact.prompt,
-                    "subject": request.fact.subject, "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
-                    "stopped": value.stopped, "value_norm": float(value.value.norm()),
-                    "initial_norm": float(value.initial.norm()),
+                    "subject": request.fact.subject, "target": request.fact.target,
+                    "target_new": request.target_new, "losses": value.losses, "stopped": value.stopped,
+                    "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
                 }
             )  # fmt: skip
             factors = factors if so_far is None else so_far.deltas[name].joined(factors)
             so_far = WeightUpdate.make(
-                model, {name: factors}, method="ROME", info=self._info(layer, statistics, log)
+                model, {name: factors}, method="ROME", info=self._info(layer, prefixes, statistics, log)
             )
         assert so_far is not None
         return so_far
@@ -149,10 +149,12 @@ class ROME:
                 f"of dimension {size}. Collect them with edit.key_statistics(model, {down.layer})."
             )
 
-    def _info(self, layer: int, statistics: KeyStatistics, log: list[dict[str, Any]]) -> dict[str, Any]:
+    def _info(
+        self, layer: int, prefixes: list[str], statistics: KeyStatistics, log: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         return {
             "layer": layer, "original": self.original, "objective": asdict(self.objective),
-            "prefix_lengths": self.prefix_lengths, "prefixes": self.prefixes, "seed": self.seed,
+            "prefix_lengths": self.prefix_lengths, "prefixes": prefixes[1:], "seed": self.seed,
             "statistics": {"corpus": statistics.corpus, "count": statistics.count, "seed": statistics.seed},
             "edits": list(log),
         }  # fmt: skip

@@ -81,8 +81,8 @@ class FrozenRun:
         Args:
             position: first position that changes; earlier ones keep their frozen keys and values.
             branches: the rows, in groups that enter at one layer.
-            hooks: TransformerLens hooks, live during the run; tensors there have the shape
-                ``active_row suffix …``.
+            hooks: TransformerLens hooks, live during the run. Tensors there end at the prompt's last
+                position and begin at ``position``; where the architecture cannot be resumed, at 0.
             at: rows (counted over all branches) and positions (counted in the whole sequence) of
                 the logits; by default the last position of each row, in the order given.
             measure: reduces logits, so that a large vocabulary need not be kept for all rows.
