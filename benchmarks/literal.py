@@ -25,51 +25,42 @@ def causal_trace(
     corruption: GaussianNoise | None = None,
     sites: Sequence[tuple[int, int]] | None = None,
 ) -> Float[Tensor, "position layer"]:
-    """Causal tracing with one forward pass of all noise samples per site (Meng et al. 2022).
+    """Causal tracing with one forward pass per site, as published (Meng et al. 2022).
 
-    ``sites`` restricts the loop to some (position, layer) pairs; the others stay NaN.
+    As in the original code, row 0 of every pass is the clean prompt, from which the states are copied, and
+    the other rows are the corrupted samples. ``sites`` restricts the loop to some (position, layer)
+    pairs; the others stay NaN.
     """
     corruption = corruption or GaussianNoise()
     prompt = encode_fact(model, fact)
     answer = int(encode_target(model, prompt.text, fact.target)[0])
     start, end = prompt.subject_span
     n_layers, length = model.cfg.n_layers, len(prompt.tokens)
-    batch = prompt.tokens[None].expand(corruption.samples, -1)
+    batch = prompt.tokens[None].expand(1 + corruption.samples, -1)
     names = {
         "resid": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out", "attn": "blocks.{}.hook_attn_out"
     }  # fmt: skip
-    clean: dict[str, Tensor] = {}
 
-    def record(value: Tensor, hook: object, name: str) -> None:
-        clean[name] = value[0].clone()
+    def corrupt(value: Tensor, hook: object) -> Tensor:
+        value = value.clone()
+        value[1:, start:end] += corruption.noise(value[0, start:end])
+        return value
 
-    with torch.no_grad():
-        wanted = ["embed.hook_out", *[names[kind].format(layer) for layer in range(n_layers)]]
-        hooks = [(name, lambda v, hook, name=name: record(v, hook, name)) for name in wanted]
-        model.run_with_hooks(prompt.tokens[None], fwd_hooks=hooks)
-        noise = corruption.noise(clean["embed.hook_out"][start:end])
+    table = torch.full((length, n_layers), float("nan"))
+    every = [(position, layer) for position in range(length) for layer in range(n_layers)]
+    for position, layer in every if sites is None else sites:
+        if kind == "resid":
+            layers = range(layer, layer + 1)
+        else:
+            layers = range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
 
-        def corrupt(value: Tensor, hook: object) -> Tensor:
+        def restore(value: Tensor, hook: object, position: int = position) -> Tensor:
             value = value.clone()
-            value[:, start:end] += noise
+            value[1:, position] = value[0, position]
             return value
 
-        table = torch.full((length, n_layers), float("nan"))
-        every = [(p, layer) for p in range(length) for layer in range(n_layers)]
-        for position, layer in every if sites is None else sites:
-            if kind == "resid":
-                layers = range(layer, layer + 1)
-            else:
-                layers = range(max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2))
-
-            def restore(value: Tensor, hook: object, name: str, position: int = position) -> Tensor:
-                value = value.clone()
-                value[:, position] = clean[name][position]
-                return value
-
-            patched = [names[kind].format(one) for one in layers]
-            patches = [(name, lambda v, hook, name=name, f=restore: f(v, hook, name)) for name in patched]
-            with model.hooks(fwd_hooks=[("embed.hook_out", corrupt), *patches]):
-                logits = model(batch)
-            table[position, layer] = logits[:, -1].softmax(-1)[:, answer].mean()
+        patches = [(names[kind].format(one), restore) for one in layers]
+        with torch.no_grad(), model.hooks(fwd_hooks=[("embed.hook_out", corrupt), *patches]):
+            logits = model(batch)
+        table[position, layer] = logits[1:, -1].softmax(-1)[:, answer].mean()
     return table

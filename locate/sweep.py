@@ -70,13 +70,12 @@ def sweep(
     results = []
     for position in positions:
         # All kinds share one growing batch: the larger it is, the better the matrix products run.
-        branches = [
-            _residual_branch(target, source, position, layer)
-            if kind == "resid"
-            else _module_branch(target, source, kind, position, window_layers(layer, window, target.n_layers))
-            for kind in kinds
-            for layer in layers
-        ]
+        branches: list[Branch] = []
+        for kind in kinds:
+            if kind == "resid":
+                branches += [_residual_branch(target, source, position, layer) for layer in layers]
+            else:
+                branches += _module_branches(target, source, kind, position, layers, window)
         measured = target.resume(position, branches, measure=measure)
         results.append(measured.view(len(kinds), len(layers), -1))
         if progress is not None:
@@ -89,6 +88,26 @@ def _residual_branch(target: FrozenRun, source: FrozenRun, position: int, layer:
     states = target.residuals[layer + 1][:, position:].clone()
     states[:, 0] = source.residuals[layer + 1][:, position]
     return Branch(layer=layer + 1, rows=torch.arange(len(states)), states=states)
+
+
+def _module_branches(
+    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, layers: Sequence[int], window: int
+) -> list[Branch]:
+    spans = [window_layers(layer, window, target.n_layers) for layer in layers]
+    widest = max((span.stop for span in spans if span.start == 0), default=0)
+    # Windows cut off at the first layer begin alike: they share one run up to where each of them ends.
+    shared = [span.stop for span in spans if span.start == 0]
+    trunk: dict[int, Tensor] = {}
+    if target.resumable and len(shared) > 1:
+        whole = _module_branch(target, source, kind, position, range(widest))
+        trunk = target.advance(position, whole, sorted(set(shared)))
+    rows = torch.arange(target.tokens.shape[0])
+    return [
+        Branch(layer=span.stop, rows=rows, states=trunk[span.stop])
+        if span.start == 0 and span.stop in trunk
+        else _module_branch(target, source, kind, position, span)
+        for span in spans
+    ]
 
 
 def _module_branch(target: FrozenRun, source: FrozenRun, kind: Kind, position: int, layers: range) -> Branch:

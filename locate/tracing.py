@@ -210,7 +210,7 @@ def causal_trace(
     embeddings = clean.kept[EMBEDDING_HOOK][0, start:end]
     corrupted = freeze(
         model, prompt.tokens[None].expand(corruption.samples, -1), hooks=corruption.hooks(prompt, embeddings),
-        budget=budget,
+        budget=budget, checked=clean,
     )  # fmt: skip
 
     def probability(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:

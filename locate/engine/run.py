@@ -5,9 +5,8 @@ change there leaves all of them as they are, and everything that follows needs o
 later positions, attending to keys and values that never change.
 """
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import DynamicCache
 
 from locate.engine.branch import Branch, chunks
 from locate.engine.calls import BlockCall, PrefixCache
+from locate.engine.hooking import Hook, only_columns, pinned
 from locate.engine.readout import only_logits_at, read_logits
-from locate.errors import ModelError, SiteError, suggest
+from locate.errors import SiteError
 
-Hook = tuple[str, Callable[..., Any]]
 Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 Measure = Callable[[Float[Tensor, "row vocab"]], Tensor]
 
 DEFAULT_BUDGET = 16_384
-
-# How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
-# architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenRun:
@@ -112,14 +105,37 @@ class FrozenRun:
                 if len(mine) == 0:
                     continue
                 places = (local[at[0][mine]], at[1][mine] - position)
-                run = self._suffix_pass if self.resumable else self._whole_passes
-                logits = run(position, [part for _, part in parts], places)
+                own = [part for _, part in parts]
+                if self.resumable:
+                    logits = self._suffix_pass(position, own, places, hooked=bool(hooks))
+                else:
+                    logits = self._whole_passes(position, own, places)
                 results.append(logits if measure is None else measure(logits))
                 order.append(mine)
         inverse = torch.cat(order).argsort()
         return torch.cat(results)[inverse.to(results[0].device)]
 
-    def _suffix_pass(self, position: int, branches: list[Branch], at: Readouts) -> Tensor:
+    def advance(self, position: int, branch: Branch, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Run a branch up to some layers only, and return the states with which it enters each of them.
+
+        Branches that have their first steps in common can enter later from here, instead of each
+        taking those steps.
+
+        Raises:
+            SiteError: the branch does not fit the run.
+        """
+        self._check(position, [branch])
+        states: dict[int, Tensor] = {}
+        with torch.no_grad(), pinned(self.model, [branch], column=0):
+            hidden = branch.states
+            for layer in range(branch.layer, max(layers) + 1):
+                if layer in layers:
+                    states[layer] = hidden
+                if layer < max(layers):
+                    hidden = self._block(layer, hidden, branch.rows, position)
+        return states
+
+    def _suffix_pass(self, position: int, branches: list[Branch], at: Readouts, hooked: bool) -> Tensor:
         waiting = sorted(branches, key=lambda branch: branch.layer)
         hidden: Tensor | None = None
         rows = torch.empty(0, dtype=torch.long)
@@ -132,13 +148,25 @@ class FrozenRun:
                 rows = torch.cat([rows, *[branch.rows for branch in entering]])
                 if layer == self.n_layers:
                     break
-                cache = PrefixCache(self._prefix(rows.to(device), position))
-                hidden = self._calls[layer].replay(
-                    self.model.blocks[layer], hidden, rows.to(device), position, cache
-                )
+                with self._read_columns(layer, waiting, at, hooked):
+                    hidden = self._block(layer, hidden, rows, position)
             assert hidden is not None
             places = hidden[at[0].to(hidden.device), at[1].to(hidden.device)]
             return read_logits(self.model, places)
+
+    def _block(self, layer: int, hidden: Tensor, rows: Tensor, position: int) -> Tensor:
+        rows = rows.to(hidden.device)
+        cache = PrefixCache(self._prefix(rows, position))
+        return self._calls[layer].replay(self.model.blocks[layer], hidden, rows, position, cache)
+
+    def _read_columns(self, layer: int, branches: list[Branch], at: Readouts, hooked: bool) -> Any:
+        """In the last block, nothing but the columns that are read needs to pass the MLP."""
+        block, length = self.model.blocks[layer], branches[0].states.shape[1]
+        columns = at[1].unique().tolist()
+        touched = hooked or any(name.startswith(f"blocks.{layer}.") for branch in branches for name in branch.pins)
+        if layer < self.n_layers - 1 or len(columns) == length or touched or not hasattr(block, "mlp"):
+            return nullcontext()
+        return only_columns(block.mlp, columns, length)
 
     def _prefix(self, rows: Tensor, position: int) -> Callable[[int], tuple[Tensor, Tensor]]:
         def at_layer(layer: int) -> tuple[Tensor, Tensor]:
@@ -201,185 +229,5 @@ class FrozenRun:
                 )
 
 
-def freeze(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "row position"],
-    *,
-    attention_mask: Int[Tensor, "row position"] | None = None,
-    hooks: Sequence[Hook] = (),
-    keep: Sequence[str] = (),
-    at: Readouts | None = None,
-    budget: int = DEFAULT_BUDGET,
-) -> FrozenRun:
-    """Run a batch once and keep what is needed to resume it anywhere.
-
-    Every frozen run checks itself: one position is resumed through all layers and compared with
-    the pass that was just made. Where they differ (or the block cannot be called alone), resuming
-    falls back to whole passes, with a warning.
-
-    Args:
-        model: a raw-mode bridge.
-        tokens: token ids.
-        attention_mask: 1 for real tokens, 0 for padding (on the left, where rows need aligning).
-        hooks: TransformerLens hooks for this pass alone.
-        keep: hook points whose states to keep.
-        at: rows and positions of ``FrozenRun.logits``; by default the last position of each row.
-        budget: the most tokens that a resumed pass may hold at a time.
-
-    Raises:
-        SiteError: a hook point that the model does not have.
-        ModelError: the model has no stack of blocks to run.
-
-    >>> run = freeze(model, encode_fact(model, fact).tokens[None])
-    >>> run.logits.shape
-    torch.Size([1, 49152])
-    """
-    device = next(model.original_model.parameters()).device
-    tokens = tokens.to(device)
-    if attention_mask is not None:
-        attention_mask = attention_mask.to(device)
-    points = hook_points(model, keep)
-    n_rows, length = tokens.shape
-    if at is None:
-        at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
-    problem = ""
-    try:
-        states, calls, kept, logits, cache = _record(
-            model, tokens, attention_mask, hooks, points, at, DynamicCache()
-        )
-        keys = tuple(layer.keys for layer in cache.layers)
-        values = tuple(layer.values for layer in cache.layers)
-        if len(keys) != len(calls) or any(key is None or key.shape[-2] != length for key in keys):
-            problem = "its blocks do not all keep keys and values for every position"
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        problem = f"it does not take a plain key-value cache ({error})"
-        states, calls, kept, logits, _ = _record(model, tokens, attention_mask, hooks, points, at, None)
-        keys = values = ()
-    run = FrozenRun(
-        model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, logits=logits,
-        resumable=not problem, budget=budget, _calls=calls, _keys=keys, _values=values,
-    )  # fmt: skip
-    if not problem and not any(name.startswith("blocks.") for name, _ in hooks):
-        problem = _disagreement(run, at)
-    if problem:
-        warnings.warn(
-            f"{type(model.original_model).__name__} cannot be resumed from the middle: {problem}. "
-            "Results stay exact, but every site costs a whole forward pass.",
-            stacklevel=2,
-        )
-        run = FrozenRun(**{**vars(run), "resumable": False})
-    return run
-
-
-def hook_points(model: TransformerBridge, names: Sequence[str]) -> dict[str, nn.Module]:
-    """The hook point modules of these names.
-
-    Raises:
-        SiteError: a name that the model does not have; the nearest names are suggested.
-    """
-    if not names:
-        return {}
-    known = model.hook_dict
-    for name in names:
-        if name not in known:
-            raise SiteError(f"The model has no hook point {name!r}. {suggest(name, known)}")
-    return {name: known[name] for name in names}
-
-
-@contextmanager
-def pinned(model: TransformerBridge, branches: Sequence[Branch], column: int) -> Iterator[None]:
-    """Hold the branches' pinned values at one column of the running batch (rows in branch order)."""
-    wanted: dict[str, list[tuple[int, int, Tensor]]] = {}
-    start = 0
-    for branch in branches:
-        for name, values in branch.pins.items():
-            wanted.setdefault(name, []).append((start, start + len(branch), values))
-        start += len(branch)
-
-    def overwrite(places: list[tuple[int, int, Tensor]]) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-            changed = output.clone()
-            for first, last, values in places:
-                changed[first:last, column] = values.to(changed)
-            return changed
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, point in hook_points(model, list(wanted)).items():
-            handle = point.register_forward_hook(overwrite(wanted[name]))
-            stack.callback(handle.remove)
-        yield
-
-
 def _within(indices: Tensor, start: int, stop: int) -> bool:
     return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop
-
-
-def _record(
-    model: TransformerBridge,
-    tokens: Tensor,
-    attention_mask: Tensor | None,
-    hooks: Sequence[Hook],
-    points: dict[str, nn.Module],
-    at: Readouts,
-    cache: Any,
-) -> tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Any]:
-    """One full pass, with the blocks' inputs and arguments, the states to keep and the logits."""
-    if not hasattr(model, "blocks") or not hasattr(model, "ln_final") or not hasattr(model, "unembed"):
-        raise ModelError("The model needs blocks, a final norm and an unembedding; this one has other parts.")
-    n_rows, length = tokens.shape
-    states: list[Tensor] = []
-    calls: list[BlockCall] = []
-    kept: dict[str, Tensor] = {}
-
-    def call(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        made = BlockCall(args=args, kwargs=kwargs, cache=cache, batch=n_rows, length=length)
-        calls.append(made.without_states())
-
-    def state(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        states.append(output)
-
-    def final(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        states.append(args[0])
-
-    def keeper(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            kept[name] = output
-
-        return hook
-
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
-        for block in model.blocks:
-            stack.callback(block.register_forward_pre_hook(call, with_kwargs=True).remove)
-            # The hook point's output, and not the block's input: the caller's own hooks count.
-            stack.callback(block.hook_in.register_forward_hook(state).remove)
-        stack.callback(model.ln_final.register_forward_pre_hook(final).remove)
-        for name, point in points.items():
-            stack.callback(point.register_forward_hook(keeper(name)).remove)
-        stack.enter_context(only_logits_at(model, *at))
-        extra = {} if cache is None else {"past_key_values": cache}
-        logits = model(tokens, attention_mask=attention_mask, **extra)
-    if len(states) != model.cfg.n_layers + 1:
-        raise ModelError(f"Expected {model.cfg.n_layers} blocks to run once each, saw {len(states) - 1}.")
-    return tuple(states), tuple(calls), kept, logits[0], cache
-
-
-def _disagreement(run: FrozenRun, at: Readouts) -> str:
-    """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
-    row, position = at[0][-1], int(at[1][-1])
-    branch = Branch(
-        layer=0, rows=row.reshape(1), states=run.residuals[0][row.to(run.tokens.device)][None, position:]
-    )
-    try:
-        resumed = run.resume(position, [branch], at=(torch.tensor([0]), torch.tensor([position])))[0]
-    except Exception as error:  # whatever an unknown architecture raises, whole passes still work
-        return f"a block cannot be called on its own ({type(error).__name__}: {error})"
-    expected = run.logits[-1]
-    difference = float((resumed - expected).abs().max() / expected.float().std())
-    tolerance = _TOLERANCE.get(expected.dtype, 1e-3)
-    if difference <= tolerance:  # also false for NaN
-        return ""
-    return f"a resumed pass differs from a whole one by {difference:.2g} standard deviations of the logits"

@@ -1,0 +1,168 @@
+"""Running a prompt once and keeping what a resume needs, after checking that a resume is right."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import DynamicCache
+
+from locate.engine.branch import Branch
+from locate.engine.calls import BlockCall
+from locate.engine.hooking import Hook, hook_points
+from locate.engine.readout import only_logits_at
+from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
+from locate.errors import ModelError
+
+# How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
+# architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
+
+
+def freeze(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "row position"],
+    *,
+    attention_mask: Int[Tensor, "row position"] | None = None,
+    hooks: Sequence[Hook] = (),
+    keep: Sequence[str] = (),
+    at: Readouts | None = None,
+    budget: int = DEFAULT_BUDGET,
+    checked: FrozenRun | None = None,
+) -> FrozenRun:
+    """Run a batch once and keep what is needed to resume it anywhere.
+
+    Every frozen run checks itself: the last positions are resumed through all layers and compared with
+    the pass that was just made. Where they differ (or the block cannot be called alone), resuming
+    falls back to whole passes, with a warning.
+
+    Args:
+        model: a raw-mode bridge.
+        tokens: token ids.
+        attention_mask: 1 for real tokens, 0 for padding (on the left, where rows need aligning).
+        hooks: TransformerLens hooks for this pass alone.
+        keep: hook points whose states to keep.
+        at: rows and positions of ``FrozenRun.logits``; by default the last position of each row.
+        budget: the most tokens that a resumed pass may hold at a time.
+        checked: an earlier run of this model on a prompt of this form, whose verdict also holds here.
+
+    Raises:
+        SiteError: a hook point that the model does not have.
+        ModelError: the model has no stack of blocks to run.
+
+    >>> run = freeze(model, encode_fact(model, fact).tokens[None])
+    >>> run.logits.shape
+    torch.Size([1, 49152])
+    """
+    device = next(model.original_model.parameters()).device
+    tokens = tokens.to(device)
+    if attention_mask is not None:
+        attention_mask = attention_mask.to(device)
+    points = hook_points(model, keep)
+    n_rows, length = tokens.shape
+    if at is None:
+        at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
+    problem = ""
+    try:
+        states, calls, kept, logits, cache = _record(
+            model, tokens, attention_mask, hooks, points, at, DynamicCache()
+        )
+        keys = tuple(layer.keys for layer in cache.layers)
+        values = tuple(layer.values for layer in cache.layers)
+        if len(keys) != len(calls) or any(key is None or key.shape[-2] != length for key in keys):
+            problem = "its blocks do not all keep keys and values for every position"
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        problem = f"it does not take a plain key-value cache ({error})"
+        states, calls, kept, logits, _ = _record(model, tokens, attention_mask, hooks, points, at, None)
+        keys = values = ()
+    run = FrozenRun(
+        model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, logits=logits,
+        resumable=not problem, budget=budget, _calls=calls, _keys=keys, _values=values,
+    )  # fmt: skip
+    if checked is not None:
+        return replace(run, resumable=run.resumable and checked.resumable)
+    if not problem and not any(name.startswith("blocks.") for name, _ in hooks):
+        problem = _disagreement(run, at)
+    if problem:
+        warnings.warn(
+            f"{type(model.original_model).__name__} cannot be resumed from the middle: {problem}. "
+            "Results stay exact, but every site costs a whole forward pass.",
+            stacklevel=2,
+        )
+        run = replace(run, resumable=False)
+    return run
+
+
+def _record(
+    model: TransformerBridge,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    hooks: Sequence[Hook],
+    points: dict[str, nn.Module],
+    at: Readouts,
+    cache: Any,
+) -> tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Any]:
+    """One full pass, with the blocks' inputs and arguments, the states to keep and the logits."""
+    if not hasattr(model, "blocks") or not hasattr(model, "ln_final") or not hasattr(model, "unembed"):
+        raise ModelError("The model needs blocks, a final norm and an unembedding; this one has other parts.")
+    n_rows, length = tokens.shape
+    states: list[Tensor] = []
+    calls: list[BlockCall] = []
+    kept: dict[str, Tensor] = {}
+
+    def call(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        made = BlockCall(args=args, kwargs=kwargs, cache=cache, batch=n_rows, length=length)
+        calls.append(made.without_states())
+
+    def state(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        states.append(output)
+
+    def final(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        states.append(args[0])
+
+    def keeper(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            kept[name] = output
+
+        return hook
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        for block in model.blocks:
+            stack.callback(block.register_forward_pre_hook(call, with_kwargs=True).remove)
+            # The hook point's output, and not the block's input: the caller's own hooks count.
+            stack.callback(block.hook_in.register_forward_hook(state).remove)
+        stack.callback(model.ln_final.register_forward_pre_hook(final).remove)
+        for name, point in points.items():
+            stack.callback(point.register_forward_hook(keeper(name)).remove)
+        stack.enter_context(only_logits_at(model, *at))
+        extra = {} if cache is None else {"past_key_values": cache}
+        logits = model(tokens, attention_mask=attention_mask, **extra)
+    if len(states) != model.cfg.n_layers + 1:
+        raise ModelError(f"Expected {model.cfg.n_layers} blocks to run once each, saw {len(states) - 1}.")
+    return tuple(states), tuple(calls), kept, logits[0], cache
+
+
+def _disagreement(run: FrozenRun, at: Readouts) -> str:
+    """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
+    row, position = at[0][-1], int(at[1][-1])
+    start = max(0, position - 1)
+    branch = Branch(
+        layer=0, rows=row.reshape(1), states=run.residuals[0][row.to(run.tokens.device)][None, start:]
+    )
+    try:
+        resumed = run.resume(start, [branch], at=(torch.tensor([0]), torch.tensor([position])))[0]
+    except Exception as error:  # whatever an unknown architecture raises, whole passes still work
+        return f"a block cannot be called on its own ({type(error).__name__}: {error})"
+    expected = run.logits[-1]
+    difference = float((resumed - expected).abs().max() / expected.float().std())
+    tolerance = _TOLERANCE.get(expected.dtype, 1e-3)
+    if difference <= tolerance:  # also false for NaN
+        return ""
+    return f"a resumed pass differs from a whole one by {difference:.2g} standard deviations of the logits"
