@@ -51,13 +51,9 @@ def optimise_value(
     for step in range(objective.steps + 1):
         with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.out.hook_out", add)]):
             scores = model(tokens, attention_mask=mask).float().log_softmax(-1)
-        nll = torch.stack(
-            [-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)]
-        )
+        nll = torch.stack([-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)])
         firsts = [
-            bool(scores[i, ends[i] + j].argmax() == t)
-            for i in range(len(prefixes))
-            for j, t in enumerate(target)
+            bool(scores[i, ends[i] + j].argmax() == t) for i in range(len(prefixes)) for j, t in enumerate(target)
         ]
         essence = scores[-1, ends[-1]]
         undisturbed = essence.detach() if undisturbed is None else undisturbed

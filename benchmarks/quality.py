@@ -9,6 +9,7 @@ neighbourhood, then by P(new) on the prompt). No fact does both.
 
 import argparse
 import random
+from typing import Any
 
 import edit
 import locate
@@ -37,13 +38,14 @@ def main() -> None:
     test, sweep = split(arguments.facts, arguments.sweep, arguments.model)
     objective = edit.ValueObjective(**({} if arguments.stop is None else {"stop": arguments.stop}))
     prefixes = tuple(edit.sample_prefixes(model)[1:])
-    print(f"{machine()}; {arguments.model}; {'ROME as published' if arguments.original else 'R-ROME'}; stop: {objective.stop}")
+    form = "ROME as published" if arguments.original else "R-ROME"
+    print(f"{machine()}; {arguments.model}; {form}; stop: {objective.stop}")
     options = {"original": arguments.original, "objective": objective, "prefixes": prefixes}
     scores: dict[int, tuple[float, float]] = {}
     for layer in arguments.layers:
         result = edit.evaluate_each(model, edit.ROME(layer=layer, **options), sweep, generate=False, progress=False)
-        table = result.summary()["edited"]
-        asked = result.rows[(result.rows["model"] == "edited") & (result.rows["probe"] == "efficacy")]
+        table: Any = result.summary()["edited"]
+        asked: Any = result.rows[(result.rows["model"] == "edited") & (result.rows["probe"] == "efficacy")]
         scores[layer] = (round(table["score"], 1), float(asked["probability_new"].mean()))
         shown = ", ".join(f"{name} {table[name]:.1f}" for name in ("efficacy", "paraphrase", "neighbourhood", "score"))
         print(f"  layer {layer:>2} on {len(sweep)} facts: {shown}, mean P(new) {scores[layer][1]:.3f}", flush=True)

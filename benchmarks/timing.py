@@ -12,7 +12,8 @@ import torch
 def machine() -> str:
     """The machine's kind: what a reader needs to judge a figure by."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads, {device}, torch {torch.__version__}"
+    cores = f"{os.cpu_count()} cores ({platform.machine()}), {torch.get_num_threads()} threads"
+    return f"{cores}, {device}, torch {torch.__version__}"
 
 
 def seconds(work: Callable[[], object]) -> float:

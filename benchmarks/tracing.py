@@ -8,6 +8,7 @@ largest difference of any score.
 
 import argparse
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -30,7 +31,7 @@ def main() -> None:
     for kind in arguments.kinds:
         found: dict[str, torch.Tensor] = {}
 
-        def engine(kind: str = kind, found: dict[str, torch.Tensor] = found) -> None:
+        def engine(kind: Any = kind, found: dict[str, torch.Tensor] = found) -> None:
             trace = locate.causal_trace(model, fact, kinds=[kind], progress=False)
             found["engine"] = torch.from_numpy(trace.scores.values[0])
 

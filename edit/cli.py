@@ -170,7 +170,7 @@ def edit_command(
         update.save(out)
         if export is not None:
             edit.export(bridge, update, export)
-        own = evaluation.rows[evaluation.rows["model"] == "edited"]
+        own: Any = evaluation.rows[evaluation.rows["model"] == "edited"]
         columns = ["probe", "prompt", "generation", "probability_new", "probability_true", "success"]
         if as_json:
             print(own[columns].to_json(orient="records", force_ascii=False))

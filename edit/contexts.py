@@ -38,8 +38,8 @@ def sample_prefixes(
             if not own:
                 continue
             texts = sample_continuations(model, torch.stack(own), length, generator=generator, top_k=5)
-            for text in model.tokenizer.batch_decode(texts, skip_special_tokens=True):
-                prefixes.append(" ".join(text.split()) + ". ")
+            decoded = model.tokenizer.batch_decode(texts, skip_special_tokens=True)
+            prefixes += [" ".join(text.split()) + ". " for text in decoded]
     return prefixes
 
 

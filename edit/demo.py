@@ -19,6 +19,7 @@ from edit.requests import EditRequest
 from edit.updates import WeightUpdate
 from locate.corruption import GaussianNoise
 from locate.plots import save_figure
+from locate.sites import Site
 from locate.tracing import Trace, causal_trace
 
 
@@ -48,6 +49,9 @@ class Demo:
     flow: Propagation
     seconds: dict[str, float]
 
+    def _score(self, site: Site) -> float:
+        return float(self.trace.scores.sel(kind=site.kind, layer=site.layer, position=site.position))
+
     def summary(self) -> dict[str, Any]:
         """The findings as plain numbers and texts, as written to ``summary.json``."""
         rows = self.evaluation.rows
@@ -62,8 +66,10 @@ class Demo:
                 "answer_rank": self.trace.answer_rank,
                 "best_sites_on_subject": {
                     kind: {
-                        "layer": site.layer, "position": site.position, "token": self.trace.tokens[site.position or 0],
-                        "probability": float(self.trace.scores.sel(kind=kind, layer=site.layer, position=site.position)),
+                        "layer": site.layer,
+                        "position": site.position,
+                        "token": self.trace.tokens[site.position or 0],
+                        "probability": self._score(site),
                     }
                     for kind, site in sites.items()
                 },
@@ -134,9 +140,7 @@ def run_demo(
         "edit", f"Writing “{request.target_new}” into layer {layer}",
         lambda: method.fit(model, [request], progress=progress),
     )  # fmt: skip
-    evaluation = timed(
-        "evaluate", "Asking paraphrases and neighbours", lambda: evaluate(model, update, [request])
-    )
+    evaluation = timed("evaluate", "Asking paraphrases and neighbours", lambda: evaluate(model, update, [request]))
     flow = timed(
         "propagate", "Following the change to the answer",
         lambda: propagate(model, update, request, progress=progress),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from textwrap import shorten
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,7 +19,13 @@ _ROLE_STYLES = {
     "edit": ("#000000", "o"), "paraphrase": ("#0072B2", "s"), "consequence": ("#009E73", "D"),
     "same subject": ("#E69F00", "^"), "neighbour": ("#D55E00", "v"),
 }  # fmt: skip
-_STYLE = {"font.size": 9, "axes.titlesize": 10, "axes.labelsize": 9, "pdf.fonttype": 42, "ps.fonttype": 42}
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "pdf.fonttype": 42,
+    "ps.fonttype": 42,
+}
 
 
 def plot_propagation(
@@ -48,20 +55,24 @@ def plot_propagation(
     with plt.rc_context(_STYLE):
         height = 0.22 * len(tokens) + 0.21 * len(flow.totals) + 2.6
         figure = plt.figure(figsize=figsize or (3.3 * len(kinds) + 1.2, height), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[0.22 * len(tokens) + 1.5, 0.21 * len(flow.totals) + 1.1])
+        parts: Any = figure.subfigures(2, 1, height_ratios=[0.22 * len(tokens) + 1.5, 0.21 * len(flow.totals) + 1.1])
+        upper, lower = parts
         maps = upper.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
         image = None
         for axes, kind in zip(maps, kinds, strict=True):
             image = _draw_map(axes, flow, probe, kind, direction)
-        maps[0].set_yticks(range(len(tokens)), [_label(token) for token in tokens])
+        maps[0].set_yticks(range(len(tokens)), [_label(token) for token in tokens], parse_math=False)
         bar = upper.colorbar(image, ax=list(maps), pad=0.01, fraction=0.03)
         bar.set_label("share of total effect")
         total = flow.totals.loc[probe]
-        what = "edited state put into the base model" if direction == "gained" else "base state put into the edited model"
+        what = (
+            "edited state put into the base model" if direction == "gained" else "base state put into the edited model"
+        )
         upper.suptitle(
             f"How “{total['old']} → {total['new']}” reaches the answer: effect {direction}, {what}", fontsize=10.5
         )
         _draw_totals(lower.subplots(), flow)
+    plt.close(figure)  # pyplot lets go of it, so that a notebook shows it once
     return figure
 
 
@@ -78,10 +89,11 @@ def plot_footprint(update: WeightUpdate, *, figsize: tuple[float, float] = (6.2,
         axes.set(xlabel="share of columns, largest change first", ylabel="share of ‖ΔW‖²", xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
+    plt.close(figure)
     return figure
 
 
-def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: str):  # noqa: ANN202
+def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: str):
     length = len(flow.tokens[probe])
     share = flow.share(probe).sel(kind=kind, direction=direction).values[:length]
     image = axes.imshow(np.clip(share, -1, 1), cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
@@ -97,7 +109,7 @@ def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: s
 
 
 def _draw_totals(axes: Axes, flow: Propagation) -> None:
-    totals = flow.totals
+    totals: Any = flow.totals
     places = np.arange(len(totals))[::-1]
     for place, (_, row) in zip(places, totals.iterrows(), strict=True):
         colour, marker = _ROLE_STYLES[row["role"]]
@@ -108,7 +120,7 @@ def _draw_totals(axes: Axes, flow: Propagation) -> None:
     labels = [
         f"{shorten(row['text'], 70, placeholder=' …')}  [{row['new']} / {row['old']}]" for _, row in totals.iterrows()
     ]
-    axes.set_yticks(places, labels, fontsize=7.5)
+    axes.set_yticks(places, labels, fontsize=7.5, parse_math=False)
     axes.set_xlabel("logit difference, new answer − old answer (open: before the edit, filled: after)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(handles=_legend(list(dict.fromkeys(totals["role"]))), frameon=False, fontsize=8, ncols=5,
@@ -117,7 +129,8 @@ def _draw_totals(axes: Axes, flow: Propagation) -> None:
 
 def _legend(roles: Sequence[str]) -> list[Line2D]:
     return [
-        Line2D([], [], color=_ROLE_STYLES[role][0], marker=_ROLE_STYLES[role][1], linestyle="", label=role) for role in roles
+        Line2D([], [], color=_ROLE_STYLES[role][0], marker=_ROLE_STYLES[role][1], linestyle="", label=role)
+        for role in roles
     ]
 
 

@@ -187,14 +187,14 @@ def propagate(
         rows.append(_totals(model, probe, base, edited, new, old))
         if probe.role not in mediate:
             continue
-        places = {"positions": range(tokens.shape[1]), "layers": reached}
+        positions = range(tokens.shape[1])
         own = effects[index, ..., : tokens.shape[1], :]
         own[..., : reached.start] = 0.0
         with within(model, update):
-            left = sweep(edited, base, kinds, difference, **places)
+            left = sweep(edited, base, kinds, difference, positions=positions, layers=reached)
         own[0, ..., reached.start :] = (difference(edited.logits) - left[..., 0]).cpu()
         with without(model, update):
-            right = sweep(base, edited, kinds, difference, **places)
+            right = sweep(base, edited, kinds, difference, positions=positions, layers=reached)
         own[1, ..., reached.start :] = (right[..., 0] - difference(base.logits)).cpu()
     coords = {
         "probe": np.arange(len(probes)), "direction": list(DIRECTIONS), "kind": list(kinds),
@@ -205,7 +205,12 @@ def propagate(
         mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords), name="mediation"),
         tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
         layers=tuple(layers),
-        info={"model": str(model.cfg.model_name), "method": update.method, "kinds": list(kinds), "mediate": list(mediate)},
+        info={
+            "model": str(model.cfg.model_name),
+            "method": update.method,
+            "kinds": list(kinds),
+            "mediate": list(mediate),
+        },
     )
 
 

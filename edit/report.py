@@ -45,7 +45,7 @@ def write_report(
 
 
 def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
-    rows = evaluation.rows
+    rows: Any = evaluation.rows
     keys = ["case", "probe", "prompt"]
     columns = ["generation", "probability_new", "probability_true", "success"]
     both = pd.merge(

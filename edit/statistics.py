@@ -97,17 +97,13 @@ def load_statistics(path: str | Path) -> KeyStatistics:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise DataError(f"{path}: not key statistics of format {_FORMAT}; collect them again.")
-            return KeyStatistics(
-                second_moment=file.get_tensor("second_moment"), **json.loads(metadata["statistics"])
-            )
+            return KeyStatistics(second_moment=file.get_tensor("second_moment"), **json.loads(metadata["statistics"]))
     except FileNotFoundError as error:
         raise DataError(f"There is no statistics file {str(path)!r}.") from error
     except DataError:
         raise
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: damaged key statistics ({error}); delete the file to collect them again."
-        ) from error
+        raise DataError(f"{path}: damaged key statistics ({error}); delete the file to collect them again.") from error
 
 
 def key_statistics(

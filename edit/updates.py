@@ -104,9 +104,7 @@ class WeightUpdate:
     before: Mapping[str, str]
     method: str
     info: Mapping[str, Any]
-    _kept: WeakKeyDictionary[TransformerBridge, dict[str, _Kept]] = field(
-        init=False, default_factory=WeakKeyDictionary
-    )
+    _kept: WeakKeyDictionary[TransformerBridge, dict[str, _Kept]] = field(init=False, default_factory=WeakKeyDictionary)
 
     def __post_init__(self) -> None:
         if not self.deltas:

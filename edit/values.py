@@ -19,7 +19,7 @@ StopRule = Literal["loss", "first"]
 
 @dataclass(frozen=True, kw_only=True)
 class ValueObjective:
-    """How a value is optimised; the defaults are ROME's (Meng et al. 2022, arXiv:2202.05262).
+    """How a value is optimised: ROME's objective and defaults (Meng et al. 2022, arXiv:2202.05262), stopped early.
 
     Args:
         steps: the most gradient steps.
@@ -27,8 +27,8 @@ class ValueObjective:
         kl_weight: weight of the drift of ``"{subject} is a"``.
         weight_decay: weight of ‖δ‖ / ‖v₀‖².
         clamp: the largest ‖δ‖, in units of ‖v₀‖.
-        stop: ``"loss"`` stops below ``loss_threshold`` (as published); ``"first"`` stops as soon as the
-            new object is the first answer under every prefix with at least ``probability`` on average.
+        stop: ``"first"`` (default) stops as soon as the new object is the first answer under every prefix,
+            with at least ``probability`` on average. ``"loss"`` stops below ``loss_threshold``, as published.
         loss_threshold: for ``stop="loss"``.
         probability: for ``stop="first"``: the geometric mean over prefixes to reach.
 
@@ -41,9 +41,9 @@ class ValueObjective:
     kl_weight: float = 0.0625
     weight_decay: float = 1e-3
     clamp: float = 4.0
-    stop: StopRule = "loss"
+    stop: StopRule = "first"
     loss_threshold: float = 0.05
-    probability: float = 0.0
+    probability: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("steps", "learning_rate", "clamp"):
@@ -115,9 +115,7 @@ def optimise_value(
 
     def shift(value: Tensor, hook: object = None) -> Tensor:
         # Counted from the end: an architecture that cannot be resumed runs whole sequences.
-        before, at_site, after = value.tensor_split(
-            (value.shape[1] - suffix, value.shape[1] - suffix + 1), dim=1
-        )
+        before, at_site, after = value.tensor_split((value.shape[1] - suffix, value.shape[1] - suffix + 1), dim=1)
         return torch.cat([before, at_site + delta.to(value), after], dim=1)
 
     undisturbed: Tensor | None = None
@@ -139,9 +137,7 @@ def optimise_value(
                     f"The value's loss is {losses[-1]} at step {step} in layer {layer}; nothing was changed. "
                     "Lower the learning rate, or load the model in float32."
                 )
-            if reason := _reason_to_stop(
-                objective, loss.detach(), nll.detach(), scores[:-1].detach(), target
-            ):
+            if reason := _reason_to_stop(objective, loss.detach(), nll.detach(), scores[:-1].detach(), target):
                 stopped = reason
                 break
             if step == objective.steps:
@@ -156,9 +152,7 @@ def optimise_value(
     )  # fmt: skip
 
 
-def _reason_to_stop(
-    objective: ValueObjective, loss: Tensor, nll: Tensor, scores: Tensor, target: Tensor
-) -> str:
+def _reason_to_stop(objective: ValueObjective, loss: Tensor, nll: Tensor, scores: Tensor, target: Tensor) -> str:
     if objective.stop == "loss":
         return f"loss below {objective.loss_threshold}" if loss < objective.loss_threshold else ""
     if bool((scores.argmax(-1) == target).all()) and float(nll.exp().reciprocal()) >= objective.probability:

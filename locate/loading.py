@@ -1,6 +1,8 @@
 """Loading a language model as a raw-mode TransformerLens bridge."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -11,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from locate.bundled import DEFAULT_MODEL, bundled_folder
 from locate.errors import ModelError, suggest
@@ -60,9 +63,10 @@ def load_model(
     placement = {} if device_map is None else {"device_map": device_map}
     try:
         # Eager attention: the hook points inside attention only fire there.
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            **source, dtype=wanted, attn_implementation="eager", use_safetensors=True, **placement
-        )
+        with _quiet():
+            hf_model: Any = AutoModelForCausalLM.from_pretrained(
+                **source, dtype=wanted, attn_implementation="eager", use_safetensors=True, **placement
+            )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(**source)
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(
@@ -75,6 +79,18 @@ def load_model(
     if "gguf_file" in source:
         hf_model.to(wanted)
     return _bridge(hf_model, tokenizer, str(model))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the weights' progress bar, which would flash by and stay in every notebook."""
+    shown = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            hf_logging.enable_progress_bar()
 
 
 def _source(name: str) -> dict[str, str]:

@@ -49,7 +49,7 @@ def plot_trace(
         figsize: width and height in inches; by default a page's width for three panels.
 
     Returns:
-        An open pyplot figure; ``plt.close(figure)`` frees it.
+        The figure, already closed in pyplot, so that a notebook shows it once: end a cell with it.
 
     Raises:
         SiteError: a kind that the trace does not have.
@@ -89,6 +89,7 @@ def plot_trace(
         panels[0].invert_yaxis()
         clean, corrupted = _probability(trace.clean), _probability(trace.corrupted)
         figure.suptitle(f"p({answer}): {clean} clean, {corrupted} with subject* corrupted", parse_math=False)
+    plt.close(figure)
     return figure
 
 

@@ -129,4 +129,3 @@ def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tupl
         raise FactError("Subject positions need a fast tokenizer (one that gives character offsets).")
     encoded = tokenizer(text, return_offsets_mapping=True)
     return encoded["input_ids"], encoded["offset_mapping"]
-

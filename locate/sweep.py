@@ -20,9 +20,7 @@ Measure = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, "row"]]
 
 def kept_hooks(kinds: Sequence[str], n_layers: int) -> list[str]:
     """The hook points that a source run has to keep for a sweep of these kinds."""
-    return [
-        hook_name(kind, layer) for kind in kinds if check_kind(kind) != "resid" for layer in range(n_layers)
-    ]
+    return [hook_name(kind, layer) for kind in kinds if check_kind(kind) != "resid" for layer in range(n_layers)]
 
 
 def window_layers(center: int, window: int, n_layers: int) -> range:

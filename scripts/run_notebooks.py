@@ -1,6 +1,6 @@
 """Execute the notebooks and keep their outputs.
 
-    python scripts/run_notebooks.py [notebooks/01_quickstart.ipynb …]
+python scripts/run_notebooks.py [notebooks/01_quickstart.ipynb …]
 """
 
 import sys
@@ -15,7 +15,9 @@ FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 def execute(path: Path) -> nbformat.NotebookNode:
     """Run one notebook in its own folder; an error in a cell is raised."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
+    NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+    ).execute()
     return notebook
 
 

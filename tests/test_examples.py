@@ -34,7 +34,8 @@ def names(smollm):
     request = edit.EditRequest(fact)
     update = edit.ROME(layer=5).fit(smollm, [request], progress=False)
     return {
-        "model": smollm, "facts": facts, "fact": fact, "request": request, "update": update, "edit": edit, "locate": locate,
+        "model": smollm, "facts": facts, "fact": fact, "request": request, "update": update,
+        "edit": edit, "locate": locate,
         "trace": locate.causal_trace(smollm, fact, progress=False),
         "evaluation": edit.evaluate(smollm, update, [request]),
         "flow": edit.propagate(smollm, update, request, mediate=("edit",), progress=False),

@@ -27,7 +27,9 @@ def test_a_wheel_carries_the_code_the_facts_and_the_template(tmp_path):
         "print(bool(PackageLoader('edit').list_templates()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
     folder, count, template = ran.stdout.split()[-3:]
     assert folder == str(site / "locate")
     assert int(count) >= 200

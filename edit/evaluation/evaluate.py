@@ -28,9 +28,7 @@ _PROBES = ("efficacy", "paraphrase", "neighbourhood")
 class Method(Protocol):
     """Anything that fits an update."""
 
-    def fit(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
-    ) -> WeightUpdate:
+    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> WeightUpdate:
         """Find the update."""
         ...
 

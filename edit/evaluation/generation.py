@@ -16,9 +16,7 @@ from locate.prompts import encode_text
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
 
 
-def generate_greedily(
-    model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16
-) -> list[str]:
+def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
     """Continue each prompt with the model's first choices until it stops by itself.
 
     A text stops at an end-of-text token, a line break or the end of a sentence, or after
@@ -72,9 +70,7 @@ def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int)
             new = model(new, past_key_values=cache)[0].argmax(-1, keepdim=True)
         made = torch.cat([made, new.cpu()], dim=1)
         for row, one in enumerate(made):
-            finished[row] = (
-                finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
-            )
+            finished[row] = finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
         if all(finished):
             break
     return [_cut(model, row.tolist(), ends) for row in made]

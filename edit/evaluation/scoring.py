@@ -42,9 +42,7 @@ def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]]) ->
     scores: list[Score | None] = [None] * len(pairs)
     for batch in _batches([len(prompt) + len(target) for prompt, target in encoded]):
         rows = [torch.cat([encoded[i][0], encoded[i][1][:-1]]) for i in batch]
-        places = [
-            (r, len(encoded[i][0]) - 1 + j) for r, i in enumerate(batch) for j in range(len(encoded[i][1]))
-        ]
+        places = [(r, len(encoded[i][0]) - 1 + j) for r, i in enumerate(batch) for j in range(len(encoded[i][1]))]
         logprobs = _logprobs(model, rows, places)
         start = 0
         for i in batch:
@@ -53,9 +51,7 @@ def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]]) ->
             start += len(target)
             tokenwise = own.gather(1, target[:, None].to(own.device))[:, 0]
             rank = int((own[0] > own[0, target[0]]).sum()) + 1
-            scores[i] = Score(
-                mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank
-            )
+            scores[i] = Score(mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank)
     return [score for score in scores if score is not None]
 
 
@@ -88,9 +84,7 @@ def _logprobs(
     model: TransformerBridge, rows: Sequence[Int[Tensor, "_"]], places: Sequence[tuple[int, int]]
 ) -> Float[Tensor, "place vocab"]:
     length = max(len(row) for row in rows)
-    tokens = torch.stack(
-        [F.pad(row, (0, length - len(row)), value=model.tokenizer.pad_token_id or 0) for row in rows]
-    )
+    tokens = torch.stack([F.pad(row, (0, length - len(row)), value=model.tokenizer.pad_token_id or 0) for row in rows])
     at = torch.tensor(places)
     device = next(model.original_model.parameters()).device
     with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):

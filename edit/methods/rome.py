@@ -64,9 +64,7 @@ class ROME:
     seed: int = 0
     budget: int = DEFAULT_BUDGET
 
-    def fit(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
-    ) -> WeightUpdate:
+    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> WeightUpdate:
         """Find the update that makes the model answer every request with its new target.
 
         Several requests are edited one after the other, each on the model with the earlier ones in

@@ -24,9 +24,7 @@ class PrefixCache:
     def __init__(self, prefix: Callable[[int], tuple[Tensor, Tensor]]) -> None:
         self._prefix = prefix
 
-    def update(
-        self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         frozen_key, frozen_value = self._prefix(layer_idx)
         if frozen_key.shape[-2] == 0:
             return key, value
@@ -76,10 +74,7 @@ class BlockCall:
         kwargs = {name: cut(value) for name, value in self.kwargs.items() if name != "hidden_states"}
         # States go in by position or by name as they came, and always with a second argument:
         # a bridge block called with states alone would wrap its output in a tuple.
-        if self.args:
-            output = block(hidden, *args, **kwargs)
-        else:
-            output = block(hidden_states=hidden, **kwargs)
+        output = block(hidden, *args, **kwargs) if self.args else block(hidden_states=hidden, **kwargs)
         return output[0] if isinstance(output, tuple) else output
 
     def _slice(self, value: Tensor, rows: Int[Tensor, "row"], start: int) -> Tensor:

@@ -69,9 +69,7 @@ def freeze(
         at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
     problem = ""
     try:
-        states, calls, kept, logits, cache = _record(
-            model, tokens, attention_mask, hooks, points, at, DynamicCache()
-        )
+        states, calls, kept, logits, cache = _record(model, tokens, attention_mask, hooks, points, at, DynamicCache())
         keys = tuple(layer.keys for layer in cache.layers)
         values = tuple(layer.values for layer in cache.layers)
         if len(keys) != len(calls) or any(key is None or key.shape[-2] != length for key in keys):
@@ -153,9 +151,7 @@ def _disagreement(run: FrozenRun, at: Readouts) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
     row, position = at[0][-1], int(at[1][-1])
     start = max(0, position - 1)
-    branch = Branch(
-        layer=0, rows=row.reshape(1), states=run.residuals[0][row.to(run.tokens.device)][None, start:]
-    )
+    branch = Branch(layer=0, rows=row.reshape(1), states=run.residuals[0][row.to(run.tokens.device)][None, start:])
     try:
         resumed = run.resume(start, [branch], at=(torch.tensor([0]), torch.tensor([position])))[0]
     except Exception as error:  # whatever an unknown architecture raises, whole passes still work

@@ -70,7 +70,9 @@ def only_columns(module: nn.Module, columns: Sequence[int], length: int) -> Iter
     """While active, a position-wise module computes these columns of its input alone; the others are zero."""
 
     def narrow(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(a[:, columns] if isinstance(a, Tensor) and a.ndim == 3 and a.shape[1] == length else a for a in args)
+        return tuple(
+            a[:, columns] if isinstance(a, Tensor) and a.ndim == 3 and a.shape[1] == length else a for a in args
+        )
 
     def widen(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
         full = output.new_zeros(output.shape[0], length, *output.shape[2:])

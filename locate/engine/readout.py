@@ -8,9 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 
-def read_logits(
-    model: TransformerBridge, residual: Float[Tensor, "row d_model"]
-) -> Float[Tensor, "row vocab"]:
+def read_logits(model: TransformerBridge, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
     """Final norm, unembedding and whatever the architecture does to the logits after it."""
     logits = model.unembed(model.ln_final(residual.unsqueeze(1))).squeeze(1)
     config = model.original_model.config

@@ -26,6 +26,7 @@ Measure = Callable[[Float[Tensor, "row vocab"]], Tensor]
 
 DEFAULT_BUDGET = 16_384
 
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrozenRun:
     """A finished forward pass, from which any suffix can be run again with other states.

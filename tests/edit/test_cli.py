@@ -63,7 +63,20 @@ def test_edit_saves_an_update_and_exports(folder, tmp_path):
     out, export = tmp_path / "u.safetensors", tmp_path / "edited"
     result = runner.invoke(
         app,
-        ["edit", *FACT, "--target-new", "Rome", "--model", folder, "--layer", "1", "--out", str(out), "--export", str(export)],
+        [
+            "edit",
+            *FACT,
+            "--target-new",
+            "Rome",
+            "--model",
+            folder,
+            "--layer",
+            "1",
+            "--out",
+            str(out),
+            "--export",
+            str(export),
+        ],
     )
     assert result.exit_code == 0, result.output
     assert out.exists()

@@ -22,9 +22,7 @@ TOWER = Fact(
     paraphrases=("To visit {}, you need a flight to", "{} stands in"),
     neighbours=("The Louvre is located in the city of", "France has its capital in", "The Louvre stands in"),
 )  # fmt: skip
-BEN = Fact(
-    prompt="{} stands in", subject="Big Ben", target="London", neighbours=("To visit London, you need",)
-)
+BEN = Fact(prompt="{} stands in", subject="Big Ben", target="London", neighbours=("To visit London, you need",))
 CASES = [TOWER, EditRequest(BEN, "Rome in Italy")]
 module = importlib.import_module("edit.evaluation.evaluate")
 
@@ -37,9 +35,7 @@ def model():
 def make(model, seed=0):
     draw = torch.Generator().manual_seed(seed)
     left, right = torch.randn(32, 2, generator=draw), torch.randn(2, 80, generator=draw)
-    return WeightUpdate.make(
-        model, {down_projection(model, 1).name: LowRank(left=left, right=right)}, method="test"
-    )
+    return WeightUpdate.make(model, {down_projection(model, 1).name: LowRank(left=left, right=right)}, method="test")
 
 
 def prints(model):
@@ -72,9 +68,7 @@ def test_rows_are_the_probes_with_their_scores(model):
             assert own[f"rank_{name}"].tolist() == [score.rank for score in scores]
             first = np.exp([score.first_logprob for score in scores])
             assert own[f"probability_{name}"].tolist() == pytest.approx(first)
-        assert own["generation"].tolist() == generate_greedily(
-            model, own["prompt"].tolist(), max_new_tokens=4
-        )
+        assert own["generation"].tolist() == generate_greedily(model, own["prompt"].tolist(), max_new_tokens=4)
         states[state] = (next_token_logprobs(model, own["prompt"].tolist()), own)
         if state == "unedited":
             update.apply(model)
@@ -120,9 +114,7 @@ def test_leaves_the_model_as_it_came_when_it_fails(model, monkeypatch):
 def test_drift_is_never_below_zero(model):
     (name,) = make(model).parameters
     tiniest = LowRank(left=torch.full((32, 1), 1e-7), right=torch.ones(1, 80))
-    rows = evaluate(
-        model, WeightUpdate.make(model, {name: tiniest}, method="test"), CASES, generate=False
-    ).rows
+    rows = evaluate(model, WeightUpdate.make(model, {name: tiniest}, method="test"), CASES, generate=False).rows
     assert rows["kl"].between(0, 1e-5).all()
 
 
@@ -130,9 +122,7 @@ def test_drift_is_never_below_zero(model):
     ("new", "true", "efficacy", "neighbour"),
     [(-1, -2, True, False), (-2, -1, False, True), (-1, -1, False, False)],
 )
-def test_success_is_new_over_true_but_for_neighbours_the_reverse(
-    model, monkeypatch, new, true, efficacy, neighbour
-):
+def test_success_is_new_over_true_but_for_neighbours_the_reverse(model, monkeypatch, new, true, efficacy, neighbour):
     def score(_model, pairs):
         # The first token says the opposite, because means per token decide.
         return [
@@ -191,9 +181,7 @@ def test_each_case_counts_once_and_the_score_is_the_harmonic_mean():
 
 def test_the_score_is_zero_with_a_zero_and_absent_without_a_kind():
     probes = ["efficacy", "paraphrase", "neighbourhood"]
-    assert (
-        frame(case=[0] * 3, probe=probes, success=[True, False, True]).summary().loc["score", "edited"] == 0
-    )
+    assert frame(case=[0] * 3, probe=probes, success=[True, False, True]).summary().loc["score", "edited"] == 0
     summary = frame(case=[0] * 2, probe=probes[:2], success=[True, True]).summary()
     assert "score" not in summary.index
     assert "neighbourhood" not in summary.index

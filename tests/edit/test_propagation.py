@@ -31,7 +31,8 @@ def random_update(model, layer=LAYER, seed=0, size=0.5):
 @pytest.fixture
 def fact():
     return locate.Fact(
-        prompt="I know that {} is located in the city of", subject="The Eiffel Tower", target="Paris", target_new="Rome",
+        prompt="I know that {} is located in the city of", subject="The Eiffel Tower",
+        target="Paris", target_new="Rome",
         paraphrases=("To visit {}, fly to",), neighbours=("The Louvre is in",),
         other_relations=(locate.OtherRelation(prompt="{} was built by", target="Europe"),),
         consequences=(locate.Consequence(prompt="{} is in the country of", target="Italy", target_before="France"),),
@@ -112,7 +113,9 @@ def test_totals_are_the_models_own_answers(fact):
             with update.applied(model):
                 changed = model(ids)[0, -1]
         assert row["base"] == pytest.approx(float(base[new] - base[old]), abs=1e-5)
-        assert row["total_effect"] == pytest.approx(float(changed[new] - changed[old] - base[new] + base[old]), abs=1e-5)
+        assert row["total_effect"] == pytest.approx(
+            float(changed[new] - changed[old] - base[new] + base[old]), abs=1e-5
+        )
         assert row["edited_logprob_new"] == pytest.approx(float(changed.log_softmax(-1)[new]), abs=1e-5)
         assert row["base_answer"] == model.tokenizer.decode([int(base.argmax())])
     assert np.isnan(flow.mediation.values).all()

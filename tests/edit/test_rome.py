@@ -83,9 +83,7 @@ def test_equals_the_literal_update(kind, original, rome):
     request = EditRequest(TOWER)
     update = dataclasses.replace(rome, original=original).fit(model, [request])
     moment = key_statistics(model, 1, corpus=rome.corpus).second_moment
-    expected = literal_rome.rome_delta(
-        model, request, ["", *PREFIXES], 1, OBJECTIVE, moment, original=original
-    )
+    expected = literal_rome.rome_delta(model, request, ["", *PREFIXES], 1, OBJECTIVE, moment, original=original)
     found = dense(model, update).double()
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
@@ -115,9 +113,7 @@ def test_two_requests_are_two_edits_in_sequence(llama, rome):
     expected = dense(llama, first) + dense(llama, second)
     assert both.rank == 2
     torch.testing.assert_close(dense(llama, both), expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(
-        dense(llama, both), dense(llama, first) + dense(llama, alone), atol=1e-5, rtol=1e-4
-    )
+    assert not torch.allclose(dense(llama, both), dense(llama, first) + dense(llama, alone), atol=1e-5, rtol=1e-4)
 
 
 def test_the_update_says_how_it_was_made(llama, rome):
@@ -189,9 +185,7 @@ def test_refuses_a_target_that_is_already_the_answer(llama, rome):
     rome.fit(llama, [EditRequest(fact)])
     with (
         llama.hooks(fwd_hooks=[("unembed.hook_out", say_paris)]),
-        pytest.raises(
-            FactError, match=r"Rome → Paris: the model already answers 'Paris', so there is nothing"
-        ),
+        pytest.raises(FactError, match=r"Rome → Paris: the model already answers 'Paris', so there is nothing"),
     ):
         rome.fit(llama, [EditRequest(LOUVRE, "Rome"), EditRequest(fact)])
 
@@ -203,23 +197,17 @@ def test_refuses_a_layer_that_is_not_there(llama, rome):
 
 def test_refuses_statistics_of_another_layer_or_model(llama, rome):
     other = dataclasses.replace(rome, statistics=key_statistics(llama, 2, corpus=rome.corpus))
-    with pytest.raises(
-        NumericsError, match=r"of layer 2, the edit is in layer 1. .*key_statistics\(model, 1\)"
-    ):
+    with pytest.raises(NumericsError, match=r"of layer 2, the edit is in layer 1. .*key_statistics\(model, 1\)"):
         other.fit(llama, [EditRequest(TOWER)])
     other = dataclasses.replace(rome, statistics=key_statistics(tiny.bridge("gpt2"), 1, corpus=rome.corpus))
-    with pytest.raises(
-        NumericsError, match="keys of dimension 128, layer 1 of this model has keys of dimension 80"
-    ):
+    with pytest.raises(NumericsError, match="keys of dimension 128, layer 1 of this model has keys of dimension 80"):
         other.fit(llama, [EditRequest(TOWER)])
 
 
 def test_a_failed_optimisation_names_the_request_and_changes_nothing(llama, rome):
     before = prints(llama)
     diverging = dataclasses.replace(OBJECTIVE, learning_rate=float("inf"))
-    with pytest.raises(
-        NumericsError, match=r"^In Europe, The Eiffel Tower .*: Paris → Rome: The value's loss is nan"
-    ):
+    with pytest.raises(NumericsError, match=r"^In Europe, The Eiffel Tower .*: Paris → Rome: The value's loss is nan"):
         dataclasses.replace(rome, objective=diverging).fit(llama, [EditRequest(TOWER)])
     assert prints(llama) == before
 

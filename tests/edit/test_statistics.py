@@ -68,9 +68,7 @@ def test_equals_a_loop_over_single_keys(kind, layer, text):
     found = key_statistics(model, layer, corpus=text)
     assert found.count == len(keys)
     assert found.second_moment.dtype == torch.float64
-    torch.testing.assert_close(
-        found.second_moment, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5
-    )
+    torch.testing.assert_close(found.second_moment, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
     assert (found.layer, found.corpus, found.fingerprint) == (layer, text, model_fingerprint(model))
 
 
@@ -85,9 +83,7 @@ def test_solve_is_the_inverse_of_the_second_moment(model, text):
 
 
 def test_stops_at_the_number_of_tokens(model, text):
-    assert (
-        key_statistics(model, 1, corpus=text, tokens=1).count == len(next(token_batches(model, text))) * 128
-    )
+    assert key_statistics(model, 1, corpus=text, tokens=1).count == len(next(token_batches(model, text))) * 128
 
 
 def test_a_text_corpus_runs_no_block_above_the_layer(model, text):
@@ -159,9 +155,7 @@ def test_refuses_a_layer_that_is_not_there(model, text):
 def test_refuses_a_corpus_that_is_missing_or_too_short(model, tmp_path, monkeypatch, cache):
     with pytest.raises(DataError, match="There is no text file"):
         key_statistics(model, 1, corpus=str(tmp_path / "missing.txt"))
-    with pytest.raises(
-        DataError, match=r"gave only 0 keys; the statistics of layer 1 need at least one batch"
-    ):
+    with pytest.raises(DataError, match=r"gave only 0 keys; the statistics of layer 1 need at least one batch"):
         key_statistics(model, 1, corpus=write_text(tmp_path / "short.txt", 3))
     row = torch.arange(20)[None]
     monkeypatch.setattr(statistics, "token_batches", lambda *_, **__: iter([row]))
@@ -171,16 +165,12 @@ def test_refuses_a_corpus_that_is_missing_or_too_short(model, tmp_path, monkeypa
 
 
 def make(second_moment):
-    return KeyStatistics(
-        second_moment=second_moment, count=9, layer=2, corpus="text.txt", seed=0, fingerprint="abc"
-    )
+    return KeyStatistics(second_moment=second_moment, count=9, layer=2, corpus="text.txt", seed=0, fingerprint="abc")
 
 
 def test_singular_statistics_are_an_error_with_the_numbers():
     singular = make(torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64)))
-    message = (
-        r"of layer 2 are singular: 9 keys of dimension 3 from 'text.txt'. Collect more: at least 6, better 30"
-    )
+    message = r"of layer 2 are singular: 9 keys of dimension 3 from 'text.txt'. Collect more: at least 6, better 30"
     with pytest.raises(NumericsError, match=message):
         singular.solve(torch.ones(3, 1))
 
@@ -200,9 +190,7 @@ def test_refuses_files_that_are_no_statistics(tmp_path):
     data = path.read_bytes()
     for damaged in (data[:100], data[:-1], b"", b"hello"):
         path.write_bytes(damaged)
-        with pytest.raises(
-            DataError, match=r"statistics.safetensors: damaged key statistics .*; delete the file"
-        ):
+        with pytest.raises(DataError, match=r"statistics.safetensors: damaged key statistics .*; delete the file"):
             load_statistics(path)
     moment = {"second_moment": torch.eye(3, dtype=torch.float64)}
     for content in ("nonsense", "{}", json.dumps({"count": 1})):

@@ -178,9 +178,7 @@ def test_refuses_another_model(model, kind, options, message):
 def test_refuses_another_shape(model):
     (name,) = make(model).parameters
     delta = LowRank(left=torch.ones(80, 1), right=torch.ones(1, 32))
-    with pytest.raises(
-        UpdateError, match=r"has shape \(80, 32\), but this model's parameter has shape \(32, 80\)"
-    ):
+    with pytest.raises(UpdateError, match=r"has shape \(80, 32\), but this model's parameter has shape \(32, 80\)"):
         WeightUpdate.make(model, {name: delta}, method="test")
     update = WeightUpdate(deltas={name: delta}, before={name: ""}, method="test", info={})
     with pytest.raises(UpdateError, match="Use the model that the update was fitted on"):
@@ -296,9 +294,7 @@ def test_numbers_about_an_update(model):
     assert torch.equal(update.delta(name), low.left @ low.right)
     assert update.norm(name) == pytest.approx(torch.linalg.matrix_norm(low.left @ low.right).item())
     assert update.parameters == [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 2)]
-    with pytest.raises(
-        UpdateError, match=r"does not change 'model.layers.1.mlp.down_proj.weight'. Did you mean"
-    ):
+    with pytest.raises(UpdateError, match=r"does not change 'model.layers.1.mlp.down_proj.weight'. Did you mean"):
         update.norm("model.layers.1.mlp.down_proj.weight")
 
 
@@ -341,9 +337,7 @@ def test_refuses_an_info_that_json_cannot_hold(model, value):
         make(model, loss=value)
 
 
-@pytest.mark.parametrize(
-    "duplicate", [copy.deepcopy, copy.copy, lambda update: pickle.loads(pickle.dumps(update))]
-)
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, lambda update: pickle.loads(pickle.dumps(update))])
 def test_copies_are_applied_nowhere(model, duplicate):
     update = make(model, layers=(0, 1), loss=0.5)
     update.apply(model)
@@ -364,9 +358,7 @@ def test_an_update_does_not_keep_a_model_alive():
 
 
 def test_save_and_load(model, tmp_path):
-    update = make(
-        model, layers=(0, 2), rank=2, losses=[1.0, 0.25], request={"subject": "Zürich", "ids": (1, 2)}
-    )
+    update = make(model, layers=(0, 2), rank=2, losses=[1.0, 0.25], request={"subject": "Zürich", "ids": (1, 2)})
     loaded = load_update(update.save(tmp_path / "new" / "update.safetensors"))
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["update.safetensors"]
     assert (loaded.method, loaded.info, loaded.before) == (update.method, update.info, update.before)

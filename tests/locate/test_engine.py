@@ -217,9 +217,7 @@ def test_pins_hold_a_value_at_the_position_and_only_in_their_rows(kind, resumabl
     residual = run.residuals[1][:, position:]
     pinned = Branch(layer=1, rows=ROWS, states=residual[ROWS], pins={mlp: every, attn: one})
     free = Branch(layer=1, rows=torch.arange(3), states=residual)
-    later = Branch(
-        layer=2, rows=torch.tensor([1]), states=run.residuals[2][1:2, position:], pins={attn: one * 2}
-    )
+    later = Branch(layer=2, rows=torch.tensor([1]), states=run.residuals[2][1:2, position:], pins={attn: one * 2})
 
     def put(values):
         def hook(value, hook):

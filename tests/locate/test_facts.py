@@ -89,9 +89,7 @@ def test_nested_records_become_objects(tmp_path):
         "paraphrases": ["Where is {}? In"],
         "neighbours": ["Notre-Dame is in"],
         "other_relations": [{"prompt": "{} is a", "target": "museum"}],
-        "consequences": [
-            {"prompt": "{}'s country is", "target": "Italy", "target_before": "France", "hops": 2}
-        ],
+        "consequences": [{"prompt": "{}'s country is", "target": "Italy", "target_before": "France", "hops": 2}],
         "ranks": {"m": 3},
     }
     [fact] = load_facts(write(tmp_path / "facts.json", [record]))

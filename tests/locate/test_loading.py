@@ -123,9 +123,7 @@ def test_a_folder_with_a_damaged_file_is_refused(folder, name):
 
 def test_a_name_that_is_out_of_reach_is_refused(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ModelError, match=r"The model 'nobody/no-such-model' could not be loaded.*'smollm2-135m'"
-    ):
+    with pytest.raises(ModelError, match=r"The model 'nobody/no-such-model' could not be loaded.*'smollm2-135m'"):
         load_model("nobody/no-such-model")
 
 
@@ -163,9 +161,7 @@ def test_errors_are_of_one_kind_and_suggestions_list_what_there_is():
 def test_the_default_model_equals_plain_transformers(smollm):
     from locate.bundled import bundled_folder
 
-    plain = AutoModelForCausalLM.from_pretrained(
-        bundled_folder(), dtype=torch.float32, attn_implementation="eager"
-    )
+    plain = AutoModelForCausalLM.from_pretrained(bundled_folder(), dtype=torch.float32, attn_implementation="eager")
     tokens = torch.tensor([smollm.tokenizer("The capital of France is")["input_ids"]])
     with torch.no_grad():
         expected = plain(tokens).logits

@@ -59,9 +59,7 @@ def test_tokens_are_readable_and_the_subjects_are_starred(trace):
     figure.canvas.draw()
     labels = [label.get_text() for label in panels(figure)[0].get_yticklabels()]
     assert labels == ["I", "like", "The*", "£$x$*", "↵", "␣", "a_b^2", "of"]
-    assert not any(
-        label.get_visible() and label.get_text() for label in panels(figure)[1].get_yticklabels()[:0]
-    )
+    assert not any(label.get_visible() and label.get_text() for label in panels(figure)[1].get_yticklabels()[:0])
 
 
 def test_all_panels_share_a_scale_that_reaches_the_clean_and_corrupted_probabilities(trace):

@@ -89,9 +89,7 @@ def test_the_last_occurrence_of_a_subject_in_a_text_counts(plain):
 
 @pytest.mark.parametrize("subject", ["The Colosseum", ""])
 def test_a_subject_that_is_not_in_the_prompt_is_refused(plain, subject):
-    with pytest.raises(
-        FactError, match=f"The subject '{subject}' does not occur in the prompt 'The Louvre is in'"
-    ):
+    with pytest.raises(FactError, match=f"The subject '{subject}' does not occur in the prompt 'The Louvre is in'"):
         encode_subject(plain, "The Louvre is in", subject)
 
 
@@ -105,9 +103,7 @@ def test_a_target_is_what_follows_the_prompt_after_a_space(model, prompt, target
     assert content + ids.tolist() == both
 
 
-@pytest.mark.parametrize(
-    "prompt", ['The city is called "', "The city (", "The city is called “", "The city is\n"]
-)
+@pytest.mark.parametrize("prompt", ['The city is called "', "The city (", "The city is called “", "The city is\n"])
 def test_no_space_after_an_opening_quote_or_white_space(model, prompt):
     assert model.tokenizer.decode(encode_target(model, prompt, "Paris")) == "Paris"
 

@@ -172,9 +172,7 @@ def test_standard_errors_are_over_the_samples(trace):
     each = []
     for sample in range(4):
         noise = One(samples=1, seed=sample)
-        alone = literal.causal_trace(
-            model("llama"), fact, "mlp", window=2, corruption=noise, sites=[(position, layer)]
-        )
+        alone = literal.causal_trace(model("llama"), fact, "mlp", window=2, corruption=noise, sites=[(position, layer)])
         each.append(float(alone[position, layer]))
     found = float(trace.standard_error.sel(kind="mlp", position=position, layer=layer))
     assert found == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-2)
