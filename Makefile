@@ -7,8 +7,11 @@ READY := $(VENV)/.ready
 .PHONY: demo test install lint types bench notebooks facts wheel clean
 
 # FACT: a facts file, a JSON object, or the id of a shipped fact. ARGS: any option of `locate-edit demo`.
+# Handed on through the environment: a fact may hold quotes and dollars.
+demo: export FACT := $(value FACT)
+demo: export CONFIG := $(value CONFIG)
 demo: $(READY)
-	$(BIN)/locate-edit demo $(if $(FACT),--fact '$(FACT)') $(if $(CONFIG),--config '$(CONFIG)') $(ARGS)
+	$(BIN)/locate-edit demo $${FACT:+--fact "$$FACT"} $${CONFIG:+--config "$$CONFIG"} $(ARGS)
 
 test: lint types
 	$(BIN)/python -m pytest $(ARGS)

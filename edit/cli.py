@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from locate.errors import DataError, LocateError
+from locate.errors import DataError, LocateError, NumericsError
 from locate.facts import Fact, bundled_facts, load_facts, parse_fact
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -34,7 +34,7 @@ class DemoConfig(BaseModel):
     out: Path | None = None
     samples: int = 10
     noise: float = 3.0
-    window: int = 10
+    window: int | None = None
     seed: int = 1
     corpus: str = "sampled"
 
@@ -43,7 +43,7 @@ FactOption = Annotated[
     str | None,
     typer.Option(help="A facts file (its first fact), a JSON object, or the id of a shipped fact."),
 ]
-PromptOption = Annotated[str | None, typer.Option(help="Prompt with one {} for the subject.")]
+PromptOption = Annotated[str | None, typer.Option(help="Prompt with {} for the subject, or written out.")]
 SubjectOption = Annotated[str | None, typer.Option(help="The subject.")]
 TargetOption = Annotated[str | None, typer.Option(help="The true object, without a leading space.")]
 NewOption = Annotated[str | None, typer.Option("--target-new", help="The new object.")]
@@ -75,8 +75,8 @@ def demo(
 
         request = edit.EditRequest(chosen, target_new or settings.target_new or "")
         folder = out or settings.out or Path("runs") / _slug(request.fact.subject, request.target_new)
-        console = Console(stderr=True)
-        console.print(f"[bold]{request.describe()}[/bold]")
+        console = _console()
+        console.print(request.describe(), style="bold")
         bridge = locate.load_model(model or settings.model)
         result = run_demo(
             bridge, request, folder,
@@ -110,7 +110,7 @@ def trace(
     target: TargetOption = None,
     model: ModelOption = None,
     out: Annotated[Path, typer.Option(help="Folder for the trace and its figure.")] = Path("runs/trace"),
-    window: Annotated[int, typer.Option(help="Layers in an MLP or attention window.")] = 10,
+    window: Annotated[int | None, typer.Option(help="Layers in an MLP or attention window; 10 by default.")] = None,
     noise: Annotated[float, typer.Option(help="Noise, in standard deviations of the subject's embeddings.")] = 3.0,
     samples: Annotated[int, typer.Option(help="Noise samples to average over.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 1,
@@ -135,7 +135,7 @@ def trace(
         if as_json:
             print(json.dumps(found, ensure_ascii=False))
             return
-        console = Console(stderr=True)
+        console = _console()
         console.print(f"P({result.answer.strip()}) {result.clean:.3f}, corrupted {result.corrupted:.3f}")
         for kind, site in sites.items():
             token = result.tokens[site.position or 0].strip()
@@ -178,7 +178,7 @@ def edit_command(
         table = Table("probe", "prompt", "answer", f"P({request.target_new})", title=request.describe())
         for row in own[columns].to_dict(orient="records"):
             table.add_row(row["probe"], row["prompt"], row["generation"].strip(), f"{row['probability_new']:.3f}")
-        Console(stderr=True).print(table)
+        _console().print(table)
         print(out)
 
 
@@ -204,7 +204,7 @@ def doctor(as_json: JsonOption = False) -> None:
         table = Table("what", "found")
         for name, value in found.items():
             table.add_row(name, value)
-        Console().print(table)
+        _console(stderr=False).print(table)
 
 
 def main() -> None:
@@ -215,22 +215,30 @@ def main() -> None:
 @contextmanager
 def _user_errors() -> Iterator[None]:
     """A user's mistake is one readable message and exit code 2, not a traceback."""
-    console = Console(stderr=True)
+    console = _console()
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"[yellow]Note:[/yellow] {message}", soft_wrap=True)
+        console.print(f"Note: {message}", style="yellow", soft_wrap=True)
 
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("default", module=r"(locate|edit)\b.*")
             warnings.showwarning = show
             yield
-    except LocateError as error:
-        console.print(f"[red]Error:[/red] {error}", soft_wrap=True, highlight=False)
+    except NumericsError as error:
+        console.print(f"Failed: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from None
+    except (LocateError, OSError) as error:
+        console.print(f"Error: {error}", style="red", soft_wrap=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
         console.print("Stopped.")
         raise typer.Exit(1) from None
+
+
+def _console(stderr: bool = True) -> Console:
+    # Prompts and generations are foreign text: square brackets in them are no markup.
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def _fact(
@@ -242,7 +250,9 @@ def _fact(
         if missing or source:
             what = f"{' and '.join(missing)} missing" if missing else "--fact given as well"
             raise DataError(f"A fact on the command line needs --prompt, --subject and --target: {what}.")
-        return Fact(prompt=str(prompt), subject=str(subject), target=str(target))
+        if "{}" in str(prompt):
+            return Fact(prompt=str(prompt), subject=str(subject), target=str(target))
+        return Fact.from_text(str(prompt), subject=str(subject), target=str(target))
     if source is None:
         return parse_fact(configured, "config, fact") if configured else bundled_facts()[_DEFAULT_FACT]
     if source.lstrip().startswith("{"):

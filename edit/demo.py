@@ -95,14 +95,14 @@ def run_demo(
     *,
     method: ROME | None = None,
     corruption: GaussianNoise | None = None,
-    window: int = 10,
+    window: int | None = None,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> Demo:
     """Trace the fact, edit it, evaluate the edit, follow its effect, and write figures and a report.
 
-    The folder gets ``trace.nc``, ``update.safetensors``, ``evaluation.csv``, ``propagation.nc``,
-    ``summary.json``, ``report.html`` (one file, opens offline) and the figures as PNG and PDF.
+    Each result is written as its step ends. The folder gets ``trace.nc``, ``update.safetensors``,
+    ``evaluation.csv``, ``propagation.nc``, ``summary.json``, ``report.html`` (one file, opens offline) and the figures as PNG and PDF.
 
     Args:
         model: a raw-mode bridge; it is left unedited.
@@ -110,7 +110,7 @@ def run_demo(
         folder: where to write; made if missing, and files of an earlier run are replaced.
         method: the editing method; ``ROME()`` by default.
         corruption: of the causal trace; 10 samples of Gaussian noise by default.
-        window: of the causal trace.
+        window: of the causal trace; 10 layers by default.
         progress: whether to show bars.
         report: called with one line as each step begins.
 
@@ -136,15 +136,19 @@ def run_demo(
         "trace", f"Tracing “{request.fact.text}” → {request.fact.target}",
         lambda: causal_trace(model, request.fact, corruption=corruption, window=window, progress=progress),
     )  # fmt: skip
+    trace.save(folder / "trace.nc")
     update = timed(
         "edit", f"Writing “{request.target_new}” into layer {layer}",
         lambda: method.fit(model, [request], progress=progress),
     )  # fmt: skip
+    update.save(folder / "update.safetensors")
     evaluation = timed("evaluate", "Asking paraphrases and neighbours", lambda: evaluate(model, update, [request]))
+    evaluation.save(folder / "evaluation.csv")
     flow = timed(
         "propagate", "Following the change to the answer",
         lambda: propagate(model, update, request, progress=progress),
     )  # fmt: skip
+    flow.save(folder / "propagation.nc")
     demo = Demo(
         folder=folder, request=request, trace=trace, update=update, evaluation=evaluation, flow=flow, seconds=seconds
     )
@@ -155,10 +159,6 @@ def run_demo(
 
 def _write(demo: Demo) -> None:
     folder = demo.folder
-    demo.trace.save(folder / "trace.nc")
-    demo.update.save(folder / "update.safetensors")
-    demo.evaluation.save(folder / "evaluation.csv")
-    demo.flow.save(folder / "propagation.nc")
     figures = {
         "trace": demo.trace.plot(),
         "propagation": demo.flow.plot(),

@@ -69,7 +69,9 @@ def plot_propagation(
             "edited state put into the base model" if direction == "gained" else "base state put into the edited model"
         )
         upper.suptitle(
-            f"How “{total['old']} → {total['new']}” reaches the answer: effect {direction}, {what}", fontsize=10.5
+            f"How “{total['old']} → {total['new']}” reaches the answer: effect {direction}, {what}",
+            fontsize=10.5,
+            parse_math=False,
         )
         _draw_totals(lower.subplots(), flow)
     plt.close(figure)  # pyplot lets go of it, so that a notebook shows it once

@@ -16,13 +16,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.evaluate import within, without
 from edit.probes import ROLES, Probe, probes_for
 from edit.requests import EditRequest
-from edit.updates import WeightUpdate
+from edit.updates import WeightUpdate, within, without
 from edit.weights import edited_layers
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
-from locate.errors import DataError, FactError
+from locate.errors import DataError, FactError, SiteError
 from locate.prompts import encode_target, encode_text, rank_of, token_strings
 from locate.sites import KINDS, Kind, Site, check_kind
 from locate.sweep import kept_hooks, sweep
@@ -60,12 +59,23 @@ class Propagation:
     info: dict[str, Any]
 
     def share(self, probe: int = 0) -> xr.DataArray:
-        """A probe's mediated effects as shares of its total effect."""
+        """A probe's mediated effects as shares of its total effect.
+
+        Raises:
+            SiteError: there is no such probe, or its mediation was not measured.
+        """
+        if not 0 <= probe < len(self.totals):
+            raise SiteError(f"There is no probe {probe}: there are {len(self.totals)}, from 0.")
+        if bool(self.mediation.sel(probe=probe).isnull().all()):
+            role = self.totals.loc[probe, "role"]
+            raise SiteError(f"The mediation of probe {probe} ({role}) was not measured; add its role to mediate=….")
         return self.mediation.sel(probe=probe) / self.totals.loc[probe, "total_effect"]
 
     def best(self, kind: Kind, *, probe: int = 0, direction: str = "gained") -> Site:
         """The site of a kind that carries most of a probe's effect."""
-        table = self.share(probe).sel(kind=check_kind(kind), direction=direction)
+        if direction not in DIRECTIONS or kind not in self.mediation.coords["kind"].values:
+            raise SiteError(f"Measured were {DIRECTIONS} for {self.info['kinds']}; found {direction!r} for {kind!r}.")
+        table = self.share(probe).sel(kind=kind, direction=direction)
         where = table.argmax(dim=("position", "layer"))
         cell = table.isel(where)  # type: ignore[arg-type]
         return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]))
@@ -113,13 +123,17 @@ def load_propagation(path: str | Path) -> Propagation:
         with xr.open_dataset(path, engine="netcdf4") as data:
             data.load()
         plain = json.loads(data.attrs["propagation"])
+        if plain["format"] != _FORMAT:
+            raise DataError(f"{path}: a propagation of format {plain['format']}; this version reads {_FORMAT}.")
         return Propagation(
             totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
             tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
         )  # fmt: skip
     except FileNotFoundError as error:
         raise DataError(f"There is no propagation file {str(path)!r}.") from error
-    except (OSError, KeyError, ValueError) as error:
+    except DataError:
+        raise
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path} is not a saved propagation: {error}") from error
 
 
@@ -149,7 +163,7 @@ def propagate(
         progress: whether to show a bar on anything longer than a second.
 
     Raises:
-        FactError: no probes, or one whose answers cannot be told apart by their first tokens.
+        FactError: no probes, or one whose answers no token tells apart.
         UpdateError: the update does not fit the model.
 
     >>> flow = edit.propagate(model, update, request)
@@ -163,8 +177,8 @@ def propagate(
     kinds = tuple(check_kind(kind) for kind in kinds)
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
-    answers = [_answer_tokens(model, probe) for probe in probes]
-    prompts = [encode_text(model, probe.text) for probe in probes]
+    questions = [_question(model, probe) for probe in probes]
+    prompts = [tokens for tokens, _, _ in questions]
     keep = kept_hooks(kinds, model.cfg.n_layers)
     layers = edited_layers(model, update.parameters)
     reached = range(min(layers, default=0), model.cfg.n_layers)
@@ -173,8 +187,8 @@ def propagate(
     effects = torch.full(shape, float("nan"))
     rows = []
     for index, probe in enumerate(tqdm(probes, "propagation", disable=not progress, delay=1)):
-        new, old = answers[index]
-        tokens = prompts[index][None]
+        tokens, new, old = questions[index]
+        tokens = tokens[None]
 
         def difference(logits: Float[Tensor, "row vocab"], new: int = new, old: int = old) -> Float[Tensor, "row"]:
             return (logits[:, new] - logits[:, old]).float()
@@ -183,7 +197,7 @@ def propagate(
         with without(model, update):
             base = freeze(model, tokens, keep=wanted, budget=budget)
         with within(model, update):
-            edited = freeze(model, tokens, keep=wanted, budget=budget)
+            edited = freeze(model, tokens, keep=wanted, budget=budget, checked=base)
         rows.append(_totals(model, probe, base, edited, new, old))
         if probe.role not in mediate:
             continue
@@ -214,21 +228,26 @@ def propagate(
     )
 
 
-def _answer_tokens(model: TransformerBridge, probe: Probe) -> tuple[int, int]:
-    new, old = encode_target(model, probe.text, probe.new), encode_target(model, probe.text, probe.old)
-    for a, b in zip(new.tolist(), old.tolist(), strict=False):
-        if a == b:
-            break
-        return a, b
+def _question(model: TransformerBridge, probe: Probe) -> tuple[Tensor, int, int]:
+    """The tokens to ask with, and the first tokens that tell the answers apart.
+
+    Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt.
+    """
+    new = encode_target(model, probe.text, probe.new).tolist()
+    old = encode_target(model, probe.text, probe.old).tolist()
+    prompt = encode_text(model, probe.text)
+    for index, (a, b) in enumerate(zip(new, old, strict=False)):
+        if a != b:
+            return torch.cat([prompt, torch.tensor(new[:index], dtype=torch.long)]), a, b
     raise FactError(
-        f"{probe.text!r}: the answers {probe.new!r} and {probe.old!r} begin with the same token, so a logit difference "
-        "at the prompt's end cannot tell them apart. Choose other answers."
+        f"{probe.text!r}: of the answers {probe.new!r} and {probe.old!r} one begins with all of the other, so no "
+        "token tells them apart. Choose other answers."
     )
 
 
 def _tellable(model: TransformerBridge, probe: Probe) -> bool:
     try:
-        _answer_tokens(model, probe)
+        _question(model, probe)
     except FactError as error:
         warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
         return False

@@ -22,7 +22,7 @@ from locate.errors import DataError, NumericsError
 from locate.sites import check_layer
 
 _FORMAT = "1"
-_TOKENS_PER_KEY_DIMENSION = 10
+_TOKENS_PER_KEY_DIMENSION = 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,7 +124,7 @@ def key_statistics(
         model: a raw-mode bridge.
         layer: whose MLP's keys to collect.
         corpus: ``"sampled"`` from the model, a text file, or a ``datasets`` name.
-        tokens: how many keys; by default 10 times their dimension.
+        tokens: how many keys; by default 20 times their dimension.
         seed: of sampled text.
         cache: whether to keep the result in the user's cache folder.
         progress: whether to show a bar on anything longer than a second.
@@ -142,7 +142,7 @@ def key_statistics(
     where = Path(corpus).expanduser()
     # A text file counts by what it says, not by where it lies.
     source = hashlib.sha256(where.read_bytes()).hexdigest() if where.is_file() else corpus
-    label = f"{fingerprint}|{layer}|{source}|{tokens}|{seed}|{_FORMAT}"
+    label = f"{fingerprint}|{layer}|{source}|{tokens or _TOKENS_PER_KEY_DIMENSION}|{seed}|{_FORMAT}"
     path = cache_folder() / "statistics" / f"{hashlib.sha256(label.encode()).hexdigest()[:32]}.safetensors"
     if cache and path.is_file():
         return load_statistics(path)

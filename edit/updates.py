@@ -266,6 +266,29 @@ class WeightUpdate:
         return partial(WeightUpdate, **arguments), ()
 
 
+@contextmanager
+def within(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
+    """The model with the update, whether or not it is applied now; as it was afterwards."""
+    if update.is_applied(model):
+        yield
+    else:
+        with update.applied(model):
+            yield
+
+
+@contextmanager
+def without(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
+    """The model without the update, whether or not it is applied now; as it was afterwards."""
+    if not update.is_applied(model):
+        yield
+        return
+    update.revert(model)
+    try:
+        yield
+    finally:
+        update.apply(model)
+
+
 def load_update(path: str | os.PathLike[str]) -> WeightUpdate:
     """Read an update that ``WeightUpdate.save`` wrote.
 

@@ -33,11 +33,11 @@ class ValueObjective:
         probability: for ``stop="first"``: the geometric mean over prefixes to reach.
 
     >>> ValueObjective(steps=20).learning_rate
-    0.5
+    0.4
     """
 
     steps: int = 25
-    learning_rate: float = 0.5
+    learning_rate: float = 0.4
     kl_weight: float = 0.0625
     weight_decay: float = 1e-3
     clamp: float = 4.0
@@ -100,7 +100,7 @@ def optimise_value(
     keys = run.kept[key_hook(layer)][:n, site].float()
     outputs = run.kept[value_hook(layer)][:n, site].float()
     initial = outputs[0]
-    target = contexts.target.to(initial.device).repeat(n)
+    target = contexts.target.to(run.logits.device).repeat(n)
     branch = Branch(layer=layer, rows=torch.arange(n + 1), states=run.residuals[layer][:, site:])
     row, column = contexts.essence
     at = (
@@ -124,12 +124,12 @@ def optimise_value(
     with frozen_parameters(model):
         for step in range(objective.steps + 1):
             logits = run.resume(site, [branch], hooks=[(value_hook(layer), shift)], at=at, grad=True)
-            scores = logits.float().log_softmax(-1)
+            scores = logits.to(target.device).float().log_softmax(-1)
             if undisturbed is None:
                 undisturbed = scores[-1].detach()
             nll = F.nll_loss(scores[:-1], target)
             drift = F.kl_div(undisturbed, scores[-1], log_target=True, reduction="sum")
-            decay = delta.norm() / initial.norm() ** 2
+            decay = (delta.norm() / initial.norm() ** 2).to(nll.device)
             loss = nll + objective.kl_weight * drift + objective.weight_decay * decay
             losses.append(float(loss.detach()))
             if not torch.isfinite(loss):

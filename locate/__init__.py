@@ -1,6 +1,6 @@
 """Find where a language model keeps a fact."""
 
-from locate.corruption import GaussianNoise
+from locate.corruption import GaussianNoise, embedding_std
 from locate.errors import (
     DataError,
     FactError,
@@ -33,6 +33,7 @@ __all__ = [
     "UpdateError",
     "bundled_facts",
     "causal_trace",
+    "embedding_std",
     "encode_fact",
     "load_facts",
     "load_model",

@@ -55,14 +55,14 @@ def bundled_folder() -> Path:
         digests = {path.name: sha256(path) for path in sorted(workplace.iterdir())}
         manifest = {"source": gguf.name, "source_bytes": gguf.stat().st_size, "sha256": digests}
         (workplace / _MANIFEST).write_text(json.dumps(manifest, indent=2))
-        if folder.exists():
-            shutil.rmtree(folder)
-        try:
-            workplace.rename(folder)
-        except OSError:
-            # Another process finished the same conversion first; its result is as good as ours.
-            if not _is_intact(folder, gguf):
-                raise
+        # Another process may have finished the same conversion first; its result is as good as ours.
+        if not _is_intact(folder, gguf):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                workplace.rename(folder)
+            except OSError:
+                if not _is_intact(folder, gguf):
+                    raise
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
     return folder

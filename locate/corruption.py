@@ -39,6 +39,8 @@ class GaussianNoise:
     def __post_init__(self) -> None:
         if self.samples < 1:
             raise LocateError(f"GaussianNoise needs at least one sample, found samples={self.samples}.")
+        if not 0 <= self.seed < 2**32:
+            raise LocateError(f"GaussianNoise needs a seed from 0 to 2³² − 1, found seed={self.seed}.")
         if not self.scale > 0:
             raise LocateError(f"GaussianNoise needs a positive scale, found scale={self.scale}.")
 

@@ -107,6 +107,21 @@ class Fact:
         for index, text in enumerate(self.neighbours):
             _check_text(f"neighbours[{index}]", text)
 
+    @classmethod
+    def from_text(cls, text: str, *, subject: str, target: str, **fields: Any) -> "Fact":
+        """A fact from a prompt written out, in which the subject occurs (its last occurrence counts).
+
+        Raises:
+            FactError: the subject does not occur in the text, or the fact is not usable.
+
+        >>> Fact.from_text("The Louvre is in", subject="The Louvre", target="Paris").prompt
+        '{} is in'
+        """
+        start = text.rfind(subject)
+        if not subject or start < 0:
+            raise FactError(f"subject: {subject!r} does not occur in the prompt {text!r}.")
+        return cls(prompt=text[:start] + "{}" + text[start + len(subject) :], subject=subject, target=target, **fields)
+
     @property
     def text(self) -> str:
         """The prompt with the subject filled in."""

@@ -55,7 +55,13 @@ def load_model(
                 "A loaded model needs its tokenizer: load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(…))."
             )
         return _bridge(model, tokenizer, getattr(model.config, "_name_or_path", "") or "in-memory")
+    if not isinstance(model, str | Path):
+        raise ModelError(
+            f"load_model takes a name, a folder or a Hugging Face model, found {type(model).__name__}. "
+            "A bridge that is already loaded needs no loading."
+        )
     wanted = _as_dtype(dtype)
+    target = _as_device(device)
     if device is not None and device_map is not None:
         raise ModelError("Give either device or device_map, not both.")
     name = str(bundled_folder() if str(model) == DEFAULT_MODEL else model)
@@ -75,7 +81,7 @@ def load_model(
             "or a folder with config.json, safetensors and tokenizer files."
         ) from error
     if device_map is None:
-        hf_model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        hf_model.to(target)
     if "gguf_file" in source:
         hf_model.to(wanted)
     return _bridge(hf_model, tokenizer, str(model))
@@ -140,6 +146,15 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Tra
     bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = special[:1] == [1]
     bridge.cfg.tokenizer_appends_eos = special[-1:] == [1]
     return bridge
+
+
+def _as_device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ModelError(
+            f"There is no device {device!r}: {_first_line(error)} Try 'cpu', 'cuda' or 'cuda:1'."
+        ) from error
 
 
 def _as_dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -55,21 +55,6 @@ def encode_fact(model: TransformerBridge, fact: Fact, template: str | None = Non
     return encode_with_span(model, text, start, start + len(fact.subject))
 
 
-def encode_subject(model: TransformerBridge, text: str, subject: str) -> Prompt:
-    """Tokenise a plain text in which ``subject`` occurs (its last occurrence counts).
-
-    Raises:
-        FactError: the subject does not occur in the text.
-
-    >>> encode_subject(model, "The Louvre is in", "The Louvre").subject_span[0]
-    0
-    """
-    start = text.rfind(subject)
-    if not subject or start < 0:
-        raise FactError(f"The subject {subject!r} does not occur in the prompt {text!r}.")
-    return encode_with_span(model, text, start, start + len(subject))
-
-
 def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) -> Prompt:
     """Tokenise text and find the tokens that overlap the characters ``start:end``."""
     ids, offsets = _tokenise(model, text)

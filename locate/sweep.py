@@ -60,7 +60,7 @@ def sweep(
         progress: a bar to advance once per position.
 
     Raises:
-        SiteError: the window has more layers than the model.
+        SiteError: the window has no layer, or more than the model.
     """
     if not 1 <= window <= target.n_layers:
         raise SiteError(f"A window of {window} layers does not fit: the model has {target.n_layers} layers.")

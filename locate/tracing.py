@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT = 1
+_WINDOW = 10
 # Below this, restoring a state can show nothing: there was hardly any effect to undo.
 _SMALL_EFFECT = 0.01
 
@@ -162,7 +163,7 @@ def causal_trace(
     fact: Fact,
     *,
     kinds: Sequence[Kind] = KINDS,
-    window: int = 10,
+    window: int | None = None,
     corruption: GaussianNoise | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -176,7 +177,7 @@ def causal_trace(
         model: a raw-mode bridge.
         fact: what to ask; the first token of its target is the answer.
         kinds: ``resid`` (one state), ``mlp`` and ``attn`` (a window of that module's outputs).
-        window: layers in a window, centred: [l − 5, l + 5) for 10.
+        window: layers in a window, centred: [l − 5, l + 5) for 10, the default (or all layers of a smaller model).
         corruption: by default ``GaussianNoise(scale=3.0, samples=10, seed=1)``.
         budget: the most tokens (rows × positions) in one pass; less needs less memory.
         progress: whether to show a bar on anything longer than a second.
@@ -191,12 +192,13 @@ def causal_trace(
     ('kind', 'position', 'layer')
     """
     kinds = tuple(check_kind(kind) for kind in kinds)
-    if not kinds:
-        raise SiteError(f"Give at least one kind of {KINDS}.")
+    if not kinds or len(set(kinds)) < len(kinds):
+        raise SiteError(f"Give at least one kind of {KINDS}, each once; found {kinds}.")
     corruption = corruption or GaussianNoise()
     prompt = encode_fact(model, fact)
     answer = int(encode_target(model, prompt.text, fact.target)[0])
     n_layers, length = model.cfg.n_layers, len(prompt.tokens)
+    window = min(_WINDOW, n_layers) if window is None else window
     start, end = prompt.subject_span
 
     clean = freeze(model, prompt.tokens[None], keep=[*kept_hooks(kinds, n_layers), EMBEDDING_HOOK], budget=budget)
@@ -205,6 +207,12 @@ def causal_trace(
         warnings.warn(
             f"The model does not answer {fact.text!r} with {fact.target!r}: it ranks {rank} of {model.cfg.d_vocab}. "
             "The trace shows how that token's probability comes back, not how a known fact is recalled.",
+            stacklevel=2,
+        )
+    if not model.tokenizer.decode([answer]).strip():
+        warnings.warn(
+            f"The target {fact.target!r} begins with a token of white space alone, whose probability says little about "
+            "the answer. Choose a fact whose target begins with a word.",
             stacklevel=2,
         )
     embeddings = clean.kept[EMBEDDING_HOOK][0, start:end]

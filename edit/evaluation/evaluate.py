@@ -1,7 +1,6 @@
 """Did the edit take, does it generalise, and did it leave the rest alone?"""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
@@ -17,7 +16,7 @@ from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import next_token_logprobs, score_targets
 from edit.requests import EditRequest
-from edit.updates import WeightUpdate
+from edit.updates import WeightUpdate, within, without
 from locate.errors import FactError
 from locate.facts import Fact
 
@@ -155,29 +154,6 @@ def evaluate_each(
         update = method.fit(model, [request], progress=False)
         parts.append(evaluate(model, update, [request], generate=generate))
     return Evaluation.join(parts)
-
-
-@contextmanager
-def within(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
-    """The model with the update, whether or not it is applied now; as it was afterwards."""
-    if update.is_applied(model):
-        yield
-    else:
-        with update.applied(model):
-            yield
-
-
-@contextmanager
-def without(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
-    """The model without the update, whether or not it is applied now; as it was afterwards."""
-    if not update.is_applied(model):
-        yield
-        return
-    update.revert(model)
-    try:
-        yield
-    finally:
-        update.apply(model)
 
 
 def _requests(cases: Sequence[EditRequest | Fact]) -> list[EditRequest]:

@@ -44,7 +44,7 @@ class ROME:
         prefixes: texts to use instead of sampled ones (the bare prompt is added).
         statistics: key statistics to use; by default they are collected for the layer and cached.
         corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
-        statistics_tokens: how many keys to collect; by default 10 per key dimension.
+        statistics_tokens: how many keys to collect; by default 20 per key dimension.
         seed: of the sampled prefixes and text.
         budget: the most tokens in one pass.
 
@@ -64,7 +64,9 @@ class ROME:
     seed: int = 0
     budget: int = DEFAULT_BUDGET
 
-    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> WeightUpdate:
+    def fit(
+        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, progress: bool = True
+    ) -> WeightUpdate:
         """Find the update that makes the model answer every request with its new target.
 
         Several requests are edited one after the other, each on the model with the earlier ones in
@@ -75,6 +77,8 @@ class ROME:
             SiteError: the model has no such layer.
             NumericsError: an optimisation or solve went wrong; the message names the request.
         """
+        if isinstance(requests, EditRequest):
+            requests = [requests]
         if not requests:
             raise FactError("There are no requests to edit; give at least one EditRequest.")
         layer = self.resolve_layer(model)
@@ -123,8 +127,8 @@ class ROME:
     def _rank_one(self, down: DownProjection, value: Value, statistics: KeyStatistics) -> LowRank:
         mean_key, mean_output = value.keys.mean(0), value.outputs.mean(0)
         key, output = (value.keys[0], value.outputs[0]) if self.original else (mean_key, mean_output)
-        direction = statistics.solve(mean_key.double().cpu()[:, None])[:, 0]
-        scale = direction @ key.double().cpu()
+        direction = statistics.solve(mean_key.cpu().double()[:, None])[:, 0]
+        scale = direction @ key.cpu().double()
         if not torch.isfinite(scale) or scale.abs() < 1e-12 * direction.norm() * key.norm().item():
             raise NumericsError(
                 "The update direction is orthogonal to the key, so no rank-one change can reach the value. "

@@ -17,7 +17,7 @@ from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points
 from locate.engine.readout import only_logits_at
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
-from locate.errors import ModelError
+from locate.errors import FactError, ModelError
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
 # architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
@@ -53,7 +53,8 @@ def freeze(
 
     Raises:
         SiteError: a hook point that the model does not have.
-        ModelError: the model has no stack of blocks to run.
+        ModelError: the model has no stack of blocks to run, or a kept state has no position axis.
+        FactError: the prompt is longer than the model's context.
 
     >>> run = freeze(model, encode_fact(model, fact).tokens[None])
     >>> run.logits.shape
@@ -65,6 +66,9 @@ def freeze(
         attention_mask = attention_mask.to(device)
     points = hook_points(model, keep)
     n_rows, length = tokens.shape
+    room = getattr(model.original_model.config, "max_position_embeddings", None)
+    if room is not None and length > room:
+        raise FactError(f"The prompt has {length} tokens, but the model has room for {room}. Shorten it.")
     if at is None:
         at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
     problem = ""
@@ -74,6 +78,8 @@ def freeze(
         values = tuple(layer.values for layer in cache.layers)
         if len(keys) != len(calls) or any(key is None or key.shape[-2] != length for key in keys):
             problem = "its blocks do not all keep keys and values for every position"
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         problem = f"it does not take a plain key-value cache ({error})"
         states, calls, kept, logits, _ = _record(model, tokens, attention_mask, hooks, points, at, None)
@@ -144,19 +150,30 @@ def _record(
         logits = model(tokens, attention_mask=attention_mask, **extra)
     if len(states) != model.cfg.n_layers + 1:
         raise ModelError(f"Expected {model.cfg.n_layers} blocks to run once each, saw {len(states) - 1}.")
+    for name in points:
+        shape = tuple(kept[name].shape) if name in kept else None
+        if shape is None or shape[:2] != (n_rows, length):
+            raise ModelError(
+                f"The state at {name!r} cannot be patched by position in this architecture: expected a tensor of shape "
+                f"({n_rows}, {length}, …), found {'no tensor' if shape is None else shape}."
+            )
     return tuple(states), tuple(calls), kept, logits[0], cache
 
 
 def _disagreement(run: FrozenRun, at: Readouts) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
-    row, position = at[0][-1], int(at[1][-1])
+    row, position = at[0][-1].reshape(1), int(at[1][-1])
     start = max(0, position - 1)
-    branch = Branch(layer=0, rows=row.reshape(1), states=run.residuals[0][row.to(run.tokens.device)][None, start:])
+    # Two copies of the row: some architectures only go wrong when a resume has several.
+    rows = row.repeat(2)
+    branch = Branch(layer=0, rows=rows, states=run.residuals[0][rows.to(run.tokens.device), start:])
     try:
-        resumed = run.resume(start, [branch], at=(torch.tensor([0]), torch.tensor([position])))[0]
+        resumed = run.resume(start, [branch], at=(torch.arange(2), torch.full((2,), position)))
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # whatever an unknown architecture raises, whole passes still work
         return f"a block cannot be called on its own ({type(error).__name__}: {error})"
-    expected = run.logits[-1]
+    expected = run.logits[-1].to(resumed.device)
     difference = float((resumed - expected).abs().max() / expected.float().std())
     tolerance = _TOLERANCE.get(expected.dtype, 1e-3)
     if difference <= tolerance:  # also false for NaN

@@ -175,7 +175,8 @@ class FrozenRun:
             if key.shape[0] == 1:
                 shape = (len(rows), -1, -1, -1)
                 return key[:, :, :position].expand(shape), value[:, :, :position].expand(shape)
-            return key[:, :, :position][rows], value[:, :, :position][rows]
+            rows_here = rows.to(key.device)
+            return key[:, :, :position][rows_here], value[:, :, :position][rows_here]
 
         return at_layer
 
@@ -197,7 +198,9 @@ class FrozenRun:
     def _whole_pass(self, position: int, branch: Branch, at: Readouts) -> Tensor:
         def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             hidden = args[0] if args else kwargs["hidden_states"]
-            joined = torch.cat([hidden[:, :position], branch.states.to(hidden)], dim=1)
+            # The frozen prefix, and not this pass's: the frozen run may have had hooks of its own.
+            prefix = self.residuals[branch.layer][branch.rows.to(hidden.device), :position]
+            joined = torch.cat([prefix.to(hidden), branch.states.to(hidden)], dim=1)
             return ((joined, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": joined})
 
         module = self.model.ln_final if branch.layer == self.n_layers else self.model.blocks[branch.layer]

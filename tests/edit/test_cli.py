@@ -85,7 +85,13 @@ def test_edit_saves_an_update_and_exports(folder, tmp_path):
 
 MISTAKES = {
     "half a fact": (["demo", "--prompt", "{} is"], "--subject and --target missing"),
-    "no braces": (["demo", "--prompt", "x", "--subject", "y", "--target", "z"], "needs exactly one {}"),
+    "two braces": (["demo", "--prompt", "{} {}", "--subject", "y", "--target", "z"], "needs exactly one {}"),
+    "no subject": (
+        ["demo", "--prompt", "x", "--subject", "y", "--target", "z"],
+        "'y' does not occur in the prompt 'x'",
+    ),
+    "bad seed": (["trace", *FACT, "--seed", "-1"], "needs a seed from 0"),
+    "a folder as config": (["demo", "--config", "."], "Is a directory"),
     "unknown fact": (["demo", "--fact", "no-such-fact"], "no shipped fact 'no-such-fact'"),
     "broken JSON": (["demo", "--fact", "{oops"], "not readable as JSON"),
     "missing file": (["demo", "--fact", "none.json"], "There is no facts file"),

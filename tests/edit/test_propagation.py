@@ -175,7 +175,7 @@ def test_bad_probes_are_explained(fact):
     with pytest.raises(locate.FactError, match="mediate: there are no probes of role 'edits'"):
         edit.propagate(model, update, edit.EditRequest(fact), mediate=("edits",))
     twins = edit.Probe(role="edit", text="The Louvre is in", new="Paris", old="Paris too")
-    with pytest.raises(locate.FactError, match="begin with the same token"):
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
         edit.propagate(model, update, [twins])
 
 
@@ -184,7 +184,7 @@ def test_probes_that_cannot_be_told_apart_are_left_out_aloud(fact):
     follows = (locate.Consequence(prompt="{} is in", target="Paris too", target_before="Paris"),)
     request = edit.EditRequest(locate.Fact(prompt=fact.prompt, subject=fact.subject, target="Paris", target_new="Rome",
                                            consequences=follows))  # fmt: skip
-    with pytest.warns(UserWarning, match="Left out of the propagation.*begin with the same token"):
+    with pytest.warns(UserWarning, match="Left out of the propagation.*one begins with all of the other"):
         flow = edit.propagate(model, random_update(model), request, mediate=(), progress=False)
     assert flow.totals["role"].tolist() == ["edit"]
     with warnings.catch_warnings():
@@ -202,3 +202,27 @@ def test_the_figure_shows_every_probe_and_kind(fact):
         labels = [tick.get_text() for one in axes for tick in one.get_yticklabels()]
         assert sum(text.endswith("[Rome / Paris]") for text in labels) == 4
         assert any(text.endswith("[Italy / France]") for text in labels)
+
+
+def test_tokens_that_both_answers_begin_with_join_the_prompt(fact):
+    model = tiny.bridge("llama")
+    probe = edit.Probe(role="edit", text="The Louvre is in", new="the city of Rome", old="the city of Paris")
+    flow = edit.propagate(model, random_update(model), [probe], mediate=(), progress=False)
+    assert "".join(flow.tokens[0]).startswith("The Louvre is in the city of")
+    ids = torch.tensor(model.tokenizer("The Louvre is in the city of")["input_ids"])
+    new, old = model.tokenizer(" Rome")["input_ids"], model.tokenizer(" Paris")["input_ids"]
+    same = next(i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b)
+    with torch.no_grad():
+        logits = model(torch.cat([ids, torch.tensor(new[:same], dtype=torch.long)])[None])[0, -1]
+    assert flow.totals.loc[0, "base"] == pytest.approx(float(logits[new[same]] - logits[old[same]]), abs=1e-5)
+
+
+def test_what_was_not_measured_cannot_be_drawn(fact):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), kinds=["mlp"], progress=False)
+    with pytest.raises(locate.SiteError, match=r"mediation of probe 4 \(neighbour\) was not measured"):
+        flow.plot(probe=4)
+    with pytest.raises(locate.SiteError, match="There is no probe 9: there are 5"):
+        flow.share(9)
+    with pytest.raises(locate.SiteError, match="Measured were"):
+        flow.best("attn")

@@ -55,7 +55,7 @@ def test_equals_whole_passes(kind, target_new):
 
 
 def test_equals_whole_passes_where_the_model_cannot_be_resumed(model, monkeypatch):
-    run = importlib.import_module("locate.engine.run")
+    run = importlib.import_module("locate.engine.freezing")
     monkeypatch.setattr(run, "_disagreement", lambda *_: "it is asked not to")
     with pytest.warns(UserWarning, match="cannot be resumed"):
         value = found(model)
@@ -90,7 +90,7 @@ def test_the_clamp_is_reached_and_kept(model):
 
 
 def test_stops_below_the_loss_threshold(model):
-    objective = dataclasses.replace(OBJECTIVE, learning_rate=0.02, kl_weight=0.0)
+    objective = dataclasses.replace(OBJECTIVE, learning_rate=0.02, kl_weight=0.0, stop="loss")
     losses = found(model, objective=objective, fact=LAST).losses
     threshold = (losses[2] + losses[3]) / 2
     assert losses[3] < threshold < min(losses[:3])

@@ -117,7 +117,7 @@ def test_nothing_is_cut_off_or_overlaps(trace, kinds):
     figure = plot_trace(trace, kinds=kinds)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a missing glyph, or a layout that does not fit
-        figure.canvas.draw()
+        figure.draw_without_rendering()
     width, height = figure.get_size_inches() * figure.dpi
     box = figure.get_tightbbox()
     assert box.x0 >= 0

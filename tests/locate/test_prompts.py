@@ -9,7 +9,6 @@ from transformers import PreTrainedTokenizerFast
 
 from locate import Fact, FactError, encode_fact, load_model
 from locate.prompts import (
-    encode_subject,
     encode_target,
     encode_text,
     rank_of,
@@ -67,7 +66,7 @@ def test_the_span_covers_the_subject_and_nothing_else(model, prompt, subject, co
 
 
 def test_a_token_that_is_half_subject_counts(plain):
-    encoded = encode_subject(plain, "The Colosseum stands", "Colos")
+    encoded = encode_fact(plain, Fact.from_text("The Colosseum stands", subject="Colos", target="x"))
     assert "Colos" in plain.tokenizer.decode(encoded.tokens[slice(*encoded.subject_span)])
 
 
@@ -83,14 +82,14 @@ def test_templates_and_prefixes_move_the_span(plain):
 
 def test_the_last_occurrence_of_a_subject_in_a_text_counts(plain):
     text = "Paris is Paris in"
-    encoded = encode_subject(plain, text, "Paris")
+    encoded = encode_fact(plain, Fact.from_text(text, subject="Paris", target="x"))
     assert plain.tokenizer.decode(encoded.tokens[: encoded.subject_span[0]]) == "Paris is"
 
 
 @pytest.mark.parametrize("subject", ["The Colosseum", ""])
-def test_a_subject_that_is_not_in_the_prompt_is_refused(plain, subject):
-    with pytest.raises(FactError, match=f"The subject '{subject}' does not occur in the prompt 'The Louvre is in'"):
-        encode_subject(plain, "The Louvre is in", subject)
+def test_a_subject_that_is_not_in_the_prompt_is_refused(subject):
+    with pytest.raises(FactError, match=f"subject: '{subject}' does not occur in the prompt 'The Louvre is in'"):
+        Fact.from_text("The Louvre is in", subject=subject, target="Paris")
 
 
 @pytest.mark.parametrize("target", ["Paris", "a far Place", "zürich 東京", "1889"])

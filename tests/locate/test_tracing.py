@@ -298,3 +298,16 @@ def test_the_default_model_keeps_the_fact_where_the_design_says(smollm):
         expected = literal.causal_trace(smollm, fact, kind, corruption=noise, sites=sites).numpy()
         for position, layer in sites:
             assert abs(float(found.scores.sel(kind=kind)[position, layer]) - expected[position, layer]) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_whole_passes_give_the_same_trace(kind, monkeypatch):
+    """The corrupted run has hooks of its own, which a whole pass must not forget."""
+    monkeypatch.setattr("locate.engine.freezing._disagreement", lambda run, at: "a test says so")
+    with pytest.warns(UserWarning, match="cannot be resumed from the middle: a test says so"):
+        found = causal_trace(model(kind), known(kind), corruption=NOISE, window=2, progress=False)
+    fact = known(kind)
+    for one in ("resid", "mlp", "attn"):
+        expected = literal.causal_trace(model(kind), fact, one, window=2, corruption=NOISE).numpy()
+        start = found.subject_span[0]
+        np.testing.assert_allclose(found.scores.sel(kind=one).values[start:], expected[start:], rtol=1e-4, atol=1e-9)
