@@ -102,7 +102,8 @@ def run_demo(
     """Trace the fact, edit it, evaluate the edit, follow its effect, and write figures and a report.
 
     Each result is written as its step ends. The folder gets ``trace.nc``, ``update.safetensors``,
-    ``evaluation.csv``, ``propagation.nc``, ``summary.json``, ``report.html`` (one file, opens offline) and the figures as PNG and PDF.
+    ``evaluation.csv``, ``propagation.nc``, ``summary.json``, ``report.html`` (one file, opens offline)
+    and the figures as PNG and PDF.
 
     Args:
         model: a raw-mode bridge; it is left unedited.

@@ -167,7 +167,7 @@ def propagate(
         UpdateError: the update does not fit the model.
 
     >>> flow = edit.propagate(model, update, request)
-    >>> flow.totals.loc[0, "total_effect"] > 0
+    >>> bool(flow.totals.loc[0, "total_effect"] > 0)
     True
     """
     if isinstance(probes, EditRequest):

@@ -296,7 +296,7 @@ def load_update(path: str | os.PathLike[str]) -> WeightUpdate:
         UpdateError: no such file, not an update, damaged, of another format version, or not finite.
 
     >>> load_update(update.save(folder / "update.safetensors")).method
-    'none'
+    'ROME'
     """
     path = Path(path)
     if not path.is_file():

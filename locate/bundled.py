@@ -24,8 +24,8 @@ _MANIFEST = "manifest.json"
 def cache_folder() -> Path:
     """The folder for converted models and key statistics (``LOCATE_EDIT_CACHE`` overrides it).
 
-    >>> cache_folder().name
-    'locate-edit'
+    >>> cache_folder().is_absolute()
+    True
     """
     override = os.environ.get("LOCATE_EDIT_CACHE")
     return Path(override).expanduser() if override else user_cache_path("locate-edit")

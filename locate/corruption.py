@@ -66,7 +66,7 @@ class GaussianNoise:
 def embedding_std(model: TransformerBridge, prompts: list[Prompt]) -> float:
     """Standard deviation of the subject-token embedding entries over several prompts.
 
-    >>> std = embedding_std(model, [encode_fact(model, fact) for fact in facts])
+    >>> std = embedding_std(model, [locate.encode_fact(model, fact) for fact in facts])
     >>> noise = GaussianNoise(scale=3.0, std=std)
     """
     device = next(model.original_model.parameters()).device

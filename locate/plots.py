@@ -55,7 +55,7 @@ def plot_trace(
         SiteError: a kind that the trace does not have.
 
     >>> figure = plot_trace(trace, kinds=["mlp"])
-    >>> save_figure(figure, "figures", "eiffel-mlp")
+    >>> png, pdf = save_figure(figure, "figures", "eiffel-mlp")
     """
     present = [str(kind) for kind in trace.scores["kind"].values]
     wanted = present if kinds is None else list(kinds)

@@ -56,7 +56,7 @@ def freeze(
         ModelError: the model has no stack of blocks to run, or a kept state has no position axis.
         FactError: the prompt is longer than the model's context.
 
-    >>> run = freeze(model, encode_fact(model, fact).tokens[None])
+    >>> run = freeze(model, locate.encode_fact(model, fact).tokens[None])
     >>> run.logits.shape
     torch.Size([1, 49152])
     """
