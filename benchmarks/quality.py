@@ -28,7 +28,7 @@ def main() -> None:
     """Run the sweep and the final evaluation."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--layers", type=int, nargs="+", default=[2, 3, 4, 5, 6, 8, 10])
+    parser.add_argument("--layers", type=int, nargs="*", default=[2, 3, 4, 5, 6, 8, 10])
     parser.add_argument("--sweep", type=int, default=20)
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--original", action="store_true", help="the original ROME instead of R-ROME")
