@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.errors import DataError
 from locate.prompts import encode_text
@@ -49,7 +50,7 @@ def sample_continuations(
     Special tokens are never sampled, so the text does not end early. ``forced`` gives the first of the
     new tokens where it is not negative: rows may begin with texts of unequal length.
     """
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     tokens = tokens.to(device)
     rows = torch.arange(len(tokens))
     forbidden = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long, device=device)

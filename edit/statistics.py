@@ -18,6 +18,7 @@ from edit.corpus import SAMPLED, token_batches
 from edit.hooks import key_hook
 from edit.weights import model_fingerprint
 from locate.bundled import cache_folder
+from locate.devices import input_device
 from locate.errors import DataError, NumericsError
 from locate.sites import check_layer
 
@@ -166,7 +167,7 @@ def _accumulate(
     keys: list[Tensor] = []
     total: Tensor | None = None
     count = 0
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     record = (key_hook(layer), lambda value, hook: keys.append(value.flatten(0, -2).float()))
     name = f"key statistics, layer {layer}"
     with tqdm(desc=name, total=tokens, unit="token", disable=not progress, delay=1) as bar:

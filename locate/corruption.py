@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from locate.devices import input_device
 from locate.engine import Hook
 from locate.errors import LocateError
 from locate.prompts import Prompt
@@ -69,7 +70,7 @@ def embedding_std(model: TransformerBridge, prompts: list[Prompt]) -> float:
     >>> std = embedding_std(model, [locate.encode_fact(model, fact) for fact in facts])
     >>> noise = GaussianNoise(scale=3.0, std=std)
     """
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     with torch.no_grad():
         spans = [p.tokens[p.subject_span[0] : p.subject_span[1]].to(device) for p in prompts]
         entries = torch.cat([model.embed(span[None])[0] for span in spans])

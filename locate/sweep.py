@@ -4,18 +4,16 @@ Causal tracing and edit propagation are both this: give a run the states of anot
 window of layers) at a time, and measure the answer.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from locate.engine import Branch, FrozenRun
+from locate.engine import Branch, FrozenRun, Measure
 from locate.errors import SiteError
 from locate.sites import Kind, check_kind, hook_name
-
-Measure = Callable[[Float[Tensor, "row vocab"]], Float[Tensor, "row"]]
 
 
 def kept_hooks(kinds: Sequence[str], n_layers: int) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.prompts import encode_text
 
@@ -60,7 +61,7 @@ def _normal(text: str) -> str:
 
 
 def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int) -> list[str]:
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     rows, cache, new = torch.arange(len(tokens)), DynamicCache(), tokens.to(device)
     ends = _end_tokens(model)
     made = torch.empty(len(tokens), 0, dtype=torch.long)

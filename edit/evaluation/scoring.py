@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.prompts import encode_target, encode_text
 
@@ -86,6 +87,6 @@ def _logprobs(
     length = max(len(row) for row in rows)
     tokens = torch.stack([F.pad(row, (0, length - len(row)), value=model.tokenizer.pad_token_id or 0) for row in rows])
     at = torch.tensor(places)
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):
         return model(tokens.to(device))[0].float().log_softmax(-1)

@@ -18,6 +18,7 @@ from edit.statistics import KeyStatistics, key_statistics
 from edit.updates import LowRank, WeightUpdate
 from edit.values import Value, ValueObjective, optimise_value
 from edit.weights import DownProjection, down_projection
+from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
 from locate.prompts import encode_text
@@ -167,7 +168,7 @@ def _checked_contexts(model: TransformerBridge, request: EditRequest, prefixes: 
     prompt = encode_text(model, request.fact.text)
     ids = torch.cat([prompt, batch.target])
     with torch.no_grad():
-        answers = model(ids[None].to(next(model.original_model.parameters()).device))[0].argmax(-1).cpu()
+        answers = model(ids[None].to(input_device(model)))[0].argmax(-1).cpu()
     if bool((answers[len(prompt) - 1 : -1] == batch.target).all()):
         raise FactError(
             f"{request.describe()}: the model already answers {request.target_new!r}, so there is nothing to "

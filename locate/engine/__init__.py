@@ -3,6 +3,6 @@
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
 from locate.engine.hooking import Hook, hook_points
-from locate.engine.run import DEFAULT_BUDGET, FrozenRun
+from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Measure
 
-__all__ = ["DEFAULT_BUDGET", "Branch", "FrozenRun", "Hook", "freeze", "hook_points"]
+__all__ = ["DEFAULT_BUDGET", "Branch", "FrozenRun", "Hook", "Measure", "freeze", "hook_points"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
+from locate.devices import input_device
 from locate.engine.branch import Branch
 from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points
@@ -60,7 +61,7 @@ def freeze(
     >>> run.logits.shape
     torch.Size([1, 49152])
     """
-    device = next(model.original_model.parameters()).device
+    device = input_device(model)
     tokens = tokens.to(device)
     if attention_mask is not None:
         attention_mask = attention_mask.to(device)
