@@ -1,6 +1,5 @@
 """How an edit travels from the changed weights to the answer."""
 
-import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +20,10 @@ from edit.requests import EditRequest
 from edit.updates import WeightUpdate, within, without
 from edit.weights import edited_layers
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
-from locate.errors import DataError, FactError, SiteError
+from locate.errors import FactError, SiteError
 from locate.prompts import encode_target, encode_text, rank_of, token_strings
 from locate.sites import KINDS, Kind, Site, check_kind
+from locate.storage import load_result, save_result
 from locate.sweep import kept_hooks, sweep
 
 if TYPE_CHECKING:
@@ -98,16 +98,11 @@ class Propagation:
 
     def save(self, path: str | Path) -> Path:
         """Write everything to one netCDF file, which ``load_propagation`` reads back."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         plain = {
-            "format": _FORMAT, "totals": self.totals.to_dict(orient="records"), "tokens": self.tokens,
-            "layers": self.layers, "info": self.info,
+            "totals": self.totals.to_dict(orient="records"), "tokens": self.tokens, "layers": self.layers,
+            "info": self.info,
         }  # fmt: skip
-        data = xr.Dataset({"mediation": self.mediation})
-        data.attrs["propagation"] = json.dumps(plain)
-        data.to_netcdf(path, engine="netcdf4")
-        return path
+        return save_result(path, "propagation", _FORMAT, xr.Dataset({"mediation": self.mediation}), plain)
 
 
 def load_propagation(path: str | Path) -> Propagation:
@@ -119,22 +114,11 @@ def load_propagation(path: str | Path) -> Propagation:
     >>> load_propagation(flow.save("flow.nc")).layers
     (5,)
     """
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as data:
-            data.load()
-        plain = json.loads(data.attrs["propagation"])
-        if plain["format"] != _FORMAT:
-            raise DataError(f"{path}: a propagation of format {plain['format']}; this version reads {_FORMAT}.")
-        return Propagation(
-            totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
-            tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise DataError(f"There is no propagation file {str(path)!r}.") from error
-    except DataError:
-        raise
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a saved propagation: {error}") from error
+    data, plain = load_result(path, "propagation", _FORMAT)
+    return Propagation(
+        totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
+        tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
+    )  # fmt: skip
 
 
 def propagate(
@@ -190,7 +174,9 @@ def propagate(
         tokens, new, old = questions[index]
         tokens = tokens[None]
 
-        def difference(logits: Float[Tensor, "row vocab"], new: int = new, old: int = old) -> Float[Tensor, "row"]:
+        def difference(
+            logits: Float[Tensor, "row vocab"], rows: Tensor | None = None, new: int = new, old: int = old
+        ) -> Float[Tensor, "row"]:
             return (logits[:, new] - logits[:, old]).float()
 
         wanted = keep if probe.role in mediate else ()

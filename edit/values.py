@@ -13,6 +13,7 @@ from edit.contexts import ContextBatch
 from edit.hooks import key_hook, value_hook
 from locate.engine import DEFAULT_BUDGET, Branch, freeze
 from locate.errors import NumericsError
+from locate.parameters import frozen_parameters
 
 StopRule = Literal["loss", "first"]
 
@@ -33,11 +34,11 @@ class ValueObjective:
         probability: for ``stop="first"``: the geometric mean over prefixes to reach.
 
     >>> ValueObjective(steps=20).learning_rate
-    0.4
+    0.2
     """
 
-    steps: int = 25
-    learning_rate: float = 0.4
+    steps: int = 40
+    learning_rate: float = 0.2
     kl_weight: float = 0.0625
     weight_decay: float = 1e-3
     clamp: float = 4.0
@@ -158,18 +159,3 @@ def _reason_to_stop(objective: ValueObjective, loss: Tensor, nll: Tensor, scores
     if bool((scores.argmax(-1) == target).all()) and float(nll.exp().reciprocal()) >= objective.probability:
         return "the new object is first under every prefix"
     return ""
-
-
-class frozen_parameters:
-    """While active, no parameter asks for a gradient, so none is computed or kept for them."""
-
-    def __init__(self, model: TransformerBridge) -> None:
-        self._asking = [p for p in model.original_model.parameters() if p.requires_grad]
-
-    def __enter__(self) -> None:
-        for parameter in self._asking:
-            parameter.requires_grad_(False)
-
-    def __exit__(self, *_: object) -> None:
-        for parameter in self._asking:
-            parameter.requires_grad_(True)

@@ -1,14 +1,18 @@
 """From text to tokens: where the subject stands, and how the answer is spelled."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.errors import FactError
+from locate.errors import FactError, SiteError
 from locate.facts import Fact
+
+Positions = Literal["all", "subject", "subject_last", "last", "others"] | Sequence[int]
 
 _OPENING = "\"'“‘«(["
 
@@ -70,6 +74,40 @@ def encode_text(model: TransformerBridge, text: str) -> Int[Tensor, "position"]:
     if ids.numel() == 0:
         raise FactError(f"The text {text!r} has no tokens.")
     return ids
+
+
+def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
+    """The token positions that are meant, in ascending order.
+
+    Names are ``"all"``, ``"subject"``, ``"subject_last"`` (its last token), ``"last"`` (the prompt's last token)
+    and ``"others"`` (all but the subject's and the last).
+
+    Raises:
+        SiteError: an unknown name, or a position that the prompt does not have.
+
+    >>> resolve_positions(encode_fact(model, fact), "subject")
+    (0, 1, 2, 3)
+    """
+    length, (start, end) = len(prompt.tokens), prompt.subject_span
+    named: dict[str, Sequence[int]] = {
+        "all": range(length),
+        "subject": range(start, end),
+        "subject_last": range(end - 1, end),
+    }
+    named["last"] = range(length - 1, length)
+    named["others"] = [place for place in range(length - 1) if not start <= place < end]
+    if isinstance(positions, str):
+        if positions not in named:
+            raise SiteError(f"positions must be one of {', '.join(named)}, or indices; found {positions!r}.")
+        if not named[positions]:
+            raise SiteError(f"{prompt.text!r} has no {positions!r} tokens; it has no subject, or nothing else.")
+        return tuple(named[positions])
+    for position in positions:
+        if not -length <= position < length:
+            raise SiteError(f"Position {position} is out of range: {prompt.text!r} has {length} tokens.")
+    if not positions:
+        raise SiteError("positions: give at least one.")
+    return tuple(sorted({position % length for position in positions}))
 
 
 def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Tensor, "token"]:

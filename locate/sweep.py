@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from locate.engine import Branch, FrozenRun, Measure
 from locate.errors import SiteError
+from locate.grafting import Graft, Pairing
 from locate.sites import Kind, check_kind, hook_name
 
 
@@ -32,6 +33,17 @@ def window_layers(center: int, window: int, n_layers: int) -> range:
     return range(max(0, center - window // 2), min(n_layers, center + (window + 1) // 2))
 
 
+def check_window(window: int, n_layers: int) -> int:
+    """The window, if the model has room for it.
+
+    Raises:
+        SiteError: it has no layer, or more than the model.
+    """
+    if not 1 <= window <= n_layers:
+        raise SiteError(f"A window of {window} layers does not fit: the model has {n_layers} layers.")
+    return window
+
+
 def sweep(
     target: FrozenRun,
     source: FrozenRun,
@@ -41,72 +53,61 @@ def sweep(
     positions: Sequence[int],
     layers: Sequence[int] | None = None,
     window: int = 1,
+    pairing: Pairing | None = None,
+    severed: str | None = None,
     progress: tqdm | None = None,
-) -> Float[Tensor, "kind position layer row"]:
+) -> Float[Tensor, "kind position layer row *metric"]:
     """Give every row of ``target`` the state of ``source`` at each site in turn, and measure.
 
     Args:
         target: the run that is patched.
-        source: the run that the states come from: one row for all, or one per row of ``target``.
-            For ``mlp`` and ``attn`` it must have kept its states (see ``kept_hooks``).
+        source: the run that the states come from. For ``mlp`` and ``attn`` it must have kept its states
+            (see ``kept_hooks``).
         kinds: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
             window of layers around the site's layer.
-        measure: turns last-position logits into one number per row.
+        measure: turns last-position logits into numbers for each row.
         positions: the token positions to visit.
         layers: the layers to visit; by default all.
         window: how many layers an ``mlp`` or ``attn`` patch spans.
+        pairing: which rows belong together; by default row by row, or one row with all.
+        severed: hold this module's outputs (``mlp`` or ``attn``) at the patched position at their values in
+            ``target``, which must have kept them, in all layers after a ``resid`` patch.
         progress: a bar to advance once per position.
 
     Raises:
         SiteError: the window has no layer, or more than the model.
     """
-    if not 1 <= window <= target.n_layers:
-        raise SiteError(f"A window of {window} layers does not fit: the model has {target.n_layers} layers.")
+    check_window(window, target.n_layers)
     layers = range(target.n_layers) if layers is None else layers
+    spans = [window_layers(layer, window, target.n_layers) for layer in layers]
+    pairing = Pairing.of(target, source) if pairing is None else pairing
     results = []
     for position in positions:
         # All kinds share one growing batch: the larger it is, the better the matrix products run.
+        graft = Graft(target, source, pairing, position)
         branches: list[Branch] = []
         for kind in kinds:
             if kind == "resid":
-                branches += [_residual_branch(target, source, position, layer) for layer in layers]
+                # The state after block `layer` is the one that enters block `layer + 1`.
+                branches += [graft.residual(layer + 1, severed) for layer in layers]
             else:
-                branches += _module_branches(target, source, kind, position, layers, window)
+                branches += graft.windows(kind, spans)
         measured = target.resume(position, branches, measure=measure)
-        results.append(measured.view(len(kinds), len(layers), -1))
+        results.append(measured.unflatten(0, (len(kinds), len(layers), len(pairing))))
         if progress is not None:
             progress.update()
     return torch.stack(results, dim=1)
 
 
-def _residual_branch(target: FrozenRun, source: FrozenRun, position: int, layer: int) -> Branch:
-    # The state after block `layer` is the one that enters block `layer + 1`.
-    states = target.residuals[layer + 1][:, position:].clone()
-    states[:, 0] = source.residuals[layer + 1][:, position]
-    return Branch(layer=layer + 1, rows=torch.arange(len(states)), states=states)
-
-
-def _module_branches(
-    target: FrozenRun, source: FrozenRun, kind: Kind, position: int, layers: Sequence[int], window: int
-) -> list[Branch]:
-    spans = [window_layers(layer, window, target.n_layers) for layer in layers]
-    widest = max((span.stop for span in spans if span.start == 0), default=0)
-    # Windows cut off at the first layer begin alike: they share one run up to where each of them ends.
-    shared = [span.stop for span in spans if span.start == 0]
-    trunk: dict[int, Tensor] = {}
-    if target.resumable and len(shared) > 1:
-        whole = _module_branch(target, source, kind, position, range(widest))
-        trunk = target.advance(position, whole, sorted(set(shared)))
-    rows = torch.arange(target.tokens.shape[0])
-    return [
-        Branch(layer=span.stop, rows=rows, states=trunk[span.stop])
-        if span.start == 0 and span.stop in trunk
-        else _module_branch(target, source, kind, position, span)
-        for span in spans
-    ]
-
-
-def _module_branch(target: FrozenRun, source: FrozenRun, kind: Kind, position: int, layers: range) -> Branch:
-    pins = {name: source.kept[name][:, position] for name in (hook_name(kind, layer) for layer in layers)}
-    states = target.residuals[layers.start][:, position:]
-    return Branch(layer=layers.start, rows=torch.arange(len(states)), states=states, pins=pins)
+def sweep_heads(
+    target: FrozenRun, source: FrozenRun, measure: Measure, *, positions: Sequence[int], pairing: Pairing
+) -> Float[Tensor, "position layer head row *metric"]:
+    """The same for the output of one head at one (layer, position) at a time."""
+    results = []
+    for position in positions:
+        graft = Graft(target, source, pairing, position)
+        branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in range(target.n_layers)]
+        n_heads = len(branches[0]) // len(pairing)
+        measured = target.resume(position, branches, measure=measure)
+        results.append(measured.unflatten(0, (target.n_layers, n_heads, len(pairing))))
+    return torch.stack(results)

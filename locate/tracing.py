@@ -1,11 +1,9 @@
 """Causal tracing: which states carry the fact from the subject to the answer."""
 
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -15,252 +13,310 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.corruption import EMBEDDING_HOOK, GaussianNoise
-from locate.engine import DEFAULT_BUDGET, freeze
-from locate.errors import DataError, LocateError, SiteError
+from locate.corruption import Corruption, GaussianNoise, describe
+from locate.engine import DEFAULT_BUDGET
+from locate.errors import FactError, LocateError, SiteError
 from locate.facts import Fact
-from locate.prompts import encode_fact, encode_target, rank_of, token_strings
-from locate.sites import KINDS, Kind, Site, check_kind
-from locate.sweep import kept_hooks, sweep
+from locate.metrics import Metric, Plain, as_metrics, joint_measure
+from locate.pairs import Pair, PairedRuns, make_pairs, run_pairs
+from locate.precision import Precision, computing_in
+from locate.prompts import Positions, Prompt, rank_of, resolve_positions, token_strings
+from locate.sites import TRACED, Kind, check_kind, check_traced, hook_name
+from locate.sweep import check_window, kept_hooks, sweep, sweep_heads
+from locate.trace import Trace
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+Direction = Literal["restore", "break"]
 
-_FORMAT = 1
 _WINDOW = 10
 # Below this, restoring a state can show nothing: there was hardly any effect to undo.
 _SMALL_EFFECT = 0.01
+# Rows of corrupted prompts that are traced together. Every site multiplies them, so that a few already make
+# large matrix products; more would only take memory for the states that are kept.
+_ROWS = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trace:
-    """The result of a causal trace.
-
-    Attributes:
-        scores: restored probability of the answer, averaged over noise samples after the softmax;
-            dims ``kind, position, layer``.
-        standard_error: of each score over the noise samples.
-        clean: probability of the answer in the clean run.
-        corrupted: the same with the subject corrupted, averaged over noise samples.
-        answer: text of the answer token.
-        answer_rank: its rank in the clean run (1 is the model's first answer).
-        tokens: text of the prompt's tokens.
-        subject_span: half-open range of the subject's token positions.
-        info: how the trace was made.
-
-    >>> trace = locate.causal_trace(model, fact)                                     # doctest: +SKIP
-    >>> trace.answer, trace.answer_rank
-    (' Paris', 1)
-    """
-
-    scores: xr.DataArray
-    standard_error: xr.DataArray
-    clean: float
-    corrupted: float
-    answer: str
-    answer_rank: int
-    tokens: tuple[str, ...]
-    subject_span: tuple[int, int]
-    info: dict[str, Any]
+class _Asked:
+    fact: Fact
+    pair: Pair
+    positions: tuple[int, ...]
 
     @property
-    def total_effect(self) -> float:
-        """How much probability the corruption took away: TE = P − P*."""
-        return self.clean - self.corrupted
-
-    @property
-    def indirect_effect(self) -> xr.DataArray:
-        """How much of it each restored state brings back: IE = P*_restored − P*."""
-        return self.scores - self.corrupted
-
-    def best(self, kind: Kind = "mlp", *, within: str = "subject") -> Site:
-        """The site of the highest score.
-
-        Args:
-            kind: ``resid``, ``mlp`` or ``attn``.
-            within: ``"subject"`` for the subject's tokens (where facts are recalled, and where an
-                edit goes), ``"last"`` for the last token, or ``"all"``. The last token's late states
-                restore the answer trivially.
-
-        >>> trace.best("mlp").kind
-        'mlp'
-        """
-        check_kind(kind)
-        if kind not in self.scores.coords["kind"].values:
-            raise SiteError(f"This trace has no {kind!r} scores; it was made with kinds={self.info['kinds']}.")
-        spans = {
-            "subject": slice(*self.subject_span),
-            "last": slice(len(self.tokens) - 1, None),
-            "all": slice(None),
-        }
-        if within not in spans:
-            raise SiteError(f"within must be one of {sorted(spans)}, found {within!r}.")
-        table = self.scores.sel(kind=kind).isel(position=spans[within])
-        where = table.argmax(dim=("position", "layer"))
-        cell = table.isel(where)  # type: ignore[arg-type]
-        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]))
-
-    def to_dataframe(self) -> Any:
-        """One row per site, with its kind, position, token, layer, score and indirect effect."""
-        table = xr.Dataset({"score": self.scores, "standard_error": self.standard_error}).to_dataframe().reset_index()
-        table["token"] = [self.tokens[position] for position in table["position"]]
-        table["indirect_effect"] = table["score"] - self.corrupted
-        return table
-
-    def plot(self, **options: Any) -> "Figure":
-        """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
-        from locate.plots import plot_trace
-
-        return plot_trace(self, **options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the trace to one netCDF file, which ``load_trace`` reads back.
-
-        >>> trace.save("t.nc").name
-        't.nc'
-        """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        plain = {
-            "format": _FORMAT, "clean": self.clean, "corrupted": self.corrupted, "answer": self.answer,
-            "answer_rank": self.answer_rank, "tokens": self.tokens, "subject_span": self.subject_span,
-            "info": self.info,
-        }  # fmt: skip
-        data = xr.Dataset({"scores": self.scores, "standard_error": self.standard_error})
-        data.attrs["trace"] = json.dumps(plain)
-        data.to_netcdf(path, engine="netcdf4")
-        return path
+    def prompt(self) -> Prompt:
+        return self.pair.clean
 
 
-def load_trace(path: str | Path) -> Trace:
-    """Read a trace that was saved.
-
-    Raises:
-        DataError: the file is missing or is not a saved trace.
-
-    >>> locate.load_trace("t.nc").answer
-    ' Paris'
-    """
-    try:
-        with xr.open_dataset(path, engine="netcdf4") as data:
-            data.load()
-        plain = json.loads(data.attrs["trace"])
-        if plain["format"] != _FORMAT:
-            raise ValueError(f"it has format {plain['format']}, and this version reads format {_FORMAT}.")
-        return Trace(
-            scores=data["scores"], standard_error=data["standard_error"], clean=plain["clean"],
-            corrupted=plain["corrupted"], answer=plain["answer"], answer_rank=plain["answer_rank"],
-            tokens=tuple(plain["tokens"]), subject_span=tuple(plain["subject_span"]), info=plain["info"],
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        raise DataError(f"There is no trace file {str(path)!r}.") from error
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path} is not a saved trace: {error}") from error
-
-
+@overload
 def causal_trace(
     model: TransformerBridge,
     fact: Fact,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[str] = ...,
+    window: int | None = ...,
+    corruption: Corruption | None = ...,
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] = ...,
+    direction: Direction = ...,
+    severed: Literal["mlp", "attn"] | None = ...,
+    positions: Positions = ...,
+    precision: Precision = ...,
+    budget: int = ...,
+    progress: bool = ...,
+) -> Trace: ...
+@overload
+def causal_trace(
+    model: TransformerBridge,
+    fact: Sequence[Fact],
+    *,
+    kinds: Sequence[str] = ...,
+    window: int | None = ...,
+    corruption: Corruption | None = ...,
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] = ...,
+    direction: Direction = ...,
+    severed: Literal["mlp", "attn"] | None = ...,
+    positions: Positions = ...,
+    precision: Precision = ...,
+    budget: int = ...,
+    progress: bool = ...,
+) -> list[Trace]: ...
+def causal_trace(
+    model: TransformerBridge,
+    fact: Fact | Sequence[Fact],
+    *,
+    kinds: Sequence[str] = ("resid", "mlp", "attn"),
     window: int | None = None,
-    corruption: GaussianNoise | None = None,
+    corruption: Corruption | None = None,
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
+    direction: Direction = "restore",
+    severed: Literal["mlp", "attn"] | None = None,
+    positions: Positions = "all",
+    precision: Precision = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
-) -> Trace:
+) -> Trace | list[Trace]:
     """Corrupt the subject, restore one state at a time, and see how much of the answer comes back.
 
     The method of Meng et al. 2022 (arXiv:2202.05262), section 2, exactly: every site of every kind, all
-    noise samples, probabilities averaged after the softmax.
+    noise samples, metrics averaged over samples (probabilities after the softmax).
 
     Args:
         model: a raw-mode bridge.
-        fact: what to ask; the first token of its target is the answer.
-        kinds: ``resid`` (one state), ``mlp`` and ``attn`` (a window of that module's outputs).
+        fact: what to ask, one or many; the first token of its target is the answer. Facts whose prompts are
+            of one length are traced together.
+        kinds: ``resid`` (one state), ``mlp`` and ``attn`` (a window of that module's outputs) and
+            ``attn_head`` (one head's output before the output projection).
         window: layers in a window, centred: [l − 5, l + 5) for 10, the default (or all layers of a smaller model).
         corruption: by default ``GaussianNoise(scale=3.0, samples=10, seed=1)``.
+        metric: one or more of the metrics, by name, as objects, or as functions of last-position logits.
+        direction: ``"restore"`` puts clean states into the corrupted run (which states suffice);
+            ``"break"`` puts corrupted states into the clean run (which are necessary).
+        severed: hold the outputs of this module (``"mlp"`` or ``"attn"``) at the restored token at their corrupted
+            values, in all later layers: what of a ``resid`` effect does not go through them.
+        positions: ``"all"`` tokens, those of the ``"subject"``, its last (``"subject_last"``), the prompt's
+            ``"last"``, or indices.
+        precision: ``"model"`` computes as the model's weights are; ``"bfloat16"`` runs the matrix products of the
+            patched runs in bfloat16, which is faster and less exact (about three digits).
         budget: the most tokens (rows × positions) in one pass; less needs less memory.
         progress: whether to show a bar on anything longer than a second.
 
+    Returns:
+        One trace, or for several facts a list in their order.
+
     Raises:
-        FactError: the subject is not in the prompt, or the target has no token.
-        SiteError: an unknown kind, or a window that the model has no room for.
+        FactError: the subject is not in the prompt, the target has no token, or the corruption does not fit.
+        SiteError: an unknown kind, a position out of range, or a window that the model has no room for.
+        LocateError: a metric of the wrong shape, or one that is not finite.
 
     >>> fact = locate.Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
     >>> trace = locate.causal_trace(model, fact)
     >>> trace.scores.dims
     ('kind', 'position', 'layer')
     """
-    kinds = tuple(check_kind(kind) for kind in kinds)
+    facts = [fact] if isinstance(fact, Fact) else list(fact)
+    if not facts:
+        raise FactError("There are no facts to trace; give at least one.")
+    kinds = tuple(check_traced(kind) for kind in kinds)
     if not kinds or len(set(kinds)) < len(kinds):
-        raise SiteError(f"Give at least one kind of {KINDS}, each once; found {kinds}.")
-    corruption = corruption or GaussianNoise()
-    prompt = encode_fact(model, fact)
-    answer = int(encode_target(model, prompt.text, fact.target)[0])
-    n_layers, length = model.cfg.n_layers, len(prompt.tokens)
-    window = min(_WINDOW, n_layers) if window is None else window
-    start, end = prompt.subject_span
-
-    clean = freeze(model, prompt.tokens[None], keep=[*kept_hooks(kinds, n_layers), EMBEDDING_HOOK], budget=budget)
-    rank = rank_of(clean.logits[0], answer)
-    if rank > 1:
-        warnings.warn(
-            f"The model does not answer {fact.text!r} with {fact.target!r}: it ranks {rank} of {model.cfg.d_vocab}. "
-            "The trace shows how that token's probability comes back, not how a known fact is recalled.",
-            stacklevel=2,
+        raise SiteError(f"Give at least one kind of {TRACED}, each once; found {kinds}.")
+    if direction not in get_args(Direction):
+        raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+    if severed is not None and (kinds != ("resid",) or direction != "restore"):
+        raise SiteError(
+            f"A severed trace restores residual states: give kinds=('resid',) and direction='restore', found {kinds} "
+            f"and {direction!r}."
         )
-    if not model.tokenizer.decode([answer]).strip():
+    n_layers = model.cfg.n_layers
+    window = min(_WINDOW, n_layers) if window is None else check_window(window, n_layers)
+    corruption = GaussianNoise() if corruption is None else corruption
+    metrics = as_metrics(metric)
+    asked = [_ask(model, one, corruption, positions) for one in facts]
+    tracer = _Tracer(model, kinds, window, corruption, metrics, direction, severed, precision, budget)
+    traces: dict[int, Trace] = {}
+    with tqdm(
+        total=sum(len(one.positions) for one in asked), desc="causal trace", disable=not progress, delay=1
+    ) as bar:
+        for batch in _batches(asked, corruption.samples):
+            traces.update(zip(batch, tracer.trace([asked[index] for index in batch], bar), strict=True))
+    return traces[0] if isinstance(fact, Fact) else [traces[index] for index in range(len(facts))]
+
+
+def _ask(model: TransformerBridge, fact: Fact, corruption: Corruption, positions: Positions) -> _Asked:
+    (pair,) = make_pairs(model, fact, corruption)
+    assert pair.answer is not None
+    if not model.tokenizer.decode([pair.answer]).strip():
         warnings.warn(
             f"The target {fact.target!r} begins with a token of white space alone, whose probability says little about "
             "the answer. Choose a fact whose target begins with a word.",
-            stacklevel=2,
+            stacklevel=4,
         )
-    embeddings = clean.kept[EMBEDDING_HOOK][0, start:end]
-    corrupted = freeze(
-        model, prompt.tokens[None].expand(corruption.samples, -1), hooks=corruption.hooks(prompt, embeddings),
-        budget=budget, checked=clean,
-    )  # fmt: skip
+    return _Asked(fact=fact, pair=pair, positions=resolve_positions(pair.clean, positions))
 
-    def probability(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:
-        return logits.float().softmax(-1)[:, answer]
 
-    low = probability(corrupted.logits)
-    total = float(probability(clean.logits)[0] - low.mean())
-    if not np.isfinite(total):
-        raise LocateError("The model's logits are not finite on this prompt; check its dtype and weights.")
-    if abs(total) < _SMALL_EFFECT:
-        warnings.warn(
-            f"Corrupting {fact.subject!r} changes the answer's probability by only {total:.3g}, so there is hardly "
-            "anything to restore and the scores mean little. Try a stronger corruption or another prompt.",
-            stacklevel=2,
+def _batches(asked: Sequence[_Asked], samples: int) -> Iterator[list[int]]:
+    """Indices of facts to trace together: as many tokens, and not too many rows."""
+    at_a_time = max(1, _ROWS // samples)
+    by_length: dict[int, list[int]] = {}
+    for index, one in enumerate(asked):
+        by_length.setdefault(len(one.prompt.tokens), []).append(index)
+    for group in by_length.values():
+        # Neighbours in this order begin their subjects at the same position, so that they are traced from there on.
+        group.sort(key=lambda index: asked[index].prompt.subject_span)
+        for first in range(0, len(group), at_a_time):
+            yield group[first : first + at_a_time]
+
+
+@dataclass(frozen=True, eq=False)
+class _Tracer:
+    model: TransformerBridge
+    kinds: tuple[str, ...]
+    window: int
+    corruption: Corruption
+    metrics: tuple[Metric, ...]
+    direction: Direction
+    severed: str | None
+    precision: Precision
+    budget: int
+
+    def trace(self, asked: Sequence[_Asked], bar: tqdm) -> list[Trace]:
+        """Trace facts whose prompts have the same number of tokens."""
+        runs = self._run(asked)
+        own, rows = torch.arange(len(asked)), torch.arange(len(runs.owner))
+        high = joint_measure(self.metrics, runs.questions, own)(runs.clean.logits, own).cpu()
+        low = joint_measure(self.metrics, runs.questions, runs.owner)(runs.corrupted.logits, rows).cpu()
+        self._warn(asked, runs)
+        target, source, pairing, questioned = runs.direction(self.direction)
+        measure = joint_measure(self.metrics, runs.questions, questioned)
+        base = low if self.direction == "restore" else high[runs.owner]
+
+        plain: list[Kind] = [check_kind(kind) for kind in self.kinds if kind != "attn_head"]
+        length, n_layers = len(asked[0].prompt.tokens), self.model.cfg.n_layers
+        n_heads = int(self.model.cfg.n_heads) if "attn_head" in self.kinds else 0
+        # Before the subject nothing is corrupted, so patching a state there changes nothing.
+        scores = base.expand(len(plain), length, n_layers, -1, -1).clone()
+        heads = base.expand(length, n_layers, n_heads, -1, -1).clone()
+        for position in sorted({position for one in asked for position in one.positions}):
+            wanted = torch.tensor([position in one.positions and position >= one.pair.first for one in asked])
+            wanted = wanted[runs.owner]
+            if bool(wanted.any()):
+                here, rows = {"positions": [position], "pairing": pairing.only(wanted)}, wanted.nonzero()[:, 0]
+                with computing_in(self.precision, self.model):
+                    if plain:
+                        scores[:, position, :, rows] = sweep(
+                            target, source, plain, measure, window=self.window, severed=self.severed, **here
+                        )[:, 0].float().cpu()  # fmt: skip
+                    if "attn_head" in self.kinds:
+                        swept = sweep_heads(target, source, measure, **here)
+                        heads[position, :, :, rows] = swept[0].float().cpu()
+            bar.update(sum(position in one.positions for one in asked))
+        return [
+            self._result(one, runs, index, high[index], low[runs.owner == index], scores[..., runs.owner == index, :],
+                         heads[..., runs.owner == index, :])
+            for index, one in enumerate(asked)
+        ]  # fmt: skip
+
+    def _run(self, asked: Sequence[_Asked]) -> PairedRuns:
+        n_layers = self.model.cfg.n_layers
+        names = kept_hooks([kind for kind in self.kinds if kind != "attn_head"], n_layers)
+        if "attn_head" in self.kinds:
+            names += [hook_name("attn_head", layer) for layer in range(n_layers)]
+        severed = [] if self.severed is None else [hook_name(self.severed, layer) for layer in range(n_layers)]
+        source, target = (names, severed) if self.direction == "restore" else ((), names)
+        return run_pairs(
+            self.model, [one.pair for one in asked], keep_clean=source, keep_corrupted=target, budget=self.budget
         )
-    # Before the subject nothing is corrupted, so restoring a state there changes nothing.
-    scores = low.expand(len(kinds), length, n_layers, -1).clone()
-    with tqdm(total=length - start, desc="causal trace", disable=not progress, delay=1) as bar:
-        scores[:, start:] = sweep(
-            corrupted, clean, kinds, probability, positions=range(start, length), window=window, progress=bar
-        )
-    return Trace(
-        scores=_labelled(scores.mean(-1), kinds),
-        standard_error=_labelled(_standard_error(scores), kinds),
-        clean=float(probability(clean.logits)[0]), corrupted=float(low.mean()),
-        answer=model.tokenizer.decode([answer]), answer_rank=rank,
-        tokens=tuple(token_strings(model, prompt.tokens)), subject_span=prompt.subject_span,
-        info={
-            "model": str(model.cfg.model_name), "prompt": prompt.text, "subject": fact.subject, "target": fact.target,
-            "kinds": list(kinds), "window": window, "corruption": type(corruption).__name__, **vars(corruption),
-        },
-    )  # fmt: skip
+
+    def _warn(self, asked: Sequence[_Asked], runs: PairedRuns) -> None:
+        high, low = runs.clean.logits.float().softmax(-1), runs.corrupted.logits.float().softmax(-1)
+        if not bool(torch.isfinite(high).all() and torch.isfinite(low).all()):
+            raise LocateError("The model's logits are not finite on this prompt; check its dtype and weights.")
+        for index, one in enumerate(asked):
+            answer = int(runs.questions.answers[index])
+            rank = rank_of(runs.clean.logits[index], answer)
+            if rank > 1:
+                warnings.warn(
+                    f"The model does not answer {one.fact.text!r} with {one.fact.target!r}: it ranks {rank} of "
+                    f"{self.model.cfg.d_vocab}. The trace shows how that token's probability comes back, not how a "
+                    "known fact is recalled.",
+                    stacklevel=4,
+                )
+            total = float(high[index, answer] - low[runs.owner == index, answer].mean())
+            if abs(total) < _SMALL_EFFECT:
+                warnings.warn(
+                    f"Corrupting {one.fact.subject!r} changes the answer's probability by only {total:.3g}, so there "
+                    "is hardly anything to restore and the scores mean little. Try a stronger corruption or another "
+                    "prompt.",
+                    stacklevel=4,
+                )
+
+    def _result(
+        self,
+        one: _Asked,
+        runs: PairedRuns,
+        index: int,
+        high: Float[Tensor, "metric"],
+        low: Float[Tensor, "sample metric"],
+        scores: Float[Tensor, "kind position layer sample metric"],
+        heads: Float[Tensor, "position layer head sample metric"],
+    ) -> Trace:
+        positions, answer = list(one.positions), int(runs.questions.answers[index])
+        data: dict[str, Any] = {
+            "clean": ("metric", high.double().numpy()),
+            "corrupted": ("metric", low.double().mean(0).numpy()),
+        }
+        if len(scores):
+            dims = ("metric", "kind", "position", "layer")
+            data["scores"], data["standard_error"] = ((dims, v) for v in _over_samples(scores[:, positions]))
+        if "attn_head" in self.kinds:
+            dims = ("metric", "position", "layer", "head")
+            data["head_scores"], data["head_standard_error"] = ((dims, v) for v in _over_samples(heads[positions]))
+        coords: dict[str, Any] = {
+            "metric": [metric.name for metric in self.metrics], "position": positions,
+            "layer": np.arange(self.model.cfg.n_layers),
+        }  # fmt: skip
+        if len(scores):
+            coords["kind"] = [kind for kind in self.kinds if kind != "attn_head"]
+        if "attn_head" in self.kinds:
+            coords["head"] = np.arange(heads.shape[2])
+        return Trace(
+            data=xr.Dataset(data, coords=coords),
+            metric=self.metrics[0].name,
+            answer=self.model.tokenizer.decode([answer]),
+            answer_rank=rank_of(runs.clean.logits[index], answer),
+            tokens=tuple(token_strings(self.model, one.prompt.tokens)),
+            subject_span=one.prompt.subject_span,
+            info={
+                "model": str(self.model.cfg.model_name), "prompt": one.prompt.text, "subject": one.fact.subject,
+                "target": one.fact.target, "relation": one.fact.relation, "id": one.fact.id,
+                "kinds": list(self.kinds), "window": self.window, "direction": self.direction, "severed": self.severed,
+                "positions": positions, "precision": self.precision,
+                "metrics": {metric.name: metric.label for metric in self.metrics},
+                **describe(self.corruption), "subjects": list(one.pair.corrupted.subjects),
+            },
+        )  # fmt: skip
 
 
-def _standard_error(scores: Float[Tensor, "kind position layer sample"]) -> Float[Tensor, "kind position layer"]:
-    samples = scores.shape[-1]
-    if samples == 1:
-        return torch.full_like(scores[..., 0], float("nan"))
-    return scores.std(-1) / samples**0.5
-
-
-def _labelled(values: Float[Tensor, "kind position layer"], kinds: Sequence[str]) -> xr.DataArray:
-    _, length, n_layers = values.shape
-    coords = {"kind": list(kinds), "position": np.arange(length), "layer": np.arange(n_layers)}
-    return xr.DataArray(values.cpu().numpy(), coords=coords, dims=("kind", "position", "layer"))
+def _over_samples(scores: Float[Tensor, "*site sample metric"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error over samples, with the metric first."""
+    scores = scores.movedim(-1, 0)
+    n = scores.shape[-1]
+    error = scores.std(-1) / n**0.5 if n > 1 else torch.full_like(scores[..., 0], float("nan"))
+    return scores.mean(-1).numpy(), error.numpy()

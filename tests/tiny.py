@@ -3,6 +3,7 @@
 from functools import cache
 
 import torch
+import xarray as xr
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -87,3 +88,25 @@ def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale
 def bridge(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 4.0):
     """The same as a raw-mode bridge."""
     return locate.load_model(hf_model(kind, seed, dtype, scale), tokenizer())
+
+
+def made_up_trace(scores, *, clean, corrupted, answer, tokens, span, **info):
+    """A trace with these scores, of dims kind, position, layer."""
+    table = scores.expand_dims(metric=["probability"])
+    data = xr.Dataset(
+        {
+            "scores": table,
+            "standard_error": table * 0,
+            "clean": ("metric", [clean]),
+            "corrupted": ("metric", [corrupted]),
+        }
+    )
+    plain = {
+        "model": "tiny", "kinds": [str(kind) for kind in scores["kind"].values], "window": 1, "direction": "restore",
+        "severed": None, "positions": list(range(len(tokens))), "metrics": {"probability": "p({answer})"},
+        "corruption": "GaussianNoise",
+    }  # fmt: skip
+    return locate.Trace(
+        data=data, metric="probability", answer=answer, answer_rank=1, tokens=tokens, subject_span=span,
+        info={**plain, **info},
+    )  # fmt: skip

@@ -3,6 +3,19 @@
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
 from locate.engine.hooking import Hook, hook_points
+from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Measure
 
-__all__ = ["DEFAULT_BUDGET", "Branch", "FrozenRun", "Hook", "Measure", "freeze", "hook_points"]
+__all__ = [
+    "DEFAULT_BUDGET",
+    "BlockedAttention",
+    "Branch",
+    "FrozenRun",
+    "Hook",
+    "Intervention",
+    "Measure",
+    "PatternPin",
+    "Pin",
+    "freeze",
+    "hook_points",
+]

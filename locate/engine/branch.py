@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locate.engine.interventions import Intervention
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branch:
@@ -16,22 +18,21 @@ class Branch:
         layer: the first block that the rows run through (``n_layers`` for the readout alone).
         rows: for each row, the frozen row whose prefix it attends to.
         states: residual stream entering that block, from the resume position on.
-        pins: by hook point, the value that the rows' state takes there at the resume position,
-            whatever the block computes (``1 d_model`` for the same value in all rows).
+        interventions: by hook point, what the rows are made to take there, whatever the block computes.
     """
 
     layer: int
     rows: Int[Tensor, "row"]
     states: Float[Tensor, "row suffix d_model"]
-    pins: Mapping[str, Float[Tensor, "_ d_model"]] = field(default_factory=dict)
+    interventions: Mapping[str, Intervention] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.states.shape[0]
 
     def split(self, start: int, stop: int) -> "Branch":
         """Some of the rows."""
-        pins = {name: v if v.shape[0] == 1 else v[start:stop] for name, v in self.pins.items()}
-        return Branch(layer=self.layer, rows=self.rows[start:stop], states=self.states[start:stop], pins=pins)
+        own = {name: one.part(start, stop) for name, one in self.interventions.items()}
+        return Branch(layer=self.layer, rows=self.rows[start:stop], states=self.states[start:stop], interventions=own)
 
 
 def chunks(branches: Sequence[Branch], limit: int) -> list[list[tuple[int, Branch]]]:

@@ -87,7 +87,7 @@ def freeze(
         keys = values = ()
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, logits=logits,
-        resumable=not problem, budget=budget, _calls=calls, _keys=keys, _values=values,
+        hooks=tuple(hooks), resumable=not problem, budget=budget, _calls=calls, _keys=keys, _values=values,
     )  # fmt: skip
     if checked is not None:
         return replace(run, resumable=run.resumable and checked.resumable)

@@ -1,4 +1,4 @@
-"""Reaching into a running model: hook points by name, pinned states, columns left out."""
+"""Reaching into a running model: hook points by name, interventions, columns left out."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,6 +9,7 @@ from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.branch import Branch
+from locate.engine.interventions import Intervention
 from locate.errors import SiteError, suggest
 
 Hook = tuple[str, Callable[..., Any]]
@@ -40,27 +41,31 @@ def _hook_point(model: TransformerBridge, name: str) -> nn.Module:
 
 
 @contextmanager
-def pinned(model: TransformerBridge, branches: Sequence[Branch], column: int) -> Iterator[None]:
-    """Hold the branches' pinned values at one column of the running batch (rows in branch order)."""
-    wanted: dict[str, list[tuple[int, int, Tensor]]] = {}
+def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: int) -> Iterator[None]:
+    """Carry out the branches' interventions on the running batch, whose rows stand in branch order.
+
+    Column 0 of the resumed suffix is column ``offset`` of the batch.
+    """
+    wanted: dict[str, list[tuple[int, int, Intervention]]] = {}
     start = 0
     for branch in branches:
-        for name, values in branch.pins.items():
-            wanted.setdefault(name, []).append((start, start + len(branch), values))
+        for name, one in branch.interventions.items():
+            wanted.setdefault(name, []).append((start, start + len(branch), one))
         start += len(branch)
 
-    def overwrite(places: list[tuple[int, int, Tensor]]) -> Callable[..., Tensor]:
+    def change(places: list[tuple[int, int, Intervention]]) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
             changed = output.clone()
-            for first, last, values in places:
-                changed[first:last, column] = values.to(changed)
+            for first, last, one in places:
+                if first < len(changed):  # later rows have not entered yet
+                    one.apply(changed[first:last], offset)
             return changed
 
         return hook
 
     with ExitStack() as stack:
         for name, point in hook_points(model, list(wanted)).items():
-            handle = point.register_forward_hook(overwrite(wanted[name]))
+            handle = point.register_forward_hook(change(wanted[name]))
             stack.callback(handle.remove)
         yield
 

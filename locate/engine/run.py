@@ -6,7 +6,7 @@ later positions, attending to keys and values that never change.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.branch import Branch, chunks
 from locate.engine.calls import BlockCall, PrefixCache
-from locate.engine.hooking import Hook, only_columns, pinned
+from locate.engine.hooking import Hook, hook_points, intervening, only_columns
 from locate.engine.readout import only_logits_at, read_logits
-from locate.errors import SiteError
+from locate.errors import ModelError, SiteError
 
 Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
-Measure = Callable[[Float[Tensor, "row vocab"]], Tensor]
+# From logits, and the frozen row that each of them continues, to one or more numbers per row.
+Measure = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Tensor]
 
 DEFAULT_BUDGET = 16_384
 
@@ -36,6 +37,7 @@ class FrozenRun:
         residuals: the residual stream entering each block, and last the final norm.
         kept: the states asked for by hook point.
         logits: the model's own logits at the readouts (by default the last position of each row).
+        hooks: the TransformerLens hooks that this pass had of its own.
         resumable: whether suffixes can be run alone; if not, ``resume`` runs whole passes.
         budget: the most tokens (rows × positions) that one resumed pass holds at a time.
     """
@@ -46,6 +48,7 @@ class FrozenRun:
     residuals: tuple[Float[Tensor, "row position d_model"], ...]
     kept: dict[str, Tensor]
     logits: Float[Tensor, "readout vocab"]
+    hooks: tuple[Hook, ...]
     resumable: bool
     budget: int
     _calls: tuple[BlockCall, ...]
@@ -79,7 +82,8 @@ class FrozenRun:
                 position and begin at ``position``; where the architecture cannot be resumed, at 0.
             at: rows (counted over all branches) and positions (counted in the whole sequence) of
                 the logits; by default the last position of each row, in the order given.
-            measure: reduces logits, so that a large vocabulary need not be kept for all rows.
+            measure: reduces logits (given the frozen row that each continues), so that a large vocabulary
+                need not be kept for all rows.
             grad: whether gradients flow back to the states and through the hooks.
 
         Returns:
@@ -111,7 +115,8 @@ class FrozenRun:
                     logits = self._suffix_pass(position, own, places, hooked=bool(hooks))
                 else:
                     logits = self._whole_passes(position, own, places)
-                results.append(logits if measure is None else measure(logits))
+                frozen = torch.cat([part.rows for part in own])[places[0]]
+                results.append(logits if measure is None else measure(logits, frozen))
                 order.append(mine)
         inverse = torch.cat(order).argsort()
         return torch.cat(results)[inverse.to(results[0].device)]
@@ -124,10 +129,12 @@ class FrozenRun:
 
         Raises:
             SiteError: the branch does not fit the run.
+            ModelError: the architecture cannot be resumed.
         """
         self._check(position, [branch])
+        self._check_resumable()
         states: dict[int, Tensor] = {}
-        with torch.no_grad(), pinned(self.model, [branch], column=0):
+        with torch.no_grad(), intervening(self.model, [branch], offset=0):
             hidden = branch.states
             for layer in range(branch.layer, max(layers) + 1):
                 if layer in layers:
@@ -136,11 +143,47 @@ class FrozenRun:
                     hidden = self._block(layer, hidden, branch.rows, position)
         return states
 
+    def record(self, position: int, branch: Branch, names: Sequence[str]) -> dict[str, Tensor]:
+        """Run a branch as far as needed and return its states at some hook points.
+
+        Args:
+            position: as in ``resume``.
+            branch: the rows.
+            names: hook points from the branch's layer on; ``ln_final.hook_in`` for the last block's output.
+
+        Raises:
+            SiteError: the branch does not fit the run, or there is no such hook point.
+            ModelError: the architecture cannot be resumed.
+        """
+        self._check(position, [branch])
+        self._check_resumable()
+        parts: list[dict[str, Tensor]] = []
+        stops = [int(name.split(".")[1]) + 1 for name in names if name.startswith("blocks.")]
+        final = [name for name in names if not name.startswith("blocks.")]
+        stop = self.n_layers if final else max(stops)
+        limit = max(1, self.budget // (self.tokens.shape[1] - position))
+        for ((_, part),) in chunks([branch], limit):
+            kept: dict[str, Tensor] = {}
+            with torch.no_grad(), ExitStack() as stack:
+                for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
+                    stack.callback(point.register_forward_hook(_keeper(kept, name)).remove)
+                # Entered last, so that what is recorded is what a block computes, and not what it is made to say.
+                stack.enter_context(intervening(self.model, [part], offset=0))
+                hidden = part.states
+                for layer in range(part.layer, stop):
+                    hidden = self._block(layer, hidden, part.rows, position)
+            parts.append({**kept, **dict.fromkeys(final, hidden)})
+        return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def _check_resumable(self) -> None:
+        if not self.resumable:
+            raise ModelError("This architecture cannot be resumed, so no branch can be run part of the way.")
+
     def _suffix_pass(self, position: int, branches: list[Branch], at: Readouts, hooked: bool) -> Tensor:
         waiting = sorted(branches, key=lambda branch: branch.layer)
         hidden: Tensor | None = None
         rows = torch.empty(0, dtype=torch.long)
-        with pinned(self.model, waiting, column=0):
+        with intervening(self.model, waiting, offset=0):
             for layer in range(waiting[0].layer, self.n_layers + 1):
                 device = self.residuals[layer].device
                 entering = [branch for branch in waiting if branch.layer == layer]
@@ -164,7 +207,9 @@ class FrozenRun:
         """In the last block, nothing but the columns that are read needs to pass the MLP."""
         block, length = self.model.blocks[layer], branches[0].states.shape[1]
         columns = at[1].unique().tolist()
-        touched = hooked or any(name.startswith(f"blocks.{layer}.") for branch in branches for name in branch.pins)
+        touched = hooked or any(
+            name.startswith(f"blocks.{layer}.") for branch in branches for name in branch.interventions
+        )
         if layer < self.n_layers - 1 or len(columns) == length or touched or not hasattr(block, "mlp"):
             return nullcontext()
         return only_columns(block.mlp, columns, length)
@@ -207,7 +252,7 @@ class FrozenRun:
         mask = None if self.attention_mask is None else self.attention_mask[branch.rows]
         handle = module.register_forward_pre_hook(enter, with_kwargs=True)
         try:
-            with pinned(self.model, [branch], column=position), only_logits_at(self.model, *at):
+            with intervening(self.model, [branch], offset=position), only_logits_at(self.model, *at):
                 return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
         finally:
             handle.remove()
@@ -235,3 +280,10 @@ class FrozenRun:
 
 def _within(indices: Tensor, start: int, stop: int) -> bool:
     return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop
+
+
+def _keeper(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        kept[name] = output
+
+    return hook

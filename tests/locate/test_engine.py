@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import locate
 from locate import SiteError
-from locate.engine import Branch, freeze, hook_points
+from locate.engine import Branch, Pin, freeze, hook_points
 from locate.engine.calls import BlockCall
 from tests import tiny
 
@@ -207,6 +207,10 @@ def test_a_single_frozen_row_serves_any_number_of_rows():
     close(run.resume(position, [Branch(layer=1, rows=rows, states=new)]), expected)
 
 
+def pin(values):
+    return Pin(values=values[:, None])
+
+
 @pytest.mark.parametrize("resumable", [True, False])
 @pytest.mark.parametrize("kind", ["gpt2", "gpt_neox", "gemma3_text"])
 def test_pins_hold_a_value_at_the_position_and_only_in_their_rows(kind, resumable):
@@ -215,9 +219,11 @@ def test_pins_hold_a_value_at_the_position_and_only_in_their_rows(kind, resumabl
     generator = torch.Generator().manual_seed(5)
     every, one = torch.randn(4, WIDTH, generator=generator), torch.randn(1, WIDTH, generator=generator)
     residual = run.residuals[1][:, position:]
-    pinned = Branch(layer=1, rows=ROWS, states=residual[ROWS], pins={mlp: every, attn: one})
+    pinned = Branch(layer=1, rows=ROWS, states=residual[ROWS], interventions={mlp: pin(every), attn: pin(one)})
     free = Branch(layer=1, rows=torch.arange(3), states=residual)
-    later = Branch(layer=2, rows=torch.tensor([1]), states=run.residuals[2][1:2, position:], pins={attn: one * 2})
+    later = Branch(
+        layer=2, rows=torch.tensor([1]), states=run.residuals[2][1:2, position:], interventions={attn: pin(one * 2)}
+    )
 
     def put(values):
         def hook(value, hook):
@@ -251,7 +257,7 @@ def test_readouts_at_any_rows_and_positions_in_any_order(resumable):
 def test_measure_reduces_each_row_in_the_order_given():
     run, position = replace(frozen("llama"), budget=14), 2
     branches = [branch(3, position), branch(0, position)]
-    measured = run.resume(position, branches, measure=lambda logits: logits.softmax(-1)[:, 7])
+    measured = run.resume(position, branches, measure=lambda logits, rows: logits.softmax(-1)[:, 7])
     torch.testing.assert_close(measured, run.resume(position, branches).softmax(-1)[:, 7])
 
 
@@ -403,7 +409,7 @@ def test_hooks_of_the_frozen_pass_are_in_what_is_frozen_and_then_gone():
 def test_nothing_is_left_on_the_model():
     model = bridge("llama")
     run = frozen("llama")
-    run.resume(3, [branch(0, 3, pins={"blocks.1.hook_mlp_out": torch.zeros(1, WIDTH)})])
+    run.resume(3, [branch(0, 3, interventions={"blocks.1.hook_mlp_out": pin(torch.zeros(1, WIDTH))})])
     replace(run, resumable=False).resume(3, [branch(0, 3)])
     left = [name for name, m in model.named_modules() if m._forward_pre_hooks or m._forward_hooks]
     fresh = tiny.bridge("llama")
@@ -442,7 +448,7 @@ def test_unknown_hook_points_are_refused_with_the_nearest_names():
     message = r"no hook point 'blocks.1.hook_mlp_ot'.*Did you mean .*blocks\.1\.hook_mlp_out"
     with pytest.raises(SiteError, match=message):
         freeze(bridge("llama"), TOKENS, keep=["blocks.1.hook_mlp_ot"])
-    misspelt = branch(0, 3, pins={"blocks.1.hook_mlp_ot": torch.zeros(1, WIDTH)})
+    misspelt = branch(0, 3, interventions={"blocks.1.hook_mlp_ot": pin(torch.zeros(1, WIDTH))})
     with pytest.raises(SiteError, match=message):
         frozen("llama").resume(3, [misspelt])
     assert hook_points(bridge("llama"), []) == {}

@@ -1,6 +1,7 @@
 """Figures of traces."""
 
 import warnings
+from dataclasses import replace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -8,8 +9,9 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from locate import SiteError, Trace
+from locate import SiteError
 from locate.plots import plot_trace, save_figure
+from tests import tiny
 
 TOKENS = ("I", " like", " The", " £$x$", "\n", "  ", " a_b^2", " of")
 SPAN = (2, 4)
@@ -20,9 +22,8 @@ def trace():
     scores = np.random.default_rng(0).uniform(0.05, 0.9, size=(3, len(TOKENS), 12))
     coords = {"kind": ["resid", "mlp", "attn"], "position": range(len(TOKENS)), "layer": range(12)}
     table = xr.DataArray(scores, coords=coords, dims=("kind", "position", "layer"))
-    return Trace(
-        scores=table, standard_error=table * 0, clean=0.8, corrupted=0.0123, answer=" P$r$s", answer_rank=1,
-        tokens=TOKENS, subject_span=SPAN, info={"kinds": ["resid", "mlp", "attn"], "window": 10},
+    return tiny.made_up_trace(
+        table, clean=0.8, corrupted=0.0123, answer=" P$r$s", tokens=TOKENS, span=SPAN, window=10
     )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_tokens_are_readable_and_the_subjects_are_starred(trace):
 def test_all_panels_share_a_scale_that_reaches_the_clean_and_corrupted_probabilities(trace):
     limits = {axes.collections[0].get_clim() for axes in panels(plot_trace(trace))}
     assert limits == {(0.0123, float(trace.scores.max()))}
-    low = Trace(**{**vars(trace), "scores": trace.scores / 2})
+    low = replace(trace, data=trace.data.assign(scores=trace.data["scores"] / 2))
     assert {axes.collections[0].get_clim() for axes in panels(plot_trace(low))} == {(0.0123, 0.8)}
 
 
@@ -82,11 +83,11 @@ def test_kinds_choose_and_order_the_panels(trace):
     titles = [axes.get_title() for axes in panels(plot_trace(trace, kinds=["attn", "resid"]))]
     assert titles == ["restored attention window of 10", "restored state"]
     with pytest.raises(SiteError, match=r"can be plotted for the kinds \['resid', 'mlp'\], found \['attn'\]"):
-        plot_trace(Trace(**{**vars(trace), "scores": trace.scores[:2]}), kinds=["attn"])
+        plot_trace(replace(trace, data=trace.data.isel(kind=[0, 1])), kinds=["attn"])
 
 
 def test_a_window_of_one_is_called_an_output(trace):
-    one = Trace(**{**vars(trace), "info": {"window": 1}})
+    one = replace(trace, info={**trace.info, "window": 1})
     assert panels(plot_trace(one, kinds=["mlp"]))[0].get_title() == "restored MLP output"
 
 

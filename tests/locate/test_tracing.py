@@ -17,7 +17,6 @@ from locate import (
     LocateError,
     Site,
     SiteError,
-    Trace,
     causal_trace,
     load_trace,
 )
@@ -208,10 +207,9 @@ def test_files_that_hold_no_trace_are_refused(trace, tmp_path):
     xr.Dataset({"scores": trace.scores}).to_netcdf(tmp_path / "other.nc")
     with pytest.raises(DataError, match=r"other\.nc is not a saved trace"):
         load_trace(tmp_path / "other.nc")
-    newer = xr.Dataset({"scores": trace.scores, "standard_error": trace.standard_error})
-    newer.attrs["trace"] = '{"format": 99}'
+    newer = trace.data.assign_attrs(trace='{"format": 99}')
     newer.to_netcdf(tmp_path / "newer.nc")
-    with pytest.raises(DataError, match=r"newer\.nc is not a saved trace.*format 99"):
+    with pytest.raises(DataError, match=r"newer\.nc: a trace of format 99; this version reads format 2"):
         load_trace(tmp_path / "newer.nc")
 
 
@@ -219,11 +217,9 @@ def made_up(scores, span=(1, 3), kinds=("resid", "mlp")):
     """A trace with these scores, of dims kind, position, layer."""
     values = np.asarray(scores, dtype=np.float32)
     coords = {"kind": list(kinds), "position": range(values.shape[1]), "layer": range(values.shape[2])}
-    table = xr.DataArray(values, coords=coords, dims=("kind", "position", "layer"))
-    tokens = tuple(f" t{i}" for i in range(values.shape[1]))
-    return Trace(
-        scores=table, standard_error=table * 0, clean=0.8, corrupted=0.1, answer=" x", answer_rank=1,
-        tokens=tokens, subject_span=span, info={"kinds": list(kinds), "window": 1},
+    return tiny.made_up_trace(
+        xr.DataArray(values, coords=coords, dims=("kind", "position", "layer")),
+        clean=0.8, corrupted=0.1, answer=" x", tokens=tuple(f" t{i}" for i in range(values.shape[1])), span=span,
     )  # fmt: skip
 
 

@@ -1,0 +1,121 @@
+"""What a branch's rows are made to take at a hook point, whatever the block computes there."""
+
+from dataclasses import dataclass, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """A change of some rows of a hook point's value, made in place while the rows run."""
+
+    def apply(self, value: Tensor, offset: int) -> None:
+        """Change the branch's rows. Column 0 of the resumed suffix stands at ``offset`` in ``value``."""
+        ...
+
+    def part(self, start: int, stop: int) -> "Intervention":
+        """The same for some of the rows."""
+        ...
+
+
+def _part(values: Tensor | None, start: int, stop: int) -> Tensor | None:
+    return values if values is None or values.shape[0] == 1 else values[start:stop]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pin:
+    """Values that rows take at some positions.
+
+    Attributes:
+        values: one per row, or one for all rows.
+        columns: positions, counted from the position of the resume.
+        units: for each row, the one head or neuron (the axis after the position) that is pinned;
+            by default all of them.
+
+    >>> value = torch.zeros(2, 3, 4)
+    >>> Pin(values=torch.ones(1, 1, 4), columns=(1,)).apply(value, offset=0)
+    >>> value.sum(-1).tolist()
+    [[0.0, 4.0, 0.0], [0.0, 4.0, 0.0]]
+    """
+
+    values: Float[Tensor, "row_or_1 column *unit"]
+    columns: tuple[int, ...] = (0,)
+    units: Int[Tensor, "row"] | None = None
+
+    def apply(self, value: Float[Tensor, "row position *unit"], offset: int) -> None:
+        """Write the values."""
+        columns = torch.tensor(self.columns, device=value.device) + offset
+        if self.units is None:
+            value[:, columns] = self.values.to(value)
+        else:
+            rows = torch.arange(len(value), device=value.device)[:, None]
+            value[rows, columns[None], self.units.to(value.device)[:, None]] = self.values.to(value)
+
+    def part(self, start: int, stop: int) -> "Pin":
+        """The same for some of the rows."""
+        units = None if self.units is None else self.units[start:stop]
+        return replace(self, values=_part(self.values, start, stop), units=units)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatternPin:
+    """Attention patterns that rows take in one head each.
+
+    Attributes:
+        values: from each of the queries to every key of the whole sequence.
+        queries: positions, counted from the position of the resume.
+        heads: for each row, the head.
+    """
+
+    values: Float[Tensor, "row_or_1 query key"]
+    queries: tuple[int, ...]
+    heads: Int[Tensor, "row"]
+
+    def apply(self, value: Float[Tensor, "row head query key"], offset: int) -> None:
+        """Write the patterns."""
+        queries = torch.tensor(self.queries, device=value.device) + offset
+        rows = torch.arange(len(value), device=value.device)[:, None]
+        value[rows, self.heads.to(value.device)[:, None], queries[None]] = self.values.to(value)
+
+    def part(self, start: int, stop: int) -> "PatternPin":
+        """The same for some of the rows."""
+        return replace(self, values=_part(self.values, start, stop), heads=self.heads[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class BlockedAttention:
+    """Attention scores that are set to −∞, so that nothing flows from some positions to others.
+
+    Attributes:
+        queries: where attention looks from, counted from the position of the resume.
+        keys: where it may not look, counted in the whole sequence.
+        heads: for each row, the one head that is blocked; by default all heads.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    heads: Int[Tensor, "row"] | None = None
+
+    def apply(self, value: Float[Tensor, "row head query key"], offset: int) -> None:
+        """Block the pairs. A query that may not look anywhere keeps itself: attending to nothing has no meaning."""
+        lowest = torch.finfo(value.dtype).min
+        before = value.shape[-1] - value.shape[-2]  # the suffix's queries stand at the end of the keys
+        for query in self.queries:
+            at = query + offset
+            seen = range(at + before + 1)
+            blocked = sorted(set(self.keys) & set(seen))
+            if len(blocked) == len(seen):
+                blocked.remove(at + before)
+            keys = torch.tensor(blocked, dtype=torch.long, device=value.device)
+            if self.heads is None:
+                value[:, :, at, keys] = lowest
+            else:
+                rows = torch.arange(len(value), device=value.device)[:, None]
+                value[rows, self.heads.to(value.device)[:, None], at, keys[None]] = lowest
+
+    def part(self, start: int, stop: int) -> "BlockedAttention":
+        """The same for some of the rows."""
+        return self if self.heads is None else replace(self, heads=self.heads[start:stop])

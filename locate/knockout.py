@@ -1,0 +1,263 @@
+"""Attention knockout: cut the flow from some tokens to others, and see whether the answer needed it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, freeze
+from locate.errors import FactError, LocateError, SiteError
+from locate.facts import Fact
+from locate.metrics import Metric, Plain, Questions, as_metrics, joint_measure
+from locate.precision import Precision, computing_in
+from locate.prompts import Positions, encode_fact, encode_target, resolve_positions, token_strings
+from locate.storage import load_result, save_result
+from locate.sweep import check_window, window_layers
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Knockout:
+    """The answer with attention blocked in each window of layers, for one or more metrics (``of`` changes the view).
+
+    Attributes:
+        data: ``values`` with dims ``metric, source, layer`` (and ``head``), ``clean`` with dim ``metric``.
+        metric: the metric in view.
+        info: how it was made.
+
+    >>> knocked = locate.attention_knockout(model, fact)                               # doctest: +SKIP
+    >>> knocked.change.dims                                                            # doctest: +SKIP
+    ('source', 'layer')
+    """
+
+    data: xr.Dataset
+    metric: str
+    info: dict[str, Any]
+
+    @property
+    def values(self) -> xr.DataArray:
+        """The metric with attention blocked."""
+        return self.data["values"].sel(metric=self.metric, drop=True)
+
+    @property
+    def clean(self) -> float:
+        """The metric of the run without a block."""
+        return float(self.data["clean"].sel(metric=self.metric))
+
+    @property
+    def change(self) -> xr.DataArray:
+        """The relative change, (m_blocked − m) / |m|."""
+        return (self.values - self.clean) / abs(self.clean)
+
+    def of(self, metric: str) -> "Knockout":
+        """The same knockout with another metric in view.
+
+        Raises:
+            LocateError: that metric was not measured.
+        """
+        names = [str(name) for name in self.data["metric"].values]
+        if metric not in names:
+            raise LocateError(f"This knockout has no metric {metric!r}; it has {', '.join(names)}.")
+        return replace(self, metric=metric)
+
+    def to_dataframe(self) -> Any:
+        """One row per source and window."""
+        return xr.Dataset({"value": self.values, "change": self.change}).to_dataframe().reset_index()
+
+    def plot(self, **options: Any) -> "Figure":
+        """Lines over layers; see ``locate.plots.plot_knockout``."""
+        from locate.plots import plot_knockout
+
+        return plot_knockout(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load_knockout`` reads back.
+
+        >>> knocked.save("knocked.nc").name
+        'knocked.nc'
+        """
+        return save_result(path, "knockout", _FORMAT, self.data, {"metric": self.metric, "info": self.info})
+
+
+def load_knockout(path: str | Path) -> Knockout:
+    """Read a knockout that was saved.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+
+    >>> locate.load_knockout("knocked.nc").metric
+    'probability'
+    """
+    data, plain = load_result(path, "knockout", _FORMAT)
+    return Knockout(data=data, metric=plain["metric"], info=plain["info"])
+
+
+def attention_knockout(
+    model: TransformerBridge,
+    fact: Fact,
+    *,
+    source: Positions | Mapping[str, Positions] = "subject",
+    target: Positions = "last",
+    window: int = 9,
+    heads: bool = False,
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
+    precision: Precision = "model",
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Knockout:
+    """Keep some tokens from attending to others in a window of layers, around each layer in turn.
+
+    The method of Geva et al. 2023 (arXiv:2304.14767): the attention scores from ``target`` to ``source`` are set to −∞
+    in [l − k/2, l + k/2], and the relative change of the answer's probability is reported. A token that could then
+    attend to nothing keeps itself.
+
+    Args:
+        model: a raw-mode bridge.
+        fact: what to ask.
+        source: the tokens that are not attended to: ``"subject"``, ``"last"``, ``"others"`` or any positions; or
+            several such sets by name, to compare them.
+        target: the tokens that do not attend to them.
+        window: how many layers are blocked together.
+        heads: block one head at a time, in a window of one layer.
+        metric: one or more of the metrics.
+        precision: ``"bfloat16"`` runs the matrix products in bfloat16.
+        budget: the most tokens in one pass.
+        progress: whether to show a bar on anything longer than a second.
+
+    Raises:
+        FactError: the subject is not in the prompt, or the target has no token.
+        SiteError: a position out of range, or a window that the model has no room for.
+
+    >>> knocked = locate.attention_knockout(model, fact, source="subject", target="last", window=9)
+    >>> knocked.change.dims
+    ('source', 'layer')
+    """
+    n_layers = model.cfg.n_layers
+    window = 1 if heads else check_window(window, n_layers)
+    metrics = as_metrics(metric)
+    prompt = encode_fact(model, fact)
+    run = freeze(model, prompt.tokens[None], budget=budget)
+    answer = encode_target(model, prompt.text, fact.target)[:1]
+    questions = Questions(
+        model=model, texts=(prompt.text,), answers=answer, targets_new=(fact.target_new,), clean=run.logits
+    )
+    alone = torch.zeros(1, dtype=torch.long)
+    measure = joint_measure(metrics, questions, alone)
+    clean = measure(run.logits, alone)[0].cpu()
+    if isinstance(source, Mapping):
+        named = {str(name): resolve_positions(prompt, places) for name, places in source.items()}
+    else:
+        label = source if isinstance(source, str) else "positions " + ", ".join(map(str, source))
+        named = {label: resolve_positions(prompt, source)}
+    if not named:
+        raise SiteError("source: give at least one set of positions.")
+    queries = resolve_positions(prompt, target)
+    units = list(range(int(model.cfg.n_heads))) if heads else [None]
+    values = clean.expand(len(named), n_layers, len(units), -1).clone()
+    with tqdm(total=len(named), desc="attention knockout", disable=not progress, delay=1) as bar:
+        for index, keys in enumerate(named.values()):
+            branches = [_branch(run, queries, keys, layer, window, units) for layer in range(n_layers)]
+            with computing_in(precision, model):
+                found = run.resume(min(queries), branches, measure=measure)
+            values[index] = found.float().cpu().unflatten(0, (n_layers, len(units)))
+            bar.update()
+    dims = ("metric", "source", "layer", *(["head"] if heads else []))
+    table = values.movedim(-1, 0) if heads else values[:, :, 0].movedim(-1, 0)
+    coords: dict[str, Any] = {
+        "metric": [one.name for one in metrics], "source": list(named), "layer": np.arange(n_layers),
+        **({"head": units} if heads else {}),
+    }  # fmt: skip
+    info = {
+        "model": str(model.cfg.model_name), "prompt": prompt.text, "subject": fact.subject, "answer":
+        model.tokenizer.decode(answer.tolist()), "tokens": token_strings(model, prompt.tokens), "window": window,
+        "target": target if isinstance(target, str) else "positions " + ", ".join(map(str, target)),
+        "positions": {name: list(keys) for name, keys in named.items()}, "precision": precision,
+        "metrics": {one.name: one.label for one in metrics},
+    }  # fmt: skip
+    data = xr.Dataset({"values": (dims, table.numpy()), "clean": ("metric", clean.float().numpy())}, coords=coords)
+    return Knockout(data=data, metric=metrics[0].name, info=info)
+
+
+def _branch(
+    run: FrozenRun, queries: Sequence[int], keys: tuple[int, ...], layer: int, window: int, units: Sequence[int | None]
+) -> Branch:
+    span = window_layers(layer, window, run.n_layers)
+    start = min(queries)
+    heads = None if units[0] is None else torch.tensor(units)
+    blocked = BlockedAttention(queries=tuple(query - start for query in queries), keys=keys, heads=heads)
+    rows = torch.zeros(len(units), dtype=torch.long)
+    return Branch(
+        layer=span.start, rows=rows, states=run.residuals[span.start][:, start:].expand(len(units), -1, -1),
+        interventions={f"blocks.{one}.attn.hook_attn_scores": blocked for one in span},
+    )  # fmt: skip
+
+
+def attribute_extraction_rate(
+    model: TransformerBridge,
+    facts: Sequence[Fact],
+    *,
+    top: int = 1,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """How often each layer's attention or MLP output at the last token already says the answer.
+
+    Geva et al. 2023 (arXiv:2304.14767), section 6: the update is projected on the vocabulary, and it extracts the
+    attribute where the answer's first token is among the projection's ``top`` tokens.
+
+    Args:
+        model: a raw-mode bridge.
+        facts: what to ask.
+        top: how many of the projection's first tokens count.
+        confidence: of the intervals, percentile bootstraps over facts.
+        seed: of the bootstrap.
+        progress: whether to show a bar on anything longer than a second.
+
+    Returns:
+        ``rate``, ``low`` and ``high``, dims ``kind`` (``attn``, ``mlp``) and ``layer``; ``any`` (dim ``kind``): the
+        share of facts whose attribute is extracted in at least one layer.
+
+    Raises:
+        FactError: there are no facts.
+
+    >>> rates = locate.attribute_extraction_rate(model, facts)
+    >>> rates["rate"].dims
+    ('kind', 'layer')
+    """
+    if not facts:
+        raise FactError("There are no facts; give at least one.")
+    n_layers, kinds = model.cfg.n_layers, ("attn", "mlp")
+    names = [f"blocks.{layer}.hook_{kind}_out" for kind in kinds for layer in range(n_layers)]
+    said = []
+    checked: FrozenRun | None = None
+    for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
+        prompt = encode_fact(model, fact)
+        run = checked = freeze(model, prompt.tokens[None], keep=names, checked=checked)
+        answer = int(encode_target(model, prompt.text, fact.target)[0])
+        updates = torch.stack([run.kept[name][0, -1] for name in names])
+        with torch.no_grad():
+            projected = model.unembed(updates[:, None])[:, 0].float()
+        said.append(((projected > projected[:, answer, None]).sum(-1) < top).cpu().view(len(kinds), n_layers).numpy())
+    hits = np.stack(said).astype(float)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=2000) / len(hits)
+    means = (draws @ hits.reshape(len(hits), -1)).reshape(-1, *hits.shape[1:])
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    dims = ("kind", "layer")
+    return xr.Dataset(
+        {"rate": (dims, hits.mean(0)), "low": (dims, low), "high": (dims, high), "any": ("kind", hits.max(-1).mean(0))},
+        coords={"kind": list(kinds), "layer": np.arange(n_layers)},
+        attrs={"facts": len(hits), "top": top, "model": str(model.cfg.model_name)},
+    )

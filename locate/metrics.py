@@ -1,0 +1,341 @@
+"""What an answer is measured by: any function of the last position's logits."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.engine import Measure
+from locate.errors import LocateError
+from locate.prompts import encode_target
+
+Logits = Float[Tensor, "row vocab"]
+Plain = Callable[[Logits], Float[Tensor, "row"]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
+    """What is asked in a run, as far as a metric needs to know.
+
+    Attributes:
+        model: who is asked.
+        texts: the prompts.
+        answers: for each of them, the first token of its answer.
+        targets_new: for each, its counterfactual answer, where it has one.
+        clean: for each, the logits of the clean run.
+    """
+
+    model: TransformerBridge
+    texts: tuple[str, ...]
+    answers: Int[Tensor, "question"]
+    targets_new: tuple[str | None, ...]
+    clean: Float[Tensor, "question vocab"]
+
+    def first_tokens(self, target: str) -> Int[Tensor, "question"]:
+        """The first token of a text after each of the prompts."""
+        return torch.stack([encode_target(self.model, text, target)[0] for text in self.texts])
+
+    def usual_metric(self) -> "Metric":
+        """The logit difference between the two answers where all are known, else the answer's probability."""
+        return logit_diff() if all(new is not None for new in self.targets_new) else probability()
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A named measure of the answer.
+
+    ``label`` goes on the axes of figures, where ``{answer}`` is replaced by the fact's. ``bind`` returns the
+    function that turns logits, and for each row the question that it answers, into one number per row.
+    """
+
+    @property
+    def name(self) -> str:
+        """Short, as a coordinate of results."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """With its unit, for figures."""
+        ...
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        ...
+
+
+@dataclass(frozen=True)
+class _OfTarget:
+    """Measures of one token, the answer's first by default."""
+
+    target: str | None = None
+
+    def _tokens(self, questions: Questions) -> Tensor:
+        return questions.answers if self.target is None else questions.first_tokens(self.target)
+
+    @property
+    def _shown(self) -> str:
+        return self.target or "{answer}"
+
+
+class Probability(_OfTarget):
+    """See ``probability``."""
+
+    name = "probability"
+
+    @property
+    def label(self) -> str:
+        """With its unit, for figures."""
+        return f"p({self._shown})"
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        tokens = self._tokens(questions)
+        return lambda logits, question: _chosen(logits.float().softmax(-1), tokens[question])
+
+
+class LogProbability(_OfTarget):
+    """See ``log_probability``."""
+
+    name = "log_probability"
+
+    @property
+    def label(self) -> str:
+        """With its unit, for figures."""
+        return f"log p({self._shown}) [nat]"
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        tokens = self._tokens(questions)
+        return lambda logits, question: _chosen(logits.float().log_softmax(-1), tokens[question])
+
+
+class Rank(_OfTarget):
+    """See ``rank``."""
+
+    name = "rank"
+
+    @property
+    def label(self) -> str:
+        """With its unit, for figures."""
+        return f"rank of {self._shown}"
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        tokens = self._tokens(questions)
+
+        def measure(logits: Tensor, question: Tensor) -> Tensor:
+            own = _chosen(logits, tokens[question])
+            return (logits > own[:, None]).sum(-1).float() + 1
+
+        return measure
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """See ``logit_diff``."""
+
+    target: str | None = None
+    other: str | None = None
+
+    name = "logit_diff"
+
+    @property
+    def label(self) -> str:
+        """With its unit, for figures."""
+        return f"logit({self.target or '{answer}'}) − logit({self.other or 'new answer'})"
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        first = questions.answers if self.target is None else questions.first_tokens(self.target)
+        if self.other is not None:
+            second = questions.first_tokens(self.other)
+        else:
+            second = torch.stack([self._other(questions, index) for index in range(len(questions.texts))])
+        for text, a, b in zip(questions.texts, first.tolist(), second.tolist(), strict=True):
+            if a == b:
+                raise LocateError(
+                    f"The two answers of the logit difference begin with the same token after {text!r}, so it is "
+                    "always 0. Choose answers that differ in their first token."
+                )
+        return lambda logits, question: (
+            _chosen(logits.float(), first[question]) - _chosen(logits.float(), second[question])
+        )
+
+    def _other(self, questions: Questions, index: int) -> Tensor:
+        new = questions.targets_new[index]
+        if new is None:
+            raise LocateError(
+                f"A logit difference needs a second answer, and {questions.texts[index]!r} has no target_new. "
+                'Name both: logit_diff("Paris", "Rome").'
+            )
+        return encode_target(questions.model, questions.texts[index], new)[0]
+
+
+@dataclass(frozen=True)
+class KLDivergence:
+    """See ``kl_divergence``."""
+
+    name = "kl_divergence"
+    label = "KL(clean ‖ run) [nat]"
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        reference = questions.clean.float().log_softmax(-1)
+
+        def measure(logits: Tensor, question: Tensor) -> Tensor:
+            clean = reference[question.to(reference.device)].to(logits.device)
+            return (clean.exp() * (clean - logits.float().log_softmax(-1))).sum(-1)
+
+        return measure
+
+
+@dataclass(frozen=True)
+class _Custom:
+    """A function of the user's own."""
+
+    function: Plain
+    name: str
+
+    @property
+    def label(self) -> str:
+        """For figures."""
+        return self.name.replace("_", " ")
+
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+
+        def measure(logits: Tensor, question: Tensor) -> Tensor:
+            values = self.function(logits)
+            if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+                found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+                raise LocateError(
+                    f"The metric {self.name!r} must return one number per row, shape ({len(logits)},), for logits of "
+                    f"shape {tuple(logits.shape)}; found {found}."
+                )
+            return values.float()
+
+        return measure
+
+
+def probability(target: str | None = None) -> Metric:
+    """The probability of the answer's first token, or of another text's.
+
+    >>> locate.probability().name
+    'probability'
+    """
+    return Probability(target)
+
+
+def log_probability(target: str | None = None) -> Metric:
+    """The log-probability of the answer's first token, or of another text's, in nats.
+
+    >>> locate.log_probability("Rome").label
+    'log p(Rome) [nat]'
+    """
+    return LogProbability(target)
+
+
+def logit_diff(target: str | None = None, other: str | None = None) -> Metric:
+    """The logit of one answer over another's, by default the fact's ``target`` over its ``target_new``.
+
+    Recommended by Zhang and Nanda 2023 (arXiv:2309.16042): probabilities hide what speaks against an answer.
+
+    >>> locate.logit_diff("Paris", "Rome").label
+    'logit(Paris) − logit(Rome)'
+    """
+    return LogitDifference(target, other)
+
+
+def kl_divergence() -> Metric:
+    """The divergence of the run's next-token distribution from the clean run's, in nats.
+
+    >>> locate.kl_divergence().label
+    'KL(clean ‖ run) [nat]'
+    """
+    return KLDivergence()
+
+
+def rank(target: str | None = None) -> Metric:
+    """The rank of the answer's first token (1 is the model's first answer), or of another text's.
+
+    >>> locate.rank().name
+    'rank'
+    """
+    return Rank(target)
+
+
+def as_metrics(wanted: "Metric | Plain | str | Sequence[Metric | Plain | str]") -> tuple[Metric, ...]:
+    """Metrics by name, as objects, or as plain functions of logits; each name once.
+
+    Raises:
+        LocateError: an unknown name, something that is no metric, or two of one name.
+
+    >>> [metric.name for metric in as_metrics(["probability", rank()])]
+    ['probability', 'rank']
+    """
+    several = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+    metrics = tuple(_as_metric(one) for one in several)
+    names = [metric.name for metric in metrics]
+    if not names:
+        raise LocateError("There is no metric; give at least one, such as locate.probability().")
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise LocateError(f"There are two metrics called {repeated!r}; results could not be told apart.")
+    return metrics
+
+
+def joint_measure(metrics: Sequence[Metric], questions: Questions, owner: Int[Tensor, "frozen"]) -> Measure:
+    """All metrics at once: ``row metric`` numbers, checked to be finite.
+
+    Args:
+        metrics: what to measure.
+        questions: what is asked.
+        owner: for each frozen row, the question that it asks.
+
+    Raises:
+        LocateError: a metric returns another shape, or a number that is not finite.
+    """
+    bound = [metric.bind(questions) for metric in metrics]
+
+    def measure(logits: Tensor, rows: Tensor) -> Tensor:
+        question = owner[rows]
+        values = [one(logits, question) for one in bound]
+        for metric, value in zip(metrics, values, strict=True):
+            if not bool(torch.isfinite(value).all()):
+                reason = (
+                    "the model's logits are not finite there; check its dtype and weights"
+                    if not bool(torch.isfinite(logits).all())
+                    else "though the logits are finite; mend the metric"
+                )
+                raise LocateError(f"The metric {metric.name!r} is not finite: {reason}.")
+        return torch.stack(values, dim=-1)
+
+    return measure
+
+
+_NAMED: dict[str, Callable[[], Metric]] = {
+    "probability": probability,
+    "log_probability": log_probability,
+    "logit_diff": logit_diff,
+    "kl_divergence": kl_divergence,
+    "rank": rank,
+}
+
+
+def _as_metric(wanted: object) -> Metric:
+    if isinstance(wanted, str):
+        if wanted not in _NAMED:
+            raise LocateError(f"There is no metric {wanted!r}; there are {', '.join(_NAMED)}, or give a function.")
+        return _NAMED[wanted]()
+    if isinstance(wanted, Metric):
+        return wanted
+    if callable(wanted):
+        return _Custom(wanted, getattr(wanted, "__name__", type(wanted).__name__))  # type: ignore[arg-type]
+    raise LocateError(f"A metric must be a name, a metric or a function of logits; found {type(wanted).__name__}.")
+
+
+def _chosen(values: Float[Tensor, "row vocab"], tokens: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+    return values.gather(1, tokens.to(values.device)[:, None])[:, 0]

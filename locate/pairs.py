@@ -1,0 +1,168 @@
+"""A clean and a corrupted prompt of the same shape, however the user gives them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.corruption import Corrupted, Corruption, check_alike, describe, run_corrupted
+from locate.engine import FrozenRun, freeze
+from locate.errors import FactError
+from locate.facts import Fact
+from locate.grafting import Pairing
+from locate.metrics import Questions
+from locate.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
+
+Text = Fact | str | Int[Tensor, "position"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """One clean prompt with its corrupted versions.
+
+    Attributes:
+        clean: the clean prompt; its subject span is empty where it is not a fact.
+        corrupted: what is run instead.
+        answer: the first token of the clean prompt's answer.
+        target_new: the corrupted prompt's answer, where it is known and another.
+        first: the first position where the two differ.
+    """
+
+    clean: Prompt
+    corrupted: Corrupted
+    answer: int | None
+    target_new: str | None
+    first: int
+
+
+def make_pairs(
+    model: TransformerBridge, clean: Text | Sequence[Text], corrupt: Corruption | Text | Sequence[Text]
+) -> list[Pair]:
+    """Encode clean and corrupted prompts and check that they fit each other.
+
+    Raises:
+        FactError: there are none, prompts of unequal length, or nothing differs between clean and corrupted.
+
+    >>> pairs = make_pairs(model, fact, locate.TokenSwap("The Colosseum"))
+    >>> pairs[0].first
+    1
+    """
+    several: list[Text] = list(clean) if isinstance(clean, list | tuple) else [clean]  # type: ignore[list-item]
+    others: list[Corruption | Text] = (
+        list(corrupt) if isinstance(corrupt, list | tuple) else [corrupt] * len(several)  # type: ignore[list-item]
+    )
+    if not several:
+        raise FactError("There is no clean prompt; give at least one.")
+    if len(several) != len(others):
+        raise FactError(f"There are {len(several)} clean prompts and {len(others)} corrupted ones; give as many.")
+    pairs = [_pair(model, one, other) for one, other in zip(several, others, strict=True)]
+    lengths = sorted({len(pair.clean.tokens) for pair in pairs})
+    if len(lengths) > 1:
+        raise FactError(f"Prompts that are patched together need the same number of tokens, found {lengths}.")
+    return pairs
+
+
+def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> Pair:
+    prompt = _encode(model, clean)
+    target_new = clean.target_new if isinstance(clean, Fact) else None
+    if isinstance(corrupt, Fact | str | Tensor):
+        other = _encode(model, corrupt)
+        check_alike(model, prompt, other)
+        corrupted = Corrupted(tokens=other.tokens[None])
+        if isinstance(corrupt, Fact):
+            target_new = corrupt.target
+    elif isinstance(clean, Fact):
+        corrupted = corrupt.corrupt(model, clean, prompt)
+    else:
+        raise FactError(
+            f"{type(corrupt).__name__} corrupts a subject, so the clean prompt must be a Fact; found "
+            f"{type(clean).__name__}. Give a Fact, or the corrupted prompt itself."
+        )
+    differs = (corrupted.tokens != prompt.tokens).any(0)
+    if corrupted.embeddings is not None:
+        differs[slice(*prompt.subject_span)] = True
+    if not bool(differs.any()):
+        raise FactError(f"The clean and the corrupted prompt are the same: {prompt.text!r}.")
+    answer = int(encode_target(model, prompt.text, clean.target)[0]) if isinstance(clean, Fact) else None
+    if isinstance(clean, Fact) and target_new == clean.target:
+        target_new = None
+    return Pair(
+        clean=prompt, corrupted=corrupted, answer=answer, target_new=target_new, first=int(differs.nonzero()[0])
+    )
+
+
+def _encode(model: TransformerBridge, text: Text) -> Prompt:
+    if isinstance(text, Fact):
+        return encode_fact(model, text)
+    tokens = encode_text(model, text) if isinstance(text, str) else text.cpu()
+    if tokens.ndim != 1 or len(tokens) == 0:
+        raise FactError(f"A prompt's tokens must be one row of at least one id, found shape {tuple(tokens.shape)}.")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= model.cfg.d_vocab:
+        raise FactError(f"Token ids must be from 0 to {model.cfg.d_vocab - 1}, found {tokens.tolist()}.")
+    words = text if isinstance(text, str) else str(model.tokenizer.decode(tokens))
+    return Prompt(text=words, tokens=tokens, subject_span=(0, 0))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PairedRuns:
+    """The clean and the corrupted runs of some pairs, and which of their rows belong together.
+
+    Attributes:
+        clean: one row per pair.
+        corrupted: the corrupted versions, pair by pair.
+        owner: for each corrupted row, its pair.
+        questions: what is asked, for metrics.
+        first: the first position where any pair differs.
+        info: a description for results.
+    """
+
+    clean: FrozenRun
+    corrupted: FrozenRun
+    owner: Int[Tensor, "row"]
+    questions: Questions
+    first: int
+    info: dict[str, object]
+
+    def direction(self, name: str) -> tuple[FrozenRun, FrozenRun, Pairing, Tensor]:
+        """Target, source, their rows' pairing, and the question of each target row, for ``restore`` or ``break``."""
+        rows = torch.arange(len(self.owner))
+        if name == "restore":
+            return self.corrupted, self.clean, Pairing(target=rows, source=self.owner), self.owner
+        return self.clean, self.corrupted, Pairing(target=self.owner, source=rows), torch.arange(len(self.clean.tokens))
+
+
+def run_pairs(
+    model: TransformerBridge,
+    pairs: Sequence[Pair],
+    *,
+    keep_clean: Sequence[str] = (),
+    keep_corrupted: Sequence[str] = (),
+    budget: int,
+    corruption: Corruption | None = None,
+) -> PairedRuns:
+    """Run pairs once, clean and corrupted, keeping what patches are taken from."""
+    clean = freeze(model, torch.stack([pair.clean.tokens for pair in pairs]), keep=keep_clean, budget=budget)
+    tokens, hooks = run_corrupted([pair.corrupted for pair in pairs], [pair.clean for pair in pairs])
+    corrupted = freeze(model, tokens, hooks=hooks, keep=keep_corrupted, budget=budget, checked=clean)
+    samples = torch.tensor([len(pair.corrupted.tokens) for pair in pairs])
+    # Without a known answer, what the model says itself.
+    said = clean.logits.argmax(-1).tolist()
+    answers = [said[i] if pair.answer is None else pair.answer for i, pair in enumerate(pairs)]
+    questions = Questions(
+        model=model, texts=tuple(pair.clean.text for pair in pairs), answers=torch.tensor(answers),
+        targets_new=tuple(pair.target_new for pair in pairs), clean=clean.logits,
+    )  # fmt: skip
+    described = describe(corruption) if corruption is not None else {"corruption": "another prompt"}
+    info = {
+        "model": str(model.cfg.model_name), "pairs": len(pairs), "prompt": pairs[0].clean.text,
+        "answer": model.tokenizer.decode([answers[0]]), "subject_span": list(pairs[0].clean.subject_span),
+        "tokens": token_strings(model, pairs[0].clean.tokens),
+        "corrupt_tokens": token_strings(model, pairs[0].corrupted.tokens[0]), **described,
+    }  # fmt: skip
+    return PairedRuns(
+        clean=clean, corrupted=corrupted, owner=torch.arange(len(pairs)).repeat_interleave(samples),
+        questions=questions, first=min(pair.first for pair in pairs), info=info,
+    )  # fmt: skip

@@ -1,0 +1,156 @@
+"""The result of activation patching."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from locate.errors import LocateError
+from locate.storage import load_result, save_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patches:
+    """What every patch did, for one or more metrics, of which one is in view (``of`` changes it).
+
+    Attributes:
+        data: ``values`` and ``standard_error`` (over prompts or corrupted samples) with dim ``metric`` and what the
+            sites are told apart by, ``clean`` and ``corrupted`` with dim ``metric``; where sites were screened,
+            ``estimate`` (of the effect) and ``confirmed`` (whether the site was patched).
+        metric: the metric in view.
+        info: how they were made.
+
+    >>> patches = locate.patch(model, fact, locate.TokenSwap("The Colosseum"))         # doctest: +SKIP
+    >>> patches.scores.dims                                                            # doctest: +SKIP
+    ('layer', 'position')
+    """
+
+    data: xr.Dataset
+    metric: str
+    info: dict[str, Any]
+
+    @property
+    def values(self) -> xr.DataArray:
+        """The metric with the site patched, averaged over prompts or samples."""
+        return self._view("values")
+
+    @property
+    def scores(self) -> xr.DataArray:
+        """The same, normalised so that 0 is the corrupted run and 1 the clean one."""
+        return (self.values - self.corrupted) / (self.clean - self.corrupted)
+
+    @property
+    def standard_error(self) -> xr.DataArray:
+        """Of the values, over prompts or samples (NaN for a single one)."""
+        return self._view("standard_error")
+
+    @property
+    def clean(self) -> float:
+        """The metric in the clean run."""
+        return float(self._view("clean"))
+
+    @property
+    def corrupted(self) -> float:
+        """The metric in the corrupted run."""
+        return float(self._view("corrupted"))
+
+    @property
+    def effect(self) -> xr.DataArray:
+        """How far each patch moved the metric away from the run that was patched."""
+        return self.values - (self.corrupted if self.info["direction"] == "restore" else self.clean)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics that were measured."""
+        return tuple(str(name) for name in self.data["metric"].values)
+
+    def of(self, metric: str) -> "Patches":
+        """The same patches with another metric in view.
+
+        Raises:
+            LocateError: that metric was not measured.
+        """
+        if metric not in self.metrics:
+            raise LocateError(f"These patches have no metric {metric!r}; they have {', '.join(self.metrics)}.")
+        return replace(self, metric=metric)
+
+    def top(self, n: int = 10) -> Any:
+        """The ``n`` sites of the largest effect, as a table.
+
+        >>> patches.top(3)["score"].shape
+        (3,)
+        """
+        table = self.to_dataframe()
+        return table.reindex(table["effect"].abs().sort_values(ascending=False).index).head(n).reset_index(drop=True)
+
+    def recall(self, exact: "Patches", n: int = 10) -> float:
+        """The share of the exact answer's ``n`` largest effects that were among those patched.
+
+        Says what screening missed: ``exact`` are the same patches made without it.
+
+        Raises:
+            LocateError: these were not screened, or the two do not have the same sites.
+
+        >>> screened.recall(patches, n=5) >= 0
+        True
+        """
+        if "confirmed" not in self.data:
+            raise LocateError("recall: these patches were not screened; every site was patched.")
+        if self.data["confirmed"].shape != exact.values.shape:
+            raise LocateError(
+                f"recall: the exact answer has sites {dict(exact.values.sizes)}, these "
+                f"{dict(self.data['confirmed'].sizes)}."
+            )
+        order = np.argsort(-np.abs(exact.effect.values), axis=None)[:n]
+        return float(self.data["confirmed"].values.ravel()[order].mean())
+
+    def to_dataframe(self) -> Any:
+        """One row per site."""
+        columns = {"value": self.values, "score": self.scores, "effect": self.effect}
+        columns["standard_error"] = self.standard_error
+        table = xr.Dataset(columns).to_dataframe().reset_index()
+        if "position" in table:
+            table["token"] = [self.info["tokens"][position] for position in table["position"]]
+        return table
+
+    def plot(self, **options: Any) -> "Figure":
+        """A heat map; see ``locate.plots.plot_patches``."""
+        from locate.plots import plot_patches
+
+        return plot_patches(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load_patches`` reads back.
+
+        >>> patches.save("patches.nc").name
+        'patches.nc'
+        """
+        data = self.data.copy()
+        if "confirmed" in data:
+            data["confirmed"] = data["confirmed"].astype("int8")
+        return save_result(path, "patches", _FORMAT, data, {"metric": self.metric, "info": self.info})
+
+    def _view(self, name: str) -> xr.DataArray:
+        return self.data[name].sel(metric=self.metric, drop=True)
+
+
+def load_patches(path: str | Path) -> Patches:
+    """Read patches that were saved.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+
+    >>> locate.load_patches("patches.nc").metric
+    'logit_diff'
+    """
+    data, plain = load_result(path, "patches", _FORMAT)
+    if "confirmed" in data:
+        data["confirmed"] = data["confirmed"].astype(bool)
+    return Patches(data=data, metric=plain["metric"], info=plain["info"])

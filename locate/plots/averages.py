@@ -1,0 +1,129 @@
+"""Figures of average indirect effects."""
+
+from collections.abc import Sequence
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from locate.averaging import ROLES, AverageTrace
+from locate.errors import SiteError
+from locate.plots.style import HUES, STYLE, add_colorbar, even_lightness, heat_map
+from locate.plots.traces import MODULES
+
+# Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
+_ROLE_STYLES: dict[str, tuple[str, str]] = dict(
+    zip(
+        ROLES,
+        [("#E69F00", "^"), ("#56B4E9", "v"), ("#D55E00", "o"), ("#009E73", "D"), ("#999999", "x"), ("#0072B2", "s")],
+        strict=True,
+    )
+)
+
+
+def plot_average(
+    average: AverageTrace, *, kinds: Sequence[str] | None = None, figsize: tuple[float, float] | None = None
+) -> Figure:
+    """Heat maps of the average indirect effect, one per kind: roles of the token down, layers across.
+
+    Args:
+        average: what ``average_traces`` gave.
+        kinds: the panels, in order; by default all.
+        figsize: width and height in inches.
+
+    Raises:
+        SiteError: a kind that was not averaged.
+
+    >>> figure = average.plot()
+    """
+    wanted = _wanted(average, kinds)
+    effect = average.effect.sel(kind=wanted)
+    low, high = min(0.0, float(effect.min())), float(effect.max())
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (max(3.5, 1.3 + 2.0 * len(wanted)), 2.2), layout="constrained")
+        panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        for kind, axes in zip(wanted, panels, strict=True):
+            mesh = heat_map(axes, effect.sel(kind=kind).values, even_lightness(HUES[kind]), low, high)
+            axes.set_title(_title(average, kind))
+            add_colorbar(figure, mesh, axes, _unit(average))
+        panels[0].set_yticks(range(len(ROLES)), ROLES)
+        panels[0].invert_yaxis()
+        figure.suptitle(_headline(average))
+    plt.close(figure)
+    return figure
+
+
+def plot_average_lines(
+    average: AverageTrace,
+    *,
+    kinds: Sequence[str] | None = None,
+    roles: Sequence[str] = ROLES,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """The average indirect effect over layers, a line per role of the token, with its interval shaded.
+
+    Args:
+        average: what ``average_traces`` gave.
+        kinds: the panels, in order; by default all.
+        roles: the lines.
+        figsize: width and height in inches.
+
+    Raises:
+        SiteError: a kind that was not averaged, or an unknown role.
+
+    >>> figure = average.plot_lines(roles=["last subject token", "last token"])
+    """
+    wanted = _wanted(average, kinds)
+    if unknown := [role for role in roles if role not in ROLES]:
+        raise SiteError(f"There is no role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (max(3.5, 2.4 * len(wanted)), 2.9), layout="constrained")
+        panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        for kind, axes in zip(wanted, panels, strict=True):
+            for role in roles:
+                own = average.data.sel(kind=kind, role=role)
+                colour, marker = _ROLE_STYLES[role]
+                layers = own["layer"].values
+                axes.plot(
+                    layers, own["effect"].values, color=colour, marker=marker, markersize=3, linewidth=1,
+                    markevery=max(1, len(layers) // 10), label=role,
+                )  # fmt: skip
+                axes.fill_between(layers, own["low"].values, own["high"].values, color=colour, alpha=0.2, linewidth=0)
+            axes.axhline(0, color="black", linewidth=0.5)
+            axes.set_xlabel("layer")
+            axes.set_title(_title(average, kind))
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel(_unit(average))
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+        figure.suptitle(_headline(average))
+    plt.close(figure)
+    return figure
+
+
+def _wanted(average: AverageTrace, kinds: Sequence[str] | None) -> list[str]:
+    present = [str(kind) for kind in average.data.coords["kind"].values]
+    wanted = present if kinds is None else list(kinds)
+    if not wanted or not set(wanted) <= set(present):
+        raise SiteError(f"These averages can be plotted for the kinds {present}, found {wanted}.")
+    return wanted
+
+
+def _title(average: AverageTrace, kind: str) -> str:
+    if kind == "resid":
+        return "state"
+    window = average.info["window"]
+    return f"{MODULES[kind]}, window of {window}" if window > 1 else MODULES[kind]
+
+
+def _unit(average: AverageTrace) -> str:
+    return "AIE on " + average.info["label"].replace("{answer}", "answer")
+
+
+def _headline(average: AverageTrace) -> str:
+    mean, low, high = average.total_effect
+    done = "restoring" if average.info["direction"] == "restore" else "breaking"
+    return (
+        f"Average indirect effect of {done} one site: {average.n_facts} facts, {average.info['corruption']}; "
+        f"average total effect {mean:.2f} [{low:.2f}, {high:.2f}]"
+    )

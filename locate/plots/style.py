@@ -1,0 +1,86 @@
+"""What all figures share: style, colours, heat maps, files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap, ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+STYLE: dict[Any, Any] = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
+    "xtick.labelsize": 7, "ytick.labelsize": 8, "figure.titlesize": 8, "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white", "text.usetex": False,
+}  # fmt: skip
+HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "attn_head": "Blues"}
+# CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
+_LIGHTEST, _DARKEST = 99.9, 27.0
+_WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
+
+
+def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
+    """Write a figure as ``name.png`` (200 dpi) and ``name.pdf`` (with fonts that stay text).
+
+    >>> png, pdf = save_figure(trace.plot(), "figures", "eiffel")
+    >>> png.name, pdf.name
+    ('eiffel.png', 'eiffel.pdf')
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
+    with mpl.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(png, dpi=200)
+        # Without a date, the same figure is the same file.
+        figure.savefig(pdf, metadata={"CreationDate": None})
+    return png, pdf
+
+
+def heat_map(axes: Axes, values: np.ndarray, cmap: str | Colormap, low: float, high: float) -> Any:
+    """Rows down, layers across."""
+    # Cells drawn as shapes stay sharp in a PDF, and their own edges hide the seams between them.
+    places = [np.arange(n) for n in reversed(values.shape)]
+    mesh = axes.pcolormesh(*places, values, cmap=cmap, vmin=low, vmax=high, edgecolors="face", linewidth=0.2)
+    axes.set_xlabel("layer")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.tick_params(axis="y", length=0)
+    return mesh
+
+
+def even_lightness(name: str, steps: int = 256) -> ListedColormap:
+    """A single-hue colour map resampled so that its lightness (CIE L*) falls in equal steps."""
+    tints = mpl.colormaps[name](np.linspace(0, 1, 1024))
+    colours = np.vstack([np.linspace(np.ones(4), tints[0], 64), tints])
+    srgb = colours[:, :3]
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
+    nearest = np.searchsorted(-lightness, -np.linspace(_LIGHTEST, _DARKEST, steps))
+    return ListedColormap(colours[nearest], name=f"{name}_even")
+
+
+def add_colorbar(figure: Figure, mesh: Any, axes: Axes | Sequence[Axes], unit: str) -> None:
+    """A horizontal colour bar under a panel, with its unit."""
+    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", aspect=28, pad=0.02)
+    bar.outline.set_linewidth(0.6)
+    bar.locator = MaxNLocator(4)
+    bar.set_label(unit, parse_math=False)
+
+
+def shown_text(token: str) -> str:
+    """A token as text, with white space made visible where there is nothing else."""
+    return token.strip() or token.translate(_WHITESPACE)
+
+
+def token_label(token: str, starred: bool) -> str:
+    """A token as a tick label, with a star if it belongs to the subject."""
+    text = token.removeprefix(" ").translate(_WHITESPACE) or "␣"
+    return f"{text}*" if starred else text
+
+
+def shown_number(value: float) -> str:
+    """A number with two digits that count."""
+    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"

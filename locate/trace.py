@@ -1,0 +1,229 @@
+"""The result of a causal trace."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from locate.errors import LocateError, SiteError
+from locate.sites import Site, check_kind
+from locate.storage import load_result, save_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 2
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trace:
+    """Scores of every site, for one fact and one or more metrics, of which one is in view.
+
+    ``scores`` and what follows from it are those of the metric in view, the first one asked for;
+    ``of`` gives the same trace with another in view.
+
+    Attributes:
+        data: every metric's arrays: ``scores`` and ``standard_error`` (over corrupted samples) with dims
+            ``metric, kind, position, layer``, for single heads ``head_scores`` and ``head_standard_error`` with
+            dims ``metric, position, layer, head``, ``clean`` and ``corrupted`` with dim ``metric``.
+        metric: the metric in view.
+        answer: text of the answer token.
+        answer_rank: its rank in the clean run (1 is the model's first answer).
+        tokens: text of the prompt's tokens.
+        subject_span: half-open range of the subject's token positions.
+        info: how the trace was made.
+
+    >>> trace = locate.causal_trace(model, fact)                                     # doctest: +SKIP
+    >>> trace.answer, trace.answer_rank
+    (' Paris', 1)
+    """
+
+    data: xr.Dataset
+    metric: str
+    answer: str
+    answer_rank: int
+    tokens: tuple[str, ...]
+    subject_span: tuple[int, int]
+    info: dict[str, Any]
+
+    @property
+    def scores(self) -> xr.DataArray:
+        """The metric with one state patched, averaged over corrupted samples; dims ``kind, position, layer``.
+
+        Raises:
+            SiteError: the trace was made of single heads alone; see ``head_scores``.
+        """
+        if "scores" not in self.data:
+            raise SiteError("This trace has single heads alone; see head_scores.")
+        return self._view("scores")
+
+    @property
+    def standard_error(self) -> xr.DataArray:
+        """Of each score, over the corrupted samples (NaN for a single one)."""
+        return self._view("standard_error")
+
+    @property
+    def head_scores(self) -> xr.DataArray:
+        """The same for single heads; dims ``position, layer, head``.
+
+        Raises:
+            SiteError: the trace was made without ``attn_head``.
+        """
+        if "head_scores" not in self.data:
+            raise SiteError(f"This trace has no heads; it was made with kinds={self.info['kinds']}.")
+        return self._view("head_scores")
+
+    @property
+    def clean(self) -> float:
+        """The metric in the clean run."""
+        return float(self._view("clean"))
+
+    @property
+    def corrupted(self) -> float:
+        """The metric with the subject corrupted, averaged over samples."""
+        return float(self._view("corrupted"))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The names of all metrics that were measured."""
+        return tuple(str(name) for name in self.data["metric"].values)
+
+    @property
+    def total_effect(self) -> float:
+        """How much the corruption took away: TE = m − m*."""
+        return self.clean - self.corrupted
+
+    @property
+    def baseline(self) -> float:
+        """What the scores start from: the corrupted run's metric, or the clean run's where states are broken."""
+        return self.corrupted if self.info["direction"] == "restore" else self.clean
+
+    @property
+    def indirect_effect(self) -> xr.DataArray:
+        """What each state restores, IE = m*_restored − m*; for ``direction="break"`` what breaking it takes away."""
+        return self._effect(self.scores)
+
+    @property
+    def recovered(self) -> xr.DataArray:
+        """The indirect effect as a share of the total effect."""
+        return self.indirect_effect / self.total_effect
+
+    @property
+    def head_effect(self) -> xr.DataArray:
+        """The indirect effect of single heads; dims ``position, layer, head``."""
+        return self._effect(self.head_scores)
+
+    def of(self, metric: str) -> "Trace":
+        """The same trace with another metric in view.
+
+        Raises:
+            LocateError: that metric was not measured.
+
+        >>> trace.of("probability").metric
+        'probability'
+        """
+        if metric not in self.metrics:
+            raise LocateError(f"This trace has no metric {metric!r}; it has {', '.join(self.metrics)}.")
+        return replace(self, metric=metric)
+
+    def best(self, kind: str = "mlp", *, within: str = "subject") -> Site:
+        """The site of the largest indirect effect.
+
+        Args:
+            kind: ``resid``, ``mlp``, ``attn`` or ``attn_head``.
+            within: ``"subject"`` for the subject's tokens (where facts are recalled, and where an
+                edit goes), ``"last"`` for the last token, or ``"all"``. The last token's late states
+                restore the answer trivially.
+
+        >>> trace.best("mlp").kind
+        'mlp'
+        """
+        if kind == "attn_head":
+            table = self.head_effect
+        else:
+            check_kind(kind)
+            if kind not in self.data.coords["kind"].values:
+                raise SiteError(f"This trace has no {kind!r} scores; it was made with kinds={self.info['kinds']}.")
+            table = self.indirect_effect.sel(kind=kind)
+        last = len(self.tokens) - 1
+        spans = {"subject": range(*self.subject_span), "last": range(last, last + 1), "all": range(last + 1)}
+        if within not in spans:
+            raise SiteError(f"within must be one of {sorted(spans)}, found {within!r}.")
+        table = table.isel(position=np.isin(table["position"], list(spans[within])))
+        if table.sizes["position"] == 0:
+            raise SiteError(f"This trace visited no position within {within!r}; it has {self.info['positions']}.")
+        cell = table.isel(table.argmax(dim=[str(dim) for dim in table.dims]))  # type: ignore[arg-type]
+        head = int(cell["head"]) if kind == "attn_head" else None
+        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]), head=head)
+
+    def to_dataframe(self) -> Any:
+        """One row per site, with its kind, position, token, layer, score and indirect effect."""
+        table = xr.Dataset({"score": self.scores, "standard_error": self.standard_error}).to_dataframe().reset_index()
+        table["token"] = [self.tokens[position] for position in table["position"]]
+        table["indirect_effect"] = [
+            float(effect) for effect in self._effect(xr.DataArray(table["score"].to_numpy())).values
+        ]
+        return table.drop(columns="metric", errors="ignore")
+
+    def plot(self, **options: Any) -> "Figure":
+        """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
+        from locate.plots import plot_trace
+
+        return plot_trace(self, **options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the trace to one netCDF file, which ``load_trace`` reads back.
+
+        >>> trace.save("t.nc").name
+        't.nc'
+        """
+        plain = {
+            "metric": self.metric, "answer": self.answer, "answer_rank": self.answer_rank, "tokens": self.tokens,
+            "subject_span": self.subject_span, "info": self.info,
+        }  # fmt: skip
+        return save_result(path, "trace", _FORMAT, self.data, plain)
+
+    def _view(self, name: str) -> xr.DataArray:
+        return self.data[name].sel(metric=self.metric, drop=True)
+
+    def _effect(self, scores: xr.DataArray) -> xr.DataArray:
+        sign = 1.0 if self.info["direction"] == "restore" else -1.0
+        return (scores - self.baseline) * sign
+
+
+def load_trace(path: str | Path) -> Trace:
+    """Read a trace that was saved.
+
+    Raises:
+        DataError: the file is missing or is not a saved trace.
+
+    >>> locate.load_trace("t.nc").answer
+    ' Paris'
+    """
+    data, plain = load_result(path, "trace", _FORMAT)
+    return Trace(
+        data=data, metric=plain["metric"], answer=plain["answer"], answer_rank=plain["answer_rank"],
+        tokens=tuple(plain["tokens"]), subject_span=tuple(plain["subject_span"]), info=plain["info"],
+    )  # fmt: skip
+
+
+def check_comparable(traces: Sequence[Trace]) -> None:
+    """Whether traces can be averaged: the same model, metric, kinds, window and direction.
+
+    Raises:
+        LocateError: there are none, or they differ; the message says in what.
+    """
+    if not traces:
+        raise LocateError("There are no traces to average.")
+    for name in ("model", "kinds", "window", "direction", "severed"):
+        found = {str(trace.info[name]) for trace in traces}
+        if len(found) > 1:
+            raise LocateError(
+                f"These traces differ in their {name}: {', '.join(sorted(found))}. Average like with like."
+            )
+    found = {trace.metric for trace in traces}
+    if len(found) > 1:
+        raise LocateError(f"These traces show different metrics: {', '.join(sorted(found))}. Choose one with trace.of.")
