@@ -59,10 +59,10 @@ def sample_continuations(
         with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
             logits = model(new, past_key_values=cache)[0].float()
         logits[:, forbidden] = -torch.inf
-        if top_k is not None:
-            logits[logits < logits.topk(top_k).values[:, -1:]] = -torch.inf
+        likely, ids = logits.topk(logits.shape[-1] if top_k is None else top_k)
         # Drawn on the CPU, so that a seed means the same text on every device.
-        new = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
+        new = torch.multinomial(likely.softmax(-1).cpu(), 1, generator=generator)
+        new = ids.gather(1, new.to(ids.device)).cpu()
         if forced is not None and step < forced.shape[1]:
             given = forced[:, step : step + 1]
             new = torch.where(given >= 0, given, new)
@@ -72,7 +72,7 @@ def sample_continuations(
 
 
 def token_batches(
-    model: TransformerBridge, corpus: str, *, length: int = 128, rows: int = 64, seed: int = 0
+    model: TransformerBridge, corpus: str, *, length: int = 128, rows: int = 256, seed: int = 0
 ) -> Iterator[Int[Tensor, "row position"]]:
     """Batches of token sequences from a corpus, until it ends (sampled text never does).
 

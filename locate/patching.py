@@ -54,13 +54,14 @@ def patch(
         clean: a fact, a text, or token ids; or a list of them with as many tokens each, over which is averaged.
         corrupt: the same, or a corruption of the clean fact's subject.
         sites: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``; of single heads
-            ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``, ``attn_head_pattern``; single MLP
+            ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``,
+            ``attn_head_pattern``; single MLP
             activations ``mlp_neurons``; or the name of a hook point within a block, such as ``mlp.hook_in``.
         by: what the sites are told apart by. By default layer and position, for heads layer and head, for neurons
             layer and neuron. Without ``"position"`` a patch covers all positions (for patterns: all queries).
         metric: one or more metrics. By default the logit difference between the clean and the corrupted prompt's
             answers where both are known and differ, else the answer's probability.
-        direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean run.
+        direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean.
         layers: by default all.
         positions: which positions to visit, where sites are told apart by position.
         units: which heads or neurons; by default all.
