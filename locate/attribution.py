@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import FrozenRun, hook_points
+from locate.engine.hooking import listen
 from locate.engine.readout import only_logits_at
 from locate.errors import LocateError
 from locate.metrics import Metric, joint_measure
@@ -72,8 +72,8 @@ def state_gradients(
     values: dict[str, Tensor] = {}
     shifts: dict[str, Tensor] = {}
 
-    def shifter(name: str) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def shifter(name: str) -> Callable[[Tensor], Tensor]:
+        def hook(output: Tensor) -> Tensor:
             # The gradient of a shift of nothing is the gradient of the state, also where the state is a view.
             values[name] = output.detach()
             shifts[name] = torch.zeros_like(output, requires_grad=True)
@@ -89,7 +89,7 @@ def state_gradients(
         stack.enter_context(frozen_parameters(model))
         stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
         for name, point in hook_points(model, list(names)).items():
-            stack.callback(point.register_forward_hook(shifter(name)).remove)
+            stack.callback(listen(point, shifter(name)).remove)
         stack.enter_context(only_logits_at(model, rows, last))
         logits = model(run.tokens, attention_mask=run.attention_mask)[0]
         measured = measure(logits, rows)[..., 0].sum()

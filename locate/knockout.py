@@ -11,7 +11,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, freeze
+from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, check_live, freeze
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts import Fact
 from locate.metrics import Metric, Plain, Questions, as_metrics, joint_measure
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT = 1
+_SCORES = "attn.hook_attn_scores"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -111,7 +112,7 @@ def attention_knockout(
     window: int = 9,
     heads: bool = False,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
-    precision: Precision = "model",
+    precision: Precision | str = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> Knockout:
@@ -145,6 +146,7 @@ def attention_knockout(
     n_layers = model.cfg.n_layers
     window = 1 if heads else check_window(window, n_layers)
     metrics = as_metrics(metric)
+    check_live(model, f"blocks.0.{_SCORES}")
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)
     answer = encode_target(model, prompt.text, fact.target)[:1]
@@ -198,7 +200,7 @@ def _branch(
     rows = torch.zeros(len(units), dtype=torch.long)
     return Branch(
         layer=span.start, rows=rows, states=run.residuals[span.start][:, start:].expand(len(units), -1, -1),
-        interventions={f"blocks.{one}.attn.hook_attn_scores": blocked for one in span},
+        interventions={f"blocks.{one}.{_SCORES}": blocked for one in span},
     )  # fmt: skip
 
 

@@ -38,12 +38,12 @@ def patch(
     sites: str = "resid_pre",
     by: By | None = None,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
-    direction: Direction = "restore",
+    direction: Direction | str = "restore",
     layers: Sequence[int] | None = None,
     positions: Positions = "all",
     units: Sequence[int] | None = None,
     screen: int | float | None = None,
-    precision: Precision = "model",
+    precision: Precision | str = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> Patches:
@@ -124,7 +124,7 @@ class _Patcher:
     units: list[int]
     metrics: tuple[Metric, ...]
     direction: str
-    precision: Precision
+    precision: str
 
     def patch(self, screen: int | float | None, progress: bool) -> Patches:
         target, source, pairing, questioned = self.runs.direction(self.direction)
@@ -216,9 +216,8 @@ class _Patcher:
         kept.append(slice(None) if self.site.unit is not None else 0)
         dims = tuple(coords)
         n = len(high)
-        mean, error = values.mean(-2).movedim(-1, 0), values.std(-2).movedim(-1, 0) / n**0.5
-        if n == 1:
-            error = torch.full_like(mean, float("nan"))
+        mean = values.mean(-2).movedim(-1, 0)
+        error = values.std(-2).movedim(-1, 0) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
         index = tuple(kept)
         data: dict[str, Any] = {
             "values": (("metric", *dims), mean[:, *index].numpy()),

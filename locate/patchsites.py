@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine import Branch, FrozenRun, hook_points
+from locate.engine import Branch, FrozenRun, check_live, hook_points
 from locate.errors import SiteError, suggest
 from locate.grafting import Graft
 
@@ -63,17 +63,16 @@ class PatchSite:
         """Whether the architecture has these states.
 
         Raises:
-            SiteError: there is no state between attention and MLP, because the two run side by side.
+            SiteError: there is no state between attention and MLP, because the two run side by side; or a hook
+                point that shows a state but whose changes the model does not take.
         """
-        if self.name != "resid_mid":
-            return
-        for layer in layers:
-            middle = run.residuals[layer] + run.kept[f"blocks.{layer}.hook_attn_out"]
-            if not torch.allclose(middle, run.kept[f"blocks.{layer}.hook_resid_mid"], rtol=1e-3, atol=1e-4):
-                raise SiteError(
-                    f"{type(run.model.original_model).__name__} has no residual stream between attention and MLP in "
-                    f"layer {layer}: its block computes them side by side. Patch resid_pre, attn_out or mlp_out."
-                )
+        if self.name == "resid_mid":
+            for layer in layers:
+                middle = run.residuals[layer] + run.kept[f"blocks.{layer}.hook_attn_out"]
+                if not torch.allclose(middle, run.kept[f"blocks.{layer}.hook_resid_mid"], rtol=1e-3, atol=1e-4):
+                    raise SiteError(_no_middle(run.model))
+        elif self.hook is not None:
+            check_live(run.model, f"blocks.{layers[0]}.{self.hook}")
 
 
 _STATES: dict[str, tuple[str | None, str | None, int]] = {
@@ -122,6 +121,8 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
         for needed in ("layer", *([unit] if unit else [])):
             if needed not in chosen:
                 raise SiteError(f"by: sites of {name} are told apart by {needed} at least; add it.")
+    if name == "resid_mid" and "blocks.0.hook_resid_mid" not in model.hook_dict:
+        raise SiteError(_no_middle(model))
     if hook is not None:
         hook_points(model, [f"blocks.0.{hook}"])
     return PatchSite(name=name, hook=hook, unit=unit, by=chosen, offset=offset)
@@ -133,3 +134,10 @@ def _own_hook(model: TransformerBridge, name: str) -> str:
     if name not in known:
         raise SiteError(f"There is no site {name!r} to patch. {suggest(name, [*PATCH_SITES, *known])}")
     return name
+
+
+def _no_middle(model: TransformerBridge) -> str:
+    return (
+        f"{type(model.original_model).__name__} has no residual stream between attention and MLP: its blocks compute "
+        "them side by side. Patch resid_pre, attn_out or mlp_out."
+    )

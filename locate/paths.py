@@ -204,12 +204,10 @@ class _PathPatcher:
         interventions: dict[str, Intervention] = {}
         start = target.n_layers
         for name, values in arrived.items():
-            heads = [node.head for node in self.receivers if name in _inputs(node)]
-            if heads[0] is not None:
-                merged = _rows(target.kept[name], rows)[:, first:].clone()
-                merged[:, :, heads] = values[:, :, heads]
-                values = merged
-            interventions[name] = Pin(values=values, columns=columns)
+            heads = [node.head for node in self.receivers if name in _inputs(node) and node.head is not None]
+            only = tuple(sorted(set(heads))) if heads else None
+            chosen = values if only is None else values[:, :, list(only)]
+            interventions[name] = Pin(values=chosen, columns=columns, only=only)
             start = min(start, _at(name, target.n_layers))
         if start == target.n_layers:
             (values,) = arrived.values()

@@ -14,7 +14,7 @@ Precision = Literal["model", "bfloat16"]
 
 
 @contextmanager
-def computing_in(precision: Precision, model: TransformerBridge) -> Iterator[None]:
+def computing_in(precision: Precision | str, model: TransformerBridge) -> Iterator[None]:
     """While active, matrix products run in this precision; the residual stream keeps the model's own.
 
     Raises:

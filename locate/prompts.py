@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.errors import FactError, SiteError
 from locate.facts import Fact
 
-Positions = Literal["all", "subject", "subject_last", "last", "others"] | Sequence[int]
+Positions = Literal["all", "subject", "subject_last", "last", "others"] | str | Sequence[int]
 
 _OPENING = "\"'“‘«(["
 

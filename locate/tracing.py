@@ -55,10 +55,10 @@ def causal_trace(
     window: int | None = ...,
     corruption: Corruption | None = ...,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] = ...,
-    direction: Direction = ...,
+    direction: Direction | str = ...,
     severed: Literal["mlp", "attn"] | None = ...,
     positions: Positions = ...,
-    precision: Precision = ...,
+    precision: Precision | str = ...,
     budget: int = ...,
     progress: bool = ...,
 ) -> Trace: ...
@@ -71,10 +71,10 @@ def causal_trace(
     window: int | None = ...,
     corruption: Corruption | None = ...,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] = ...,
-    direction: Direction = ...,
+    direction: Direction | str = ...,
     severed: Literal["mlp", "attn"] | None = ...,
     positions: Positions = ...,
-    precision: Precision = ...,
+    precision: Precision | str = ...,
     budget: int = ...,
     progress: bool = ...,
 ) -> list[Trace]: ...
@@ -86,10 +86,10 @@ def causal_trace(
     window: int | None = None,
     corruption: Corruption | None = None,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
-    direction: Direction = "restore",
+    direction: Direction | str = "restore",
     severed: Literal["mlp", "attn"] | None = None,
     positions: Positions = "all",
-    precision: Precision = "model",
+    precision: Precision | str = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> Trace | list[Trace]:
@@ -193,7 +193,7 @@ class _Tracer:
     metrics: tuple[Metric, ...]
     direction: Direction
     severed: str | None
-    precision: Precision
+    precision: str
     budget: int
 
     def trace(self, asked: Sequence[_Asked], bar: tqdm) -> list[Trace]:

@@ -2,7 +2,7 @@
 
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
-from locate.engine.hooking import Hook, hook_points
+from locate.engine.hooking import Hook, check_live, hook_points
 from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Measure
 
@@ -16,6 +16,7 @@ __all__ = [
     "Measure",
     "PatternPin",
     "Pin",
+    "check_live",
     "freeze",
     "hook_points",
 ]

@@ -1,7 +1,7 @@
 """Running a prompt once and keeping what a resume needs, after checking that a resume is right."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from locate.devices import input_device
 from locate.engine.branch import Branch
 from locate.engine.calls import BlockCall
-from locate.engine.hooking import Hook, hook_points
+from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
 from locate.errors import FactError, ModelError
@@ -130,12 +130,6 @@ def _record(
     def final(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         states.append(args[0])
 
-    def keeper(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            kept[name] = output
-
-        return hook
-
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
@@ -145,7 +139,7 @@ def _record(
             stack.callback(block.hook_in.register_forward_hook(state).remove)
         stack.callback(model.ln_final.register_forward_pre_hook(final).remove)
         for name, point in points.items():
-            stack.callback(point.register_forward_hook(keeper(name)).remove)
+            stack.callback(listen(point, keep_in(kept, name)).remove)
         stack.enter_context(only_logits_at(model, *at))
         extra = {} if cache is None else {"past_key_values": cache}
         logits = model(tokens, attention_mask=attention_mask, **extra)
@@ -153,7 +147,8 @@ def _record(
         raise ModelError(f"Expected {model.cfg.n_layers} blocks to run once each, saw {len(states) - 1}.")
     for name in points:
         shape = tuple(kept[name].shape) if name in kept else None
-        if shape is None or shape[:2] != (n_rows, length):
+        by_position = shape is not None and (shape[:2] == (n_rows, length) or shape[::2] == (n_rows, length))
+        if not by_position:  # the second form: attention patterns, whose heads come before their queries
             raise ModelError(
                 f"The state at {name!r} cannot be patched by position in this architecture: expected a tensor of shape "
                 f"({n_rows}, {length}, …), found {'no tensor' if shape is None else shape}."

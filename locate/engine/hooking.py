@@ -4,10 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
+from locate.devices import input_device
 from locate.engine.branch import Branch
 from locate.engine.interventions import Intervention
 from locate.errors import SiteError, suggest
@@ -40,6 +43,58 @@ def _hook_point(model: TransformerBridge, name: str) -> nn.Module:
     return known[name]
 
 
+def listen(point: nn.Module, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
+    """Call a function with the value at a hook point, in the form that users of TransformerLens see; what it
+    returns, if anything, takes the value's place.
+
+    Some values pass in another form, such as heads side by side in one axis.
+    """
+    conversion: Any = getattr(point, "hook_conversion", None)
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+        if conversion is None:
+            return function(output)
+        changed = function(conversion.convert(output))
+        return None if changed is None else conversion.revert(changed)
+
+    return point.register_forward_hook(hook)
+
+
+def keep_in(kept: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:
+    """A function for ``listen`` that keeps the value."""
+
+    def keep(output: Tensor) -> None:
+        kept[name] = output
+
+    return keep
+
+
+def check_live(model: TransformerBridge, name: str) -> None:
+    """Whether the model takes what is put in a hook point's place: some show a state after it was used.
+
+    Raises:
+        SiteError: it does not, in this architecture.
+    """
+    tokens = torch.tensor([[1, 2, 3, 4]], device=input_device(model))
+    generator = torch.Generator().manual_seed(0)
+
+    def disturb(value: Tensor) -> Tensor:
+        return value + torch.rand(value.shape, generator=generator).to(value)
+
+    with torch.no_grad():
+        before = model(tokens)
+        handle = listen(hook_points(model, [name])[name], disturb)
+        try:
+            after = model(tokens)
+        finally:
+            handle.remove()
+    if torch.equal(before, after):
+        raise SiteError(
+            f"{type(model.original_model).__name__} shows {name!r} only after it was used, so changing it changes "
+            "nothing. Choose another site."
+        )
+
+
 @contextmanager
 def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: int) -> Iterator[None]:
     """Carry out the branches' interventions on the running batch, whose rows stand in branch order.
@@ -53,8 +108,8 @@ def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: in
             wanted.setdefault(name, []).append((start, start + len(branch), one))
         start += len(branch)
 
-    def change(places: list[tuple[int, int, Intervention]]) -> Callable[..., Tensor]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    def change(places: list[tuple[int, int, Intervention]]) -> Callable[[Tensor], Tensor]:
+        def hook(output: Tensor) -> Tensor:
             changed = output.clone()
             for first, last, one in places:
                 if first < len(changed):  # later rows have not entered yet
@@ -65,8 +120,7 @@ def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: in
 
     with ExitStack() as stack:
         for name, point in hook_points(model, list(wanted)).items():
-            handle = point.register_forward_hook(change(wanted[name]))
-            stack.callback(handle.remove)
+            stack.callback(listen(point, change(wanted[name])).remove)
         yield
 
 

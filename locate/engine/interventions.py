@@ -34,6 +34,7 @@ class Pin:
         columns: positions, counted from the position of the resume.
         units: for each row, the one head or neuron (the axis after the position) that is pinned;
             by default all of them.
+        only: units that are pinned in all rows, in the order of the values' third axis.
 
     >>> value = torch.zeros(2, 3, 4)
     >>> Pin(values=torch.ones(1, 1, 4), columns=(1,)).apply(value, offset=0)
@@ -44,11 +45,14 @@ class Pin:
     values: Float[Tensor, "row_or_1 column *unit"]
     columns: tuple[int, ...] = (0,)
     units: Int[Tensor, "row"] | None = None
+    only: tuple[int, ...] | None = None
 
     def apply(self, value: Float[Tensor, "row position *unit"], offset: int) -> None:
         """Write the values."""
         columns = torch.tensor(self.columns, device=value.device) + offset
-        if self.units is None:
+        if self.only is not None:
+            value[:, columns[:, None], torch.tensor(self.only, device=value.device)[None]] = self.values.to(value)
+        elif self.units is None:
             value[:, columns] = self.values.to(value)
         else:
             rows = torch.arange(len(value), device=value.device)[:, None]

@@ -17,7 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.branch import Branch, chunks
 from locate.engine.calls import BlockCall, PrefixCache
-from locate.engine.hooking import Hook, hook_points, intervening, only_columns
+from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
 from locate.engine.readout import only_logits_at, read_logits
 from locate.errors import ModelError, SiteError
 
@@ -166,7 +166,7 @@ class FrozenRun:
             kept: dict[str, Tensor] = {}
             with torch.no_grad(), ExitStack() as stack:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
-                    stack.callback(point.register_forward_hook(_keeper(kept, name)).remove)
+                    stack.callback(listen(point, keep_in(kept, name)).remove)
                 # Entered last, so that what is recorded is what a block computes, and not what it is made to say.
                 stack.enter_context(intervening(self.model, [part], offset=0))
                 hidden = part.states
@@ -280,10 +280,3 @@ class FrozenRun:
 
 def _within(indices: Tensor, start: int, stop: int) -> bool:
     return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop
-
-
-def _keeper(kept: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        kept[name] = output
-
-    return hook

@@ -50,7 +50,7 @@ def quiet_trace(kind, fact=None, **options):
     options = {"corruption": NOISE, "window": 2, "progress": False, **options}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return causal_trace(model(kind), fact or known(kind), **options)
+        return causal_trace(model(kind), known(kind) if fact is None else fact, **options)
 
 
 @pytest.fixture(scope="module")
@@ -307,3 +307,185 @@ def test_whole_passes_give_the_same_trace(kind, monkeypatch):
         expected = literal.causal_trace(model(kind), fact, one, window=2, corruption=NOISE).numpy()
         start = found.subject_span[0]
         np.testing.assert_allclose(found.scores.sel(kind=one).values[start:], expected[start:], rtol=1e-4, atol=1e-9)
+
+
+FACTS = [
+    Fact(prompt="I think that {} is in", subject="Big Ben", target="London", target_new="Rome"),
+    Fact(prompt="I know that {} is in", subject="Big Ben", target="Paris", target_new="Rome"),
+    Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris", target_new="Rome"),
+]
+
+
+def literal_patch(kind, fact, hooks, row=0):
+    """The answer's probability in one whole pass over the noisy rows, with these hooks."""
+    bridge = model(kind)
+    prompt = locate.encode_fact(bridge, fact)
+    answer = tiny.tokenizer()(" " + fact.target)["input_ids"][0]
+    start, end = prompt.subject_span
+
+    def corrupt(value, hook):
+        value = value.clone()
+        value[:, start:end] += NOISE.noise(value[0, start:end])
+        return value
+
+    with torch.no_grad(), bridge.hooks(fwd_hooks=[("embed.hook_out", corrupt), *hooks]):
+        logits = bridge(prompt.tokens[None].expand(NOISE.samples, -1))
+    return float(logits[:, -1].softmax(-1)[:, answer].mean())
+
+
+def clean_cache(kind, fact):
+    prompt = locate.encode_fact(model(kind), fact)
+    with torch.no_grad():
+        return model(kind).run_with_cache(prompt.tokens[None])[1]
+
+
+def noisy_cache(kind, fact):
+    cache = {}
+
+    def keep(value, hook):
+        cache[hook.name] = value.detach().clone()
+
+    names = [f"blocks.{layer}.{name}" for layer in range(4) for name in ("hook_mlp_out", "hook_attn_out", "hook_out")]
+    literal_patch(kind, fact, [(name, keep) for name in names])
+    return cache
+
+
+@pytest.mark.parametrize("corruption", [NOISE, locate.ZeroEmbedding()])
+def test_many_facts_give_the_same_traces_as_each_alone(corruption):
+    together = quiet_trace("llama", FACTS, corruption=corruption, metric=["probability", "logit_diff"])
+    assert len(together) == 3
+    for fact, found in zip(FACTS, together, strict=True):
+        alone = quiet_trace("llama", fact, corruption=corruption, metric=["probability", "logit_diff"])
+        for metric in ("probability", "logit_diff"):
+            np.testing.assert_allclose(found.of(metric).scores, alone.of(metric).scores, atol=1e-5)
+        assert found.info["subject"] == fact.subject
+        assert found.tokens == alone.tokens
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_single_heads_equal_whole_passes(kind):
+    fact = FACTS[0]
+    found = quiet_trace(kind, fact, kinds=["attn_head"])
+    assert found.head_scores.dims == ("position", "layer", "head")
+    clean = clean_cache(kind, fact)
+    for position, layer, head in [(4, 0, 1), (5, 2, 3), (6, 3, 0)]:
+        name = f"blocks.{layer}.attn.hook_z"
+
+        def restore(value, hook, position=position, head=head, name=name):
+            value = value.clone()
+            value[:, position, head] = clean[name][0, position, head]
+            return value
+
+        expected = literal_patch(kind, fact, [(name, restore)])
+        assert float(found.head_scores[position, layer, head]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert found.best("attn_head", within="all").head is not None
+    with pytest.raises(SiteError, match="single heads alone"):
+        found.scores  # noqa: B018
+    with pytest.raises(SiteError, match="no heads"):
+        quiet_trace(kind, fact).head_scores  # noqa: B018
+
+
+@pytest.mark.parametrize("severed", ["mlp", "attn"])
+def test_severed_traces_equal_whole_passes(severed):
+    fact = FACTS[0]
+    found = quiet_trace("llama", fact, kinds=["resid"], severed=severed)
+    clean, noisy = clean_cache("llama", fact), noisy_cache("llama", fact)
+    for position, layer in [(4, 0), (5, 1), (7, 2)]:
+
+        def restore(value, hook, position=position, layer=layer):
+            value = value.clone()
+            value[:, position] = clean[f"blocks.{layer}.hook_out"][0, position]
+            return value
+
+        def hold(value, hook, position=position):
+            value = value.clone()
+            value[:, position] = noisy[hook.name][:, position]
+            return value
+
+        held = [(f"blocks.{later}.hook_{severed}_out", hold) for later in range(layer + 1, 4)]
+        expected = literal_patch("llama", fact, [(f"blocks.{layer}.hook_out", restore), *held])
+        assert float(found.scores[0, position, layer]) == pytest.approx(expected, rel=1e-4, abs=1e-9)
+    assert not np.allclose(found.scores, quiet_trace("llama", fact, kinds=["resid"]).scores, atol=1e-6)
+    with pytest.raises(SiteError, match="A severed trace restores residual states"):
+        quiet_trace("llama", fact, severed=severed)
+
+
+def test_breaking_puts_corrupted_states_into_the_clean_run():
+    fact = FACTS[0]
+    found = quiet_trace("llama", fact, direction="break", window=2)
+    noisy, bridge = noisy_cache("llama", fact), model("llama")
+    prompt = locate.encode_fact(bridge, fact)
+    answer = tiny.tokenizer()(" London")["input_ids"][0]
+    for kind, name in (("resid", "hook_out"), ("mlp", "hook_mlp_out")):
+        for position, layer in [(4, 1), (6, 3)]:
+
+            def put(value, hook, position=position):
+                value = value.clone()
+                value[:, position] = noisy[hook.name][:, position]
+                return value
+
+            layers = [layer] if kind == "resid" else [layer - 1, layer]
+            hooks = [(f"blocks.{one}.{name}", put) for one in layers]
+            with torch.no_grad(), bridge.hooks(fwd_hooks=hooks):
+                logits = bridge(prompt.tokens[None].expand(NOISE.samples, -1))
+            expected = float(logits[:, -1].softmax(-1)[:, answer].mean())
+            assert float(found.scores.sel(kind=kind)[position, layer]) == pytest.approx(expected, rel=1e-4)
+    np.testing.assert_allclose(found.indirect_effect, found.clean - found.scores)
+    last = len(found.tokens) - 1
+    assert float(found.recovered.sel(kind="resid")[last, 3]) == pytest.approx(1, abs=1e-4)
+
+
+def test_positions_can_be_chosen():
+    every = quiet_trace("llama", FACTS[2])
+    subject = quiet_trace("llama", FACTS[2], positions="subject")
+    assert subject.scores["position"].values.tolist() == list(range(*every.subject_span))
+    np.testing.assert_allclose(subject.scores, every.scores[:, slice(*every.subject_span)], atol=1e-6)
+    two = quiet_trace("llama", FACTS[2], positions=[-1, 2])
+    assert two.scores["position"].values.tolist() == [2, len(every.tokens) - 1]
+    two.plot().draw_without_rendering()
+    assert two.best("mlp", within="last").position == len(every.tokens) - 1
+    with pytest.raises(SiteError, match="visited no position within 'last'"):
+        subject.best("mlp", within="last")
+    with pytest.raises(SiteError, match="Position 99 is out of range"):
+        quiet_trace("llama", FACTS[2], positions=[99])
+    with pytest.raises(SiteError, match="positions must be one of all"):
+        quiet_trace("llama", FACTS[2], positions="first")
+
+
+def test_a_swap_traces_from_the_first_token_that_differs():
+    fact = Fact(prompt="I think that {} is in", subject="London", target="Paris")
+    found = quiet_trace("llama", fact, corruption=locate.TokenSwap("Rome"))
+    bridge, tokenizer = model("llama"), tiny.tokenizer()
+    clean, other = (torch.tensor([tokenizer(f"I think that {s} is in")["input_ids"]]) for s in ("London", "Rome"))
+    answer = tokenizer(" Paris")["input_ids"][0]
+    with torch.no_grad():
+        _, cache = bridge.run_with_cache(clean)
+        position = found.subject_span[0]
+
+        def restore(value, hook):
+            value = value.clone()
+            value[:, position] = cache["blocks.1.hook_out"][:, position]
+            return value
+
+        with bridge.hooks(fwd_hooks=[("blocks.1.hook_out", restore)]):
+            expected = float(bridge(other)[0, -1].softmax(-1)[answer])
+        swapped = float(bridge(other)[0, -1].softmax(-1)[answer])
+    assert float(found.scores.sel(kind="resid")[position, 1]) == pytest.approx(expected, rel=1e-4)
+    assert found.corrupted == pytest.approx(swapped, rel=1e-4)
+    assert found.info["subjects"] == ["Rome"]
+
+
+def test_bfloat16_is_near():
+    exact, near = quiet_trace("llama"), quiet_trace("llama", precision="bfloat16")
+    assert near.clean == exact.clean
+    difference = float(np.abs(near.scores - exact.scores).max())
+    assert 0 < difference < 0.05 * abs(exact.total_effect) + 0.05
+    with pytest.raises(LocateError, match="precision must be one of model, bfloat16"):
+        quiet_trace("llama", precision="int8")
+
+
+def test_no_facts_are_refused():
+    with pytest.raises(locate.FactError, match="no facts to trace"):
+        quiet_trace("llama", ())
+    with pytest.raises(SiteError, match="direction must be one of"):
+        quiet_trace("llama", direction="both")

@@ -1,0 +1,93 @@
+"""Average indirect effects by role of the token."""
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import locate
+from locate import DataError, LocateError
+from locate.averaging import ROLES, token_roles
+from tests import tiny
+
+
+def trace(scores, span, n, **info):
+    """Scores of dims position, layer, for one kind."""
+    table = np.asarray(scores, dtype=float)[None]
+    coords = {"kind": ["mlp"], "position": range(n), "layer": range(table.shape[2])}
+    return tiny.made_up_trace(
+        xr.DataArray(table, coords=coords, dims=("kind", "position", "layer")), clean=0.9, corrupted=0.1,
+        answer=" x", tokens=tuple(f" t{i}" for i in range(n)), span=span, **info,
+    )  # fmt: skip
+
+
+def ramp(n, scale=1.0):
+    return 0.1 + scale * np.arange(n)[:, None] * np.array([[0.01, 0.02]])
+
+
+def test_positions_have_the_published_roles():
+    assert list(token_roles(trace(ramp(9), (1, 5), 9)).values()) == [[1], [2, 3], [4], [5], [6, 7], [8]]
+    # A subject of one token has a last token only; a prompt that ends after the next token, that as its last.
+    assert list(token_roles(trace(ramp(4), (2, 3), 4)).values()) == [[], [], [2], [], [], [3]]
+    assert list(token_roles(trace(ramp(6), (1, 3), 6)).values()) == [[1], [], [2], [3], [4], [5]]
+
+
+def test_tokens_are_averaged_within_a_fact_and_facts_count_once():
+    traces = [trace(ramp(9), (1, 5), 9), trace(ramp(6, 3.0), (1, 3), 6)]
+    average = locate.average_traces(traces)
+    assert average.effect.dims == ("kind", "role", "layer")
+    assert average.n_facts == 2
+    middle = average.data.sel(kind="mlp", role="middle subject tokens")
+    np.testing.assert_allclose(middle["effect"], [0.025, 0.05])  # of the first alone
+    assert np.isnan(middle["low"]).all()
+    last = average.data.sel(kind="mlp", role="last token")
+    np.testing.assert_allclose(last["effect"], [(0.08 + 0.15) / 2, (0.16 + 0.30) / 2])
+    np.testing.assert_allclose(last["low"], [0.08, 0.16])
+    np.testing.assert_allclose(last["high"], [0.15, 0.30])
+    assert average.data["count"].values.tolist() == [2, 1, 2, 2, 2, 2]
+    assert average.total_effect == pytest.approx((0.8, 0.8, 0.8))
+    assert average.peak("mlp", "last token")[0] == 1
+
+
+def test_intervals_cover_the_mean_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(100):
+        noisy = [trace(0.1 + generator.normal(0.3, 0.2, size=(4, 1)), (1, 2), 4) for _ in range(40)]
+        last = locate.average_traces(noisy, resamples=400, seed=seed).data.sel(kind="mlp", role="last token", layer=0)
+        covered += float(last["low"]) <= 0.3 <= float(last["high"])
+    assert 86 <= covered <= 99
+
+
+def test_the_seed_decides():
+    traces = [trace(ramp(6, s), (1, 3), 6) for s in (1.0, 2.0, 4.0, 5.0)]
+    first = locate.average_traces(traces, seed=1)
+    xr.testing.assert_identical(first.data, locate.average_traces(traces, seed=1).data)
+    assert not first.data.equals(locate.average_traces(traces, seed=2, resamples=50).data)
+
+
+def test_only_like_is_averaged_with_like():
+    with pytest.raises(LocateError, match="no traces"):
+        locate.average_traces([])
+    with pytest.raises(LocateError, match="differ in their window: 1, 10"):
+        locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, window=10)])
+    with pytest.raises(LocateError, match="differ in their direction: break, restore"):
+        locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, direction="break")])
+
+
+def test_saving_loading_and_figures(tmp_path):
+    average = locate.average_traces([trace(ramp(9), (1, 5), 9), trace(ramp(6, 3.0), (1, 3), 6)])
+    loaded = locate.load_average(average.save(tmp_path / "a.nc"))
+    xr.testing.assert_equal(loaded.data, average.data)
+    assert (loaded.info, loaded.total_effect) == (average.info, average.total_effect)
+    with pytest.raises(DataError, match="There is no average file"):
+        locate.load_average(tmp_path / "none.nc")
+    heat = average.plot()
+    heat.draw_without_rendering()
+    assert [label.get_text() for label in heat.axes[0].get_yticklabels()] == list(ROLES)
+    lines = average.plot_lines(roles=["last token"])
+    lines.draw_without_rendering()
+    np.testing.assert_allclose(lines.axes[0].lines[0].get_ydata(), average.effect.sel(kind="mlp", role="last token"))
+    with pytest.raises(locate.SiteError, match="There is no role 'end'"):
+        average.plot_lines(roles=["end"])
+    with pytest.raises(locate.SiteError, match=r"can be plotted for the kinds \['mlp'\], found \['attn'\]"):
+        average.plot(kinds=["attn"])
