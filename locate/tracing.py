@@ -191,7 +191,7 @@ class _Tracer:
     window: int
     corruption: Corruption
     metrics: tuple[Metric, ...]
-    direction: Direction
+    direction: str
     severed: str | None
     precision: str
     budget: int

@@ -132,8 +132,7 @@ def test_swaps_that_do_not_fit_are_refused():
 
 
 def test_rows_of_several_prompts_are_each_corrupted_in_their_own_place():
-    other = Fact(prompt="{} I think that is in", subject="Big Ben", target="x")
-    assert len(corrupted(locate.ZeroEmbedding(), other)[0].tokens) == len(corrupted(locate.ZeroEmbedding())[0].tokens)
+    other = Fact(prompt="I {} that Big Ben is in", subject="think", target="x")  # the same text
     made = [corrupted(locate.GaussianNoise(samples=2)), corrupted(locate.ZeroEmbedding(), other)]
     tokens, hooks = run_corrupted([one for _, one in made], [prompt for prompt, _ in made])
     assert len(tokens) == 3
