@@ -3,8 +3,9 @@
     python -m benchmarks.average --data known_1000.json [--facts 120] [--out docs]
 
 Traces all three kinds over every token, with Gaussian noise (3 × the standard deviation of all these subjects'
-embeddings, 10 samples) and with token swaps, writes tables (CSV) and figures, and prints where the effects peak, with
-95% intervals. Traces are kept in a folder: a run that was stopped goes on where it was.
+embeddings, 10 samples unless ``--samples`` says otherwise) and with token swaps, writes tables (CSV) and figures, and
+prints where the effects peak, with 95% intervals. Traces are kept in a folder: a run that was stopped goes on where it
+was.
 """
 
 import argparse
@@ -55,14 +56,17 @@ def main() -> None:
     parser.add_argument("--precision", default="model", choices=["model", "bfloat16"])
     parser.add_argument("--traces", type=Path, default=Path("runs/average"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--samples", type=int, default=10, help="of the noise")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     model = locate.load_model(arguments.model)
     facts = known_facts(arguments.data, model, arguments.facts)
     print(f"{machine()}; {arguments.model}, products in {arguments.precision}; {len(facts)} facts that it answers")
     std = locate.embedding_std(model, facts)
     for name in arguments.corruptions:
-        corruption: locate.Corruption
-        corruption = locate.TokenSwap(pool=tuple(facts)) if name == "swap" else locate.GaussianNoise(std=std)
+        corruption: locate.Corruption = locate.GaussianNoise(std=std, samples=arguments.samples)
+        if name == "swap":
+            corruption = locate.TokenSwap(pool=tuple(facts))
         folder = arguments.traces / f"{name}-{arguments.precision}"
         took = seconds(lambda c=corruption, f=folder: _trace(model, facts, c, f, arguments.precision))
         traces = [locate.load_trace(path) for path in sorted(folder.glob("*.nc"))]

@@ -74,9 +74,9 @@ def main() -> None:
         near = rows[rows["probe"] == "neighbourhood"]
         print(
             f"{name}: {median(times[name]):.2f} s ({len(values[name].losses) - 1} steps), ratio {median(ratios):.2f} "
-            f"(each turn: {', '.join(f'{ratio:.2f}' for ratio in ratios)}); P(new) {asked['probability_new']:.3f}, says "
-            f"{asked['generation'].strip()!r}; first on {(again['rank_new'] == 1).sum()} of {len(again)} paraphrases; "
-            f"{near['success'].sum()} of {len(near)} neighbours keep their object",
+            f"(each turn: {', '.join(f'{ratio:.2f}' for ratio in ratios)}); P(new) {asked['probability_new']:.3f}, "
+            f"says {asked['generation'].strip()!r}; first on {(again['rank_new'] == 1).sum()} of {len(again)} "
+            f"paraphrases; {near['success'].sum()} of {len(near)} neighbours keep their object",
             flush=True,
         )
 

@@ -38,7 +38,7 @@ class KeyStatistics:
         seed: of sampled text.
         fingerprint: of the model they were collected on.
 
-    >>> statistics = edit.key_statistics(model, layer=5)
+    >>> statistics = edit.key_statistics(model, layer=4)
     >>> statistics.solve(torch.ones(1536, 1)).shape
     torch.Size([1536, 1])
     """
@@ -89,7 +89,7 @@ def load_statistics(path: str | Path) -> KeyStatistics:
     Raises:
         DataError: the file is missing, damaged or of another format.
 
-    >>> path = edit.key_statistics(model, layer=5).save("statistics.safetensors")
+    >>> path = edit.key_statistics(model, layer=4).save("statistics.safetensors")
     >>> load_statistics(path).layer
     5
     """
@@ -134,7 +134,7 @@ def key_statistics(
         SiteError: the model has no such layer.
         DataError: the corpus cannot be read, or is too short.
 
-    >>> statistics = edit.key_statistics(model, layer=5)
+    >>> statistics = edit.key_statistics(model, layer=4)
     >>> statistics.second_moment.shape
     torch.Size([1536, 1536])
     """

@@ -180,10 +180,11 @@ def attention_knockout(
         **({"head": units} if heads else {}),
     }  # fmt: skip
     info = {
-        "model": str(model.cfg.model_name), "prompt": prompt.text, "subject": fact.subject, "answer":
-        model.tokenizer.decode(answer.tolist()), "tokens": token_strings(model, prompt.tokens), "window": window,
+        "model": str(model.cfg.model_name), "prompt": prompt.text, "subject": fact.subject,
+        "answer": model.tokenizer.decode(answer.tolist()), "target_new": fact.target_new, "window": window,
+        "tokens": token_strings(model, prompt.tokens), "precision": precision,
         "target": target if isinstance(target, str) else "positions " + ", ".join(map(str, target)),
-        "positions": {name: list(keys) for name, keys in named.items()}, "precision": precision,
+        "positions": {name: list(keys) for name, keys in named.items()},
         "metrics": {one.name: one.label for one in metrics},
     }  # fmt: skip
     data = xr.Dataset({"values": (dims, table.numpy()), "clean": ("metric", clean.float().numpy())}, coords=coords)

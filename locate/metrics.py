@@ -48,8 +48,8 @@ class Questions:
 class Metric(Protocol):
     """A named measure of the answer.
 
-    ``label`` goes on the axes of figures, where ``{answer}`` is replaced by the fact's. ``bind`` returns the
-    function that turns logits, and for each row the question that it answers, into one number per row.
+    ``label`` goes on the axes of figures, where ``{answer}`` and ``{new}`` are replaced by the fact's. ``bind``
+    returns the function that turns logits, and for each row the question that it answers, into one number per row.
     """
 
     @property
@@ -146,7 +146,7 @@ class LogitDifference:
     @property
     def label(self) -> str:
         """With its unit, for figures."""
-        return f"logit({self.target or '{answer}'}) − logit({self.other or 'new answer'})"
+        return f"logit({self.target or '{answer}'}) − logit({self.other or '{new}'})"
 
     def bind(self, questions: Questions) -> Measure:
         """The measure for these questions."""

@@ -158,7 +158,8 @@ def run_pairs(
     described = describe(corruption) if corruption is not None else {"corruption": "another prompt"}
     info = {
         "model": str(model.cfg.model_name), "pairs": len(pairs), "prompt": pairs[0].clean.text,
-        "answer": model.tokenizer.decode([answers[0]]), "subject_span": list(pairs[0].clean.subject_span),
+        "answer": model.tokenizer.decode([answers[0]]), "target_new": pairs[0].target_new,
+        "subject_span": list(pairs[0].clean.subject_span),
         "tokens": token_strings(model, pairs[0].clean.tokens),
         "corrupt_tokens": token_strings(model, pairs[0].corrupted.tokens[0]), **described,
     }  # fmt: skip

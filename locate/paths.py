@@ -14,14 +14,14 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.corruption import Corruption
-from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Pin
+from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.errors import ModelError, SiteError
 from locate.grafting import Graft, Pairing
 from locate.metrics import Metric, Plain, as_metrics, joint_measure
 from locate.pairs import PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
 
-Through = Literal["direct", "mlps"]
+Through = Literal["direct", "mlps", "all"]
 _NODE = re.compile(r"(?:a(?P<layer>\d+)\.h(?P<head>\d+)(?:\.(?P<input>[qkv]))?|m(?P<mlp>\d+)|(?P<logits>logits))\Z")
 
 
@@ -79,8 +79,8 @@ def path_patch(
     """Send each sender's corrupted output along its paths to the receivers alone, and measure the clean run.
 
     As in Wang et al. 2023 (arXiv:2211.00593), section 3.1: one sender at a time takes its output of the corrupted run,
-    at all positions, while every other attention head keeps its clean output; what then arrives at the receivers is
-    put into the clean run, where everything after them is computed anew.
+    at all positions, while every other attention head (unless ``through="all"``) keeps its clean output; what then
+    arrives at the receivers is put into the clean run, where everything after them is computed anew.
 
     Args:
         model: a raw-mode bridge.
@@ -89,7 +89,7 @@ def path_patch(
         receivers: heads by their input (``a9.h6.q``), MLPs (``m9``) or ``logits``; all of them together.
         senders: all ``"heads"``, all ``"mlps"``, or components by name.
         through: ``"direct"`` keeps every component between sender and receivers at its clean output; ``"mlps"`` lets
-            the MLPs between them respond, so that paths through MLPs count as well.
+            the MLPs between them respond, so that paths through MLPs count as well; ``"all"`` lets everything respond.
         metric: as in ``patch``.
         budget: the most tokens in one pass.
         progress: whether to show a bar on anything longer than a second.
@@ -154,7 +154,7 @@ class _PathPatcher:
                 # An MLP comes after the attention of its own block, and a head before its block's MLP.
                 if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
                     arrived = self._send(layer, [senders[i] for i in members], pairing)
-                    found = self._receive(layer, is_mlp, arrived, len(members), pairing, measure)
+                    found = self._receive(arrived, len(members), pairing, measure)
                     values[members] = found
                 bar.update(len(members))
         return values, high, low
@@ -167,14 +167,11 @@ class _PathPatcher:
         target, first = self.runs.clean, self.runs.first
         graft = Graft(target, self.runs.corrupted, pairing, first, everywhere=True)
         n, rows = len(nodes), pairing.target.repeat(len(nodes))
-        interventions: dict[str, Intervention] = {}
-        for later in range(layer, target.n_layers):
-            for hook in ("attn.hook_z", "hook_mlp_out"):
-                name = f"blocks.{later}.{hook}"
-                if hook == "hook_mlp_out" and self.through == "mlps" and not (later == layer and nodes[0].head is None):
-                    continue
-                interventions[name] = self._held(name, rows, graft.columns)
-        name = f"blocks.{layer}.{'hook_mlp_out' if nodes[0].head is None else 'attn.hook_z'}"
+        own = "hook_mlp_out" if nodes[0].head is None else "attn.hook_z"
+        frozen = {"direct": ("attn.hook_z", "hook_mlp_out"), "mlps": ("attn.hook_z",), "all": ()}[self.through]
+        name = f"blocks.{layer}.{own}"
+        names = {f"blocks.{later}.{hook}" for later in range(layer, target.n_layers) for hook in frozen} | {name}
+        interventions: dict[str, Intervention] = {one: self._held(one, rows, graft.columns) for one in sorted(names)}
         held = interventions[name]
         assert isinstance(held, Pin)
         sent = held.values.clone()
@@ -195,7 +192,7 @@ class _PathPatcher:
         return Pin(values=_rows(self.runs.clean.kept[name], rows)[:, self.runs.first :], columns=columns)
 
     def _receive(
-        self, layer: int, is_mlp: bool, arrived: dict[str, Tensor], n: int, pairing: Pairing, measure: Any
+        self, arrived: dict[str, Tensor], n: int, pairing: Pairing, measure: Measure
     ) -> Float[Tensor, "sender row metric"]:
         """The clean run with what arrived at the receivers put in."""
         target, first = self.runs.clean, self.runs.first

@@ -305,7 +305,8 @@ class _Tracer:
             subject_span=one.prompt.subject_span,
             info={
                 "model": str(self.model.cfg.model_name), "prompt": one.prompt.text, "subject": one.fact.subject,
-                "target": one.fact.target, "relation": one.fact.relation, "id": one.fact.id,
+                "target": one.fact.target, "target_new": one.fact.target_new,
+                "relation": one.fact.relation, "id": one.fact.id,
                 "kinds": list(self.kinds), "window": self.window, "direction": self.direction, "severed": self.severed,
                 "positions": positions, "precision": self.precision,
                 "metrics": {metric.name: metric.label for metric in self.metrics},

@@ -32,12 +32,18 @@ def names(smollm):
     facts = locate.bundled_facts(known_to="smollm2-135m")
     fact = facts[0]
     request = edit.EditRequest(fact)
-    update = edit.ROME(layer=5).fit(smollm, [request], progress=False)
+    update = edit.ROME(layer=4).fit(smollm, [request], progress=False)
+    swap, quiet = locate.TokenSwap(), {"progress": False}
+    traces = locate.causal_trace(smollm, facts[:2], corruption=swap, positions="subject", **quiet)
     return {
         "model": smollm, "facts": facts, "fact": fact, "request": request, "update": update,
         "edit": edit, "locate": locate,
         "trace": locate.causal_trace(smollm, fact, progress=False),
         "evaluation": edit.evaluate(smollm, update, [request]),
+        "traces": traces, "average": locate.average_traces(traces),
+        "patches": locate.patch(smollm, fact, swap, positions="subject", **quiet),
+        "screened": locate.patch(smollm, fact, swap, positions="subject", screen=9, **quiet),
+        "knocked": locate.attention_knockout(smollm, fact, **quiet),
         "flow": edit.propagate(smollm, update, request, mediate=("edit",), progress=False),
     }  # fmt: skip
 
@@ -52,6 +58,8 @@ def test_docstring_examples_run(name, names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names["trace"].save("t.nc")
     names["update"].save("rome.safetensors")
+    for saved in ("average", "patches", "knocked"):
+        names[saved].save(f"{saved}.nc")
     (tmp_path / "my_facts.json").write_text('{"prompt": "{} is in", "subject": "Rome", "target": "Italy"}')
     module = importlib.import_module(name)
     scope = {**vars(module), **names, "folder": tmp_path / "folder"}

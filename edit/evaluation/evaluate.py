@@ -147,7 +147,7 @@ def evaluate_each(
 ) -> Evaluation:
     """Edit one case at a time on the unedited model, evaluate each edit, and put the results together.
 
-    >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=5), facts)       # doctest: +SKIP
+    >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
     parts = []
     for request in tqdm(_requests(cases), "edit and evaluate", disable=not progress, delay=1):
@@ -175,8 +175,9 @@ def _ask(
 ) -> tuple[pd.DataFrame, Tensor]:
     rows = pd.DataFrame(probes)
     prompts = rows["prompt"].tolist()
-    new = score_targets(model, list(zip(prompts, rows["target_new"], strict=True)))
-    true = score_targets(model, list(zip(prompts, rows["target"], strict=True)))
+    targets = [*rows["target_new"], *rows["target"]]
+    scores = score_targets(model, list(zip([*prompts, *prompts], targets, strict=True)))
+    new, true = scores[: len(prompts)], scores[len(prompts) :]
     rows["logprob_new"] = [score.mean_logprob for score in new]
     rows["logprob_true"] = [score.mean_logprob for score in true]
     rows["probability_new"] = [float(torch.tensor(score.first_logprob).exp()) for score in new]

@@ -40,20 +40,26 @@ def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]]) ->
     1
     """
     encoded = [(encode_text(model, prompt), encode_target(model, prompt, target)) for prompt, target in pairs]
-    scores: list[Score | None] = [None] * len(pairs)
-    for batch in _batches([len(prompt) + len(target) for prompt, target in encoded]):
-        rows = [torch.cat([encoded[i][0], encoded[i][1][:-1]]) for i in batch]
-        places = [(r, len(encoded[i][0]) - 1 + j) for r, i in enumerate(batch) for j in range(len(encoded[i][1]))]
-        logprobs = _logprobs(model, rows, places)
+    # What is run: the prompt and all but the target's last token. Targets of one token share their prompt's row.
+    runs: dict[tuple[int, ...], list[int]] = {}
+    for index, (prompt, target) in enumerate(encoded):
+        runs.setdefault((*prompt.tolist(), *target[:-1].tolist()), []).append(index)
+    rows = [torch.tensor(row) for row in runs]
+    askers = list(runs.values())
+    scores: dict[int, Score] = {}
+    for batch in _batches([len(row) for row in rows]):
+        asked = [(r, index) for r, row in enumerate(batch) for index in askers[row]]
+        places = [(r, len(encoded[i][0]) - 1 + j) for r, i in asked for j in range(len(encoded[i][1]))]
+        logprobs = _logprobs(model, [rows[row] for row in batch], places)
         start = 0
-        for i in batch:
+        for _, i in asked:
             target = encoded[i][1]
             own = logprobs[start : start + len(target)]
             start += len(target)
             tokenwise = own.gather(1, target[:, None].to(own.device))[:, 0]
             rank = int((own[0] > own[0, target[0]]).sum()) + 1
             scores[i] = Score(mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank)
-    return [score for score in scores if score is not None]
+    return [scores[index] for index in range(len(pairs))]
 
 
 def next_token_logprobs(model: TransformerBridge, prompts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:

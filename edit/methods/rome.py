@@ -1,6 +1,7 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
 import contextlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -17,15 +18,15 @@ from edit.requests import EditRequest
 from edit.statistics import KeyStatistics, key_statistics
 from edit.updates import LowRank, WeightUpdate
 from edit.values import Value, ValueObjective, optimise_value
-from edit.weights import DownProjection, down_projection
+from edit.weights import DownProjection, down_projection, model_fingerprint
 from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
 from locate.prompts import encode_text
 from locate.sites import check_layer
 
-# ROME edits an early layer: 5 of 32 in Llama-type models.
-_DEPTH = 5 / 32
+# ROME edits an early layer: 5 of 32 in Llama-type models, and 4 of 30 in a sweep (benchmarks/RESULTS.md).
+_DEPTH = 0.145
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class ROME:
     statistics C that maps the key to v*.
 
     Args:
-        layer: whose down-projection to edit; by default at 5/32 of the depth.
+        layer: whose down-projection to edit; by default at 0.145 of the depth (5 of 32).
         original: False (default) uses the mean key k̄ over all prefixes everywhere, so that W'k̄ = v*
             exactly (R-ROME, Gupta et al. 2024, arXiv:2403.07175). True mixes it with the bare prompt's
             key as the original code does.
@@ -49,7 +50,7 @@ class ROME:
         seed: of the sampled prefixes and text.
         budget: the most tokens in one pass.
 
-    >>> update = edit.ROME(layer=5).fit(model, [edit.EditRequest(fact, target_new="Rome")])
+    >>> update = edit.ROME(layer=4).fit(model, [edit.EditRequest(fact, target_new="Rome")])
     >>> update.rank
     1
     """
@@ -92,7 +93,7 @@ class ROME:
         statistics = self.statistics or key_statistics(
             model, layer, corpus=self.corpus, tokens=self.statistics_tokens, seed=self.seed, progress=progress
         )
-        self._check_statistics(statistics, down)
+        self._check_statistics(model, statistics, down)
         name = down.name
         so_far: WeightUpdate | None = None
         log: list[dict[str, Any]] = []
@@ -139,7 +140,7 @@ class ROME:
         left = (value.value - output).float().cpu()
         return _stored(left, right, down.transposed)
 
-    def _check_statistics(self, statistics: KeyStatistics, down: DownProjection) -> None:
+    def _check_statistics(self, model: TransformerBridge, statistics: KeyStatistics, down: DownProjection) -> None:
         if statistics.layer != down.layer:
             raise NumericsError(
                 f"The statistics are of layer {statistics.layer}, the edit is in layer {down.layer}. "
@@ -150,6 +151,12 @@ class ROME:
             raise NumericsError(
                 f"The statistics are of keys of dimension {found}, layer {down.layer} of this model has keys "
                 f"of dimension {size}. Collect them with edit.key_statistics(model, {down.layer})."
+            )
+        if self.statistics is not None and statistics.fingerprint != model_fingerprint(model):
+            warnings.warn(
+                "The key statistics were collected on another model, or on this one before its weights changed. The "
+                f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {down.layer}).",
+                stacklevel=3,
             )
 
     def _info(

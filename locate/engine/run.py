@@ -26,6 +26,8 @@ Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 Measure = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Tensor]
 
 DEFAULT_BUDGET = 16_384
+# About what a token takes while a block runs, in units of d_model floats.
+_FLOATS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +104,7 @@ class FrozenRun:
         results: list[Tensor] = []
         order: list[Tensor] = []
         with torch.set_grad_enabled(grad), self.model.hooks(fwd_hooks=list(hooks)):
-            for parts in chunks(branches, max(1, self.budget // suffix)):
+            for parts in chunks(branches, self._rows_at_a_time(suffix)):
                 indices = torch.cat([torch.arange(start, start + len(part)) for start, part in parts])
                 local = torch.full((total,), -1)
                 local[indices] = torch.arange(len(indices))
@@ -161,8 +163,7 @@ class FrozenRun:
         stops = [int(name.split(".")[1]) + 1 for name in names if name.startswith("blocks.")]
         final = [name for name in names if not name.startswith("blocks.")]
         stop = self.n_layers if final else max(stops)
-        limit = max(1, self.budget // (self.tokens.shape[1] - position))
-        for ((_, part),) in chunks([branch], limit):
+        for ((_, part),) in chunks([branch], self._rows_at_a_time(self.tokens.shape[1] - position)):
             kept: dict[str, Tensor] = {}
             with torch.no_grad(), ExitStack() as stack:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
@@ -174,6 +175,11 @@ class FrozenRun:
                     hidden = self._block(layer, hidden, part.rows, position)
             parts.append({**kept, **dict.fromkeys(final, hidden)})
         return {name: torch.cat([part[name] for part in parts]) for name in names}
+
+    def _rows_at_a_time(self, suffix: int) -> int:
+        """How many rows the budget allows: a row of logits takes the memory of a few tokens, and a row has one."""
+        logits = -(-int(self.model.cfg.d_vocab) // (_FLOATS_PER_TOKEN * self.residuals[0].shape[-1]))
+        return max(1, self.budget // max(suffix, logits))
 
     def _check_resumable(self) -> None:
         if not self.resumable:

@@ -117,7 +117,7 @@ def _title(average: AverageTrace, kind: str) -> str:
 
 
 def _unit(average: AverageTrace) -> str:
-    return "AIE on " + average.info["label"].replace("{answer}", "answer")
+    return "AIE on " + average.info["label"].replace("{answer}", "answer").replace("{new}", "new answer")
 
 
 def _headline(average: AverageTrace) -> str:

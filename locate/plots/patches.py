@@ -11,8 +11,14 @@ from matplotlib.figure import Figure
 from locate.errors import SiteError
 from locate.knockout import Knockout
 from locate.patches import Patches
-from locate.plots.style import STYLE, add_colorbar, heat_map, shown_number, shown_text, token_label
+from locate.plots.style import STYLE, add_colorbar, heat_map, metric_label, shown_number, token_label
 
+_TITLES = {
+    "resid_pre": "residual stream before the block", "resid_mid": "residual stream before the MLP",
+    "resid_post": "residual stream after the block", "attn_out": "attention output", "mlp_out": "MLP output",
+    "attn_head_z": "head output", "attn_head_result": "head output", "attn_head_q": "query", "attn_head_k": "key",
+    "attn_head_v": "value", "attn_head_pattern": "attention pattern", "mlp_neurons": "MLP neuron",
+}  # fmt: skip
 _LINE_STYLES = [
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -48,12 +54,14 @@ def plot_patches(
     >>> figure = patches.plot()
     """
     shown = patches.scores if values == "score" else patches.values
-    title = patches.info["sites"].replace("_", " ")
+    title = _TITLES.get(patches.info["sites"], patches.info["sites"])
+    if "receivers" in patches.info:
+        title = f"paths to {', '.join(patches.info['receivers'])}"
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
         if position is None or position % len(patches.info["tokens"]) not in places:
             raise SiteError(
-                f"These patches are told apart by {list(map(str, shown.dims))}: give position, one of {places}."
+                f"These patches are told apart by {', '.join(map(str, shown.dims))}: give position, one of {places}."
             )
         position %= len(patches.info["tokens"])
         shown = shown.sel(position=position)
@@ -61,10 +69,10 @@ def plot_patches(
     restoring = patches.info["direction"] == "restore"
     if values == "score":
         centre = 0.0 if restoring else 1.0
-        unit = "share of the clean run's metric (0 corrupted, 1 clean)"
+        unit = "normalised score (0 corrupted, 1 clean)"
     else:
         centre = patches.corrupted if restoring else patches.clean
-        unit = patches.info["metrics"][patches.metric].replace("{answer}", shown_text(patches.info["answer"]))
+        unit = metric_label(patches.metric, patches.info, patches.info["answer"])
     rows = [str(dim) for dim in shown.dims if dim != "layer"]
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
@@ -90,10 +98,10 @@ def plot_patches(
         else:
             axes.set_yticks([])
         axes.invert_yaxis()
-        verb = "patched into the corrupted run" if restoring else "corrupted in the clean run"
+        verb = "clean in the corrupted run" if restoring else "corrupted in the clean run"
         axes.set_title(f"{title} {verb}", parse_math=False)
         add_colorbar(figure, mesh, axes, unit)
-        label = patches.info["metrics"][patches.metric].replace("{answer}", shown_text(patches.info["answer"]))
+        label = metric_label(patches.metric, patches.info, patches.info["answer"])
         figure.suptitle(
             f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted",
             parse_math=False,
@@ -112,8 +120,7 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
     >>> figure = knocked.plot()
     """
     change = 100 * knockout.change
-    answer = shown_text(knockout.info["answer"])
-    label = knockout.info["metrics"][knockout.metric].replace("{answer}", answer)
+    label = metric_label(knockout.metric, knockout.info, knockout.info["answer"])
     sources = [str(source) for source in change["source"].values]
     with mpl.rc_context(STYLE):
         if "head" in change.dims:

@@ -1,6 +1,6 @@
 """What all figures share: style, colours, heat maps, files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ STYLE: dict[Any, Any] = {
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white", "text.usetex": False,
 }  # fmt: skip
-HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds", "attn_head": "Blues"}
+HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 # CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
 _LIGHTEST, _DARKEST = 99.9, 27.0
 _WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
@@ -73,6 +73,12 @@ def add_colorbar(figure: Figure, mesh: Any, axes: Axes | Sequence[Axes], unit: s
 def shown_text(token: str) -> str:
     """A token as text, with white space made visible where there is nothing else."""
     return token.strip() or token.translate(_WHITESPACE)
+
+
+def metric_label(metric: str, info: Mapping[str, Any], answer: str) -> str:
+    """A metric's label with the answers in place."""
+    label: str = info["metrics"][metric]
+    return label.replace("{answer}", shown_text(answer)).replace("{new}", info.get("target_new") or "new answer")
 
 
 def token_label(token: str, starred: bool) -> str:

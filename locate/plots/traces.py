@@ -17,10 +17,10 @@ from locate.plots.style import (
     add_colorbar,
     even_lightness,
     heat_map,
+    metric_label,
     shown_number,
-    shown_text,
     token_label,
-)
+)  # fmt: skip
 from locate.trace import Trace
 
 Effect = Literal["score", "indirect"]
@@ -30,7 +30,7 @@ def plot_trace(
     trace: Trace,
     *,
     kinds: Sequence[str] | None = None,
-    effect: Effect = "score",
+    effect: Effect | None = None,
     cmap: str | Colormap | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
@@ -41,8 +41,8 @@ def plot_trace(
     Args:
         trace: what ``causal_trace`` gave.
         kinds: the panels, in order; by default all that the trace has.
-        effect: ``"score"`` for the metric with the state patched, ``"indirect"`` for how far that is from
-            the run without a patch.
+        effect: ``"score"`` for the metric with the state patched (the default where states are restored),
+            ``"indirect"`` for how far that is from the run without a patch (the default where they are broken).
         cmap: one colour map for all panels, instead of one hue per kind.
         figsize: width and height in inches; by default a page's width for three panels.
 
@@ -59,7 +59,10 @@ def plot_trace(
     wanted = present if kinds is None else list(kinds)
     if not wanted or not set(wanted) <= set(present):
         raise SiteError(f"This trace can be plotted for the kinds {present}, found {wanted}.")
+    effect = effect or ("score" if trace.info["direction"] == "restore" else "indirect")
     values, low, high, unit = _scale(trace, trace.scores.sel(kind=wanted), effect)
+    # All panels have one scale: a long unit is written once below them.
+    long = len(wanted) > 1 and len(unit) > 24
     labels = _token_labels(trace)
     size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * len(labels))
     with mpl.rc_context(STYLE):
@@ -69,7 +72,9 @@ def plot_trace(
             hue = even_lightness(HUES[kind]) if cmap is None else cmap
             mesh = heat_map(axes, values.sel(kind=kind).values, hue, low, high)
             axes.set_title(_title(trace, kind))
-            add_colorbar(figure, mesh, axes, unit)
+            add_colorbar(figure, mesh, axes, "" if long else unit)
+        if long:
+            figure.supxlabel(unit, fontsize=8, parse_math=False)
         _label_tokens(panels[0], labels)
         figure.suptitle(_headline(trace), parse_math=False)
     plt.close(figure)
@@ -80,17 +85,15 @@ def plot_trace_heads(
     trace: Trace,
     *,
     position: int = -1,
-    effect: Effect = "score",
-    cmap: str | Colormap | None = None,
+    cmap: str | Colormap = "RdBu_r",
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
-    """A heat map of single heads at one token: heads down, layers across.
+    """A heat map of the indirect effect of single heads at one token: heads down, layers across.
 
     Args:
         trace: a trace with ``attn_head`` among its kinds.
         position: of the token; the last by default.
-        effect: as in ``plot_trace``.
-        cmap: the colour map.
+        cmap: a diverging colour map.
         figsize: width and height in inches.
 
     Raises:
@@ -102,14 +105,16 @@ def plot_trace_heads(
     place = position % len(trace.tokens)
     if place not in scores["position"].values:
         raise SiteError(f"This trace did not visit position {position}; it has {trace.info['positions']}.")
-    values, low, high, unit = _scale(trace, scores, effect)
+    values, low, high, unit = _scale(trace, scores, "indirect")
     here = values.sel(position=place).transpose("head", "layer")
+    reach = max(abs(low), abs(high))
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * here.sizes["head"]), layout="constrained")
         axes = figure.subplots()
-        mesh = heat_map(axes, here.values, even_lightness(HUES["attn_head"]) if cmap is None else cmap, low, high)
+        mesh = heat_map(axes, here.values, cmap, -reach, reach)
         axes.set_ylabel("head")
         axes.set_yticks(range(here.sizes["head"]))
+        axes.invert_yaxis()
         axes.set_title(f"{_verb(trace)} head output at “{token_label(trace.tokens[place], False)}”", parse_math=False)
         add_colorbar(figure, mesh, axes, unit)
         figure.suptitle(_headline(trace), parse_math=False)
@@ -118,7 +123,7 @@ def plot_trace_heads(
 
 
 def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArray, float, float, str]:
-    label = trace.info["metrics"][trace.metric].replace("{answer}", shown_text(trace.answer))
+    label = metric_label(trace.metric, trace.info, trace.answer)
     if effect == "score":
         ends, unit, values = sorted((trace.corrupted, trace.clean)), label, scores
     elif effect == "indirect":
@@ -131,7 +136,7 @@ def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArra
 
 
 def _headline(trace: Trace) -> str:
-    label = trace.info["metrics"][trace.metric].replace("{answer}", shown_text(trace.answer))
+    label = metric_label(trace.metric, trace.info, trace.answer)
     return f"{label}: {shown_number(trace.clean)} clean, {shown_number(trace.corrupted)} with subject* corrupted"
 
 

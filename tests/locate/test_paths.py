@@ -60,7 +60,7 @@ def literal(kind, sender, receivers, through):
         mine = node.head is None and node.layer == layer
         return (f"blocks.{layer}.hook_mlp_out", lambda value, hook: (b if mine else a)[f"blocks.{layer}.hook_mlp_out"])
 
-    hooks = [z(layer) for layer in layers]
+    hooks = [z(layer) for layer in layers if through != "all" or (node.head is not None and node.layer == layer)]
     hooks += [mlp(layer) for layer in layers if through == "direct" or (node.head is None and node.layer == layer)]
     arrived = {}
 
@@ -95,7 +95,7 @@ def literal(kind, sender, receivers, through):
         return float(difference(bridge(clean[None])[:, -1])[0])
 
 
-@pytest.mark.parametrize("through", ["direct", "mlps"])
+@pytest.mark.parametrize("through", ["direct", "mlps", "all"])
 @pytest.mark.parametrize("receivers", [["logits"], ["a2.h1.q"], ["a3.h0.k", "a2.h1.v"], ["m2"], ["m1", "a3.h1.q"]])
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_heads_and_mlps_equal_three_whole_passes(kind, receivers, through):

@@ -1,0 +1,142 @@
+"""Figures of patches and knockouts."""
+
+import warnings
+from functools import cache
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+import locate
+from locate import Fact, SiteError
+from locate.plots import plot_patches, plot_trace_heads
+from tests import tiny
+
+FACT = Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new="Rome")
+
+
+@cache
+def model():
+    return tiny.bridge("llama", scale=20.0)
+
+
+@cache
+def patches(sites="resid_pre", direction="restore", by=None):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return locate.patch(
+            model(), FACT, locate.TokenSwap("Rome"), sites=sites, direction=direction, by=by, metric="logit_diff",
+            progress=False,
+        )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+def fits(figure):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    width, height = figure.get_size_inches() * figure.dpi
+    box = figure.get_tightbbox()
+    assert min(box.x0, box.y0) >= 0
+    assert box.x1 * figure.dpi <= width
+    assert box.y1 * figure.dpi <= height
+
+
+@pytest.mark.parametrize("sites", ["resid_pre", "attn_head_z", "mlp_neurons", "attn_head_pattern"])
+@pytest.mark.parametrize("direction", ["restore", "break"])
+def test_colours_diverge_from_the_patched_run(sites, direction):
+    found = patches(sites, direction)
+    figure = found.plot()
+    fits(figure)
+    mesh = figure.axes[0].collections[0]
+    low, high = mesh.get_clim()
+    assert (low + high) / 2 == pytest.approx(0.0 if direction == "restore" else 1.0)
+    other = next(dim for dim in found.scores.dims if dim != "layer")
+    shown = mesh.get_array().reshape(-1, 4)
+    np.testing.assert_allclose(shown, found.scores.transpose(other, "layer").values)
+    verb = "clean in the corrupted run" if direction == "restore" else "corrupted in the clean run"
+    assert figure.axes[0].get_title().endswith(verb)
+
+
+def test_tokens_are_starred_and_on_top():
+    axes = patches().plot().axes[0]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert sum(label.endswith("*") for label in labels) == 1
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]
+
+
+def test_a_token_is_chosen_where_there_are_too_many_dimensions():
+    found = patches("attn_head_z", by=("layer", "position", "head"))
+    with pytest.raises(SiteError, match="layer, position, head: give position, one of"):
+        found.plot()
+    figure = plot_patches(found, position=-1)
+    np.testing.assert_allclose(
+        figure.axes[0].collections[0].get_array().reshape(-1, 4),
+        found.scores.isel(position=-1).transpose("head", "layer").values,
+    )
+    assert "at “in”" in figure.axes[0].get_title()
+
+
+def test_values_have_their_unit():
+    figure = plot_patches(patches(), values="value")
+    assert figure.axes[1].get_xlabel() == "logit(Paris) − logit(Rome)"
+    assert figure.get_suptitle().startswith("logit(Paris) − logit(Rome): ")
+
+
+def test_paths_name_their_receivers():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = locate.path_patch(
+            model(), FACT, locate.TokenSwap("Rome"), receivers=["a3.h1.q"], metric="logit_diff", progress=False
+        )
+    figure = found.plot()
+    fits(figure)
+    assert figure.axes[0].get_title() == "paths to a3.h1.q corrupted in the clean run"
+
+
+def test_knockouts_are_lines_or_maps():
+    lines = locate.attention_knockout(
+        model(), FACT, source={"subject": "subject", "last": "last"}, window=2, progress=False
+    )
+    figure = lines.plot()
+    fits(figure)
+    for line, source in zip(figure.axes[0].lines, ("subject", "last"), strict=False):
+        np.testing.assert_allclose(line.get_ydata(), 100 * lines.change.sel(source=source))
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["last ↛ subject", "last ↛ last"]
+    heads = locate.attention_knockout(model(), FACT, heads=True, progress=False)
+    fits(heads.plot())
+
+
+def test_heads_of_a_trace():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = locate.causal_trace(
+            model(), FACT, kinds=["attn_head"], corruption=locate.TokenSwap("Rome"), positions="last", progress=False
+        )
+    figure = plot_trace_heads(trace)
+    fits(figure)
+    np.testing.assert_allclose(
+        figure.axes[0].collections[0].get_array().reshape(4, 4), trace.head_effect[0].T.values, rtol=1e-5
+    )
+    with pytest.raises(SiteError, match="did not visit position 0"):
+        plot_trace_heads(trace, position=0)
+
+
+def test_long_units_are_written_once_and_broken_states_show_their_effect():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trace = locate.causal_trace(
+            model(), FACT, corruption=locate.TokenSwap("Rome"), direction="break", metric="logit_diff", progress=False
+        )
+    figure = trace.plot()
+    fits(figure)
+    assert figure.get_supxlabel() == "change of logit(Paris) − logit(Rome)"
+    mesh = figure.axes[0].collections[0]
+    np.testing.assert_allclose(
+        mesh.get_array().reshape(-1, 4), trace.indirect_effect.sel(kind="resid").values, rtol=1e-5, atol=1e-6
+    )
