@@ -1,13 +1,11 @@
 """The main job in one call: locate a fact, change it, and watch the change reach the answer."""
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation import Evaluation, evaluate
@@ -20,6 +18,7 @@ from edit.updates import WeightUpdate
 from locate.corruption import GaussianNoise
 from locate.plots import save_figure
 from locate.sites import Site
+from locate.storage import save_json, to_plain
 from locate.tracing import Trace, causal_trace
 
 
@@ -82,8 +81,8 @@ class Demo:
                 "generation_before": asked.loc["unedited", "generation"],
                 "generation_after": asked.loc["edited", "generation"],
             },
-            "evaluation": _plain(self.evaluation.summary().to_dict(orient="index")),
-            "propagation": _plain(self.flow.totals.to_dict(orient="records")),
+            "evaluation": to_plain(self.evaluation.summary().to_dict(orient="index")),
+            "propagation": to_plain(self.flow.totals.to_dict(orient="records")),
             "seconds": self.seconds,
         }  # fmt: skip
 
@@ -154,7 +153,7 @@ def run_demo(
         folder=folder, request=request, trace=trace, update=update, evaluation=evaluation, flow=flow, seconds=seconds
     )
     timed("write", f"Writing {folder}", lambda: _write(demo))
-    (folder / "summary.json").write_text(json.dumps(demo.summary(), indent=2, ensure_ascii=False), encoding="utf-8")
+    save_json(folder / "summary.json", demo.summary())
     return demo
 
 
@@ -172,14 +171,3 @@ def _write(demo: Demo) -> None:
         folder / "report.html", summary=demo.summary(), evaluation=demo.evaluation, flow=demo.flow, trace=demo.trace,
         update=demo.update, figures=folder,
     )  # fmt: skip
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no numpy numbers."""
-    if isinstance(value, dict):
-        return {str(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not np.isfinite(value) else value

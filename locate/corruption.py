@@ -41,7 +41,11 @@ class Corrupted:
 
 @runtime_checkable
 class Corruption(Protocol):
-    """How the subject is corrupted."""
+    """How the subject is corrupted.
+
+    >>> isinstance(GaussianNoise(), Corruption)
+    True
+    """
 
     @property
     def samples(self) -> int:

@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.errors import FactError, SiteError
 from locate.facts import Fact
 
-Positions = Literal["all", "subject", "subject_last", "last", "others"] | str | Sequence[int]
+PositionName = Literal["all", "subject", "subject_last", "last", "others"]
+Positions = PositionName | str | Sequence[int]
 
 _OPENING = "\"'“‘«(["
 

@@ -1,10 +1,13 @@
-"""Results on disk: labelled arrays and their description, in one netCDF file."""
+"""Results on disk: labelled arrays and their description in one netCDF file, and plain data as JSON."""
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from locate.errors import DataError
@@ -20,16 +23,49 @@ def save_result(path: str | Path, name: str, version: int, data: xr.Dataset, pla
         data: the arrays.
         plain: everything else, as JSON.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     described = data.assign_attrs({name: json.dumps({**plain, "format": version})})
+    with _whole(Path(path)) as partial:
+        described.to_netcdf(partial, engine="netcdf4")
+    return Path(path)
+
+
+def save_json(path: str | Path, value: Any) -> Path:
+    """Write plain data as a JSON file, whole or not at all.
+
+    >>> save_json("summary.json", {"clean": 0.7}).name
+    'summary.json'
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    with _whole(Path(path)) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+    return Path(path)
+
+
+def to_plain(value: Any) -> Any:
+    """The same with plain numbers, and None for those that JSON does not have.
+
+    >>> to_plain({"effect": np.float32(0.5), "low": float("nan")})
+    {'effect': 0.5, 'low': None}
+    """
+    if isinstance(value, dict):
+        return {str(key): to_plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(one) for one in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return to_plain(value.tolist())
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        described.to_netcdf(partial, engine="netcdf4")
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
 
 
 def load_result(path: str | Path, name: str, version: int) -> tuple[xr.Dataset, dict[str, Any]]:

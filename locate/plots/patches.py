@@ -54,7 +54,8 @@ def plot_patches(
     >>> figure = patches.plot()
     """
     shown = patches.scores if values == "score" else patches.values
-    title = _TITLES.get(patches.info["sites"], patches.info["sites"])
+    sites: str = patches.info["sites"]
+    title = _TITLES.get(sites, sites)
     if "receivers" in patches.info:
         title = f"paths to {', '.join(patches.info['receivers'])}"
     if "position" in shown.dims and len(shown.dims) > 2:

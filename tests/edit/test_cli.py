@@ -6,17 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from edit.cli import app
-from tests import tiny
 
 runner = CliRunner()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("model")
-    tiny.hf_model("llama").save_pretrained(path)
-    tiny.tokenizer().save_pretrained(path)
-    return str(path)
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +18,12 @@ def own_cache(tmp_path, monkeypatch):
 FACT = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
 
 
-def test_demo_writes_the_whole_folder(folder, tmp_path):
+def test_demo_writes_the_whole_folder(model_folder, tmp_path):
     out = tmp_path / "out"
     config = tmp_path / "run.toml"
     config.write_text(
-        f'model = "{folder}"\nlayer = 1\nsamples = 2\nwindow = 2\n[fact]\nprompt = "{{}} is located in the city of"\n'
+        f'model = "{model_folder}"\nlayer = 1\nsamples = 2\nwindow = 2\n[fact]\n'
+        'prompt = "{} is located in the city of"\n'
         'subject = "The Louvre"\ntarget = "Paris"\ntarget_new = "Rome"\nneighbours = ["Big Ben is in"]\n'
     )
     result = runner.invoke(app, ["demo", "--config", str(config), "--out", str(out), "--json"])
@@ -49,17 +41,17 @@ def test_demo_writes_the_whole_folder(folder, tmp_path):
     assert page.count("data:image/png;base64,") == 4
 
 
-def test_trace_prints_json(folder, tmp_path):
+def test_trace_prints_json(model_folder, tmp_path):
     out = tmp_path / "trace"
     result = runner.invoke(
-        app, ["trace", *FACT, "--model", folder, "--window", "2", "--samples", "2", "--out", str(out), "--json"]
+        app, ["trace", *FACT, "--model", model_folder, "--window", "2", "--samples", "2", "--out", str(out), "--json"]
     )
     assert result.exit_code == 0, result.output
     assert (out / "trace.nc").exists()
     assert set(json.loads(result.stdout.strip().splitlines()[-1])["best"]) == {"resid", "mlp", "attn"}
 
 
-def test_edit_saves_an_update_and_exports(folder, tmp_path):
+def test_edit_saves_an_update_and_exports(model_folder, tmp_path):
     out, export = tmp_path / "u.safetensors", tmp_path / "edited"
     result = runner.invoke(
         app,
@@ -69,7 +61,7 @@ def test_edit_saves_an_update_and_exports(folder, tmp_path):
             "--target-new",
             "Rome",
             "--model",
-            folder,
+            model_folder,
             "--layer",
             "1",
             "--out",
@@ -104,9 +96,9 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_a_mistake_is_one_message_and_exit_code_2(case, folder):
+def test_a_mistake_is_one_message_and_exit_code_2(case, model_folder):
     arguments, message = MISTAKES[case]
-    model = [] if "--model" in arguments else ["--model", folder]
+    model = [] if "--model" in arguments else ["--model", model_folder]
     result = runner.invoke(app, [*arguments, *model])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
@@ -120,8 +112,8 @@ def test_a_mistake_is_one_message_and_exit_code_2(case, folder):
         (["--layer", "9"], "Layer 9 is out of range: the model has 4 layers"),
     ],
 )
-def test_bad_models_and_layers_are_explained(arguments, message, folder):
-    model = [] if "--model" in arguments else ["--model", folder]
+def test_bad_models_and_layers_are_explained(arguments, message, model_folder):
+    model = [] if "--model" in arguments else ["--model", model_folder]
     result = runner.invoke(app, ["edit", *FACT, "--target-new", "Rome", *arguments, *model])
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

@@ -1,0 +1,23 @@
+"""The command line: ``locate-edit demo | trace | patch | edit | doctor``."""
+
+import typer
+
+from edit.cli import demo, doctor, edit, patch, trace
+
+app = typer.Typer(
+    help="Find where a language model keeps a fact, change it, and watch the change travel to the answer.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command("demo")(demo.run)
+app.command("trace")(trace.run)
+app.command("patch")(patch.run)
+app.command("edit")(edit.run)
+app.command("doctor")(doctor.run)
+
+
+def main() -> None:
+    """Entry point of the console script: exit codes 0 (done), 1 (failed), 2 (bad usage or input)."""
+    app()

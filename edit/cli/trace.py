@@ -1,0 +1,249 @@
+"""``locate-edit trace``: causal traces of one fact or many."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.cli.corruptions import describe_corruption, make_corruption
+from edit.cli.facts import Case, choose_facts
+from edit.cli.jobs import describe_run, end, group_alike, load_results, pending_cases, summarise, work_off
+from edit.cli.options import (
+    METHOD,
+    CorruptionOption,
+    DirectionOption,
+    FactOption,
+    FactsOption,
+    FiguresOption,
+    JsonOption,
+    LimitOption,
+    MetricOption,
+    ModelOption,
+    OtherOption,
+    OutOption,
+    PositionsOption,
+    PrecisionOption,
+    PromptOption,
+    RelationOption,
+    RetryOption,
+    SamplesOption,
+    ScaleOption,
+    SeedOption,
+    ShippedOption,
+    SubjectOption,
+    SwapOption,
+    TargetOption,
+    read_names,
+    read_positions,
+)
+from edit.cli.output import print_json, readable_errors
+from locate.averaging import AverageTrace, average_traces
+from locate.bundled import DEFAULT_MODEL
+from locate.errors import DataError
+from locate.loading import load_model
+from locate.metrics import as_metrics
+from locate.plots import plot_trace_heads, save_figure
+from locate.plots.style import metric_label
+from locate.runs import RunFolder
+from locate.sites import KINDS, TRACED, Site, check_traced
+from locate.storage import save_json, to_plain
+from locate.sweep import check_window
+from locate.trace import Trace, load_trace
+from locate.tracing import causal_trace
+
+# Corrupted versions that are traced, and recorded, together: causal_trace runs no more at a time, so that larger
+# groups would share no more work, and lose more where a run is killed.
+_ROWS = 16
+
+
+def run(
+    fact: FactOption = None,
+    prompt: PromptOption = None,
+    subject: SubjectOption = None,
+    target: TargetOption = None,
+    target_new: OtherOption = None,
+    facts: FactsOption = None,
+    shipped: ShippedOption = False,
+    relation: RelationOption = None,
+    limit: LimitOption = None,
+    figures: FiguresOption = False,
+    retry_failed: RetryOption = False,
+    kinds: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of {', '.join(TRACED)}; by default resid,mlp,attn, or resid where --severed is given.",
+            rich_help_panel=METHOD,
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Layers in an MLP or attention window; 10 by default.", rich_help_panel=METHOD)
+    ] = None,
+    metric: MetricOption = None,
+    direction: DirectionOption = "restore",
+    severed: Annotated[
+        Literal["mlp", "attn"] | None,
+        typer.Option(
+            help="Hold this module's outputs at their corrupted values above a restored state.", rich_help_panel=METHOD
+        ),
+    ] = None,
+    positions: PositionsOption = "all",
+    precision: PrecisionOption = "model",
+    corruption: CorruptionOption = None,
+    scale: ScaleOption = None,
+    samples: SamplesOption = None,
+    seed: SeedOption = None,
+    swap: SwapOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    out: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Trace where the model recalls a fact, or each of many facts and on average.
+
+    One fact gives trace.nc and a figure. Several facts (--facts or --shipped) give traces/NAME.nc each, their
+    average by role of the token as tables and figures, and summary.json. A run that was stopped goes on where it
+    was when the same command is given again.
+    """
+    with readable_errors() as console:
+        single = (fact, prompt, subject, target, target_new)
+        chosen = choose_facts(
+            single, file=facts, shipped=shipped, relation=relation, limit=limit, model=model, console=console
+        )
+        made = make_corruption(
+            corruption, usual="gaussian", scale=scale, samples=samples, seed=seed, swap=swap, reference=chosen.reference
+        )
+        options: dict[str, Any] = {
+            "kinds": _kinds(kinds, severed, direction), "window": window, "metric": metric or ["probability"],
+            "direction": direction, "severed": severed, "positions": read_positions(positions), "precision": precision,
+        }  # fmt: skip
+        as_metrics(options["metric"])
+        bridge = load_model(model)
+        if window is not None:
+            check_window(window, bridge.cfg.n_layers)
+        how = {**options, "corruption": made}
+        if chosen.name is None:
+            _trace_one(bridge, chosen.cases[0], how, out or Path("runs/trace"), as_json, console)
+            return
+        description = describe_run("trace", model, bridge, chosen, {**options, "corruption": describe_corruption(made)})
+        size = max(1, _ROWS // made.samples)
+        with RunFolder.open(out or Path(f"runs/trace-{chosen.name}"), description) as folder:
+            work_off(
+                folder,
+                group_alike(bridge, pending_cases(folder, chosen, retry_failed, console), size),
+                lambda facts: causal_trace(bridge, facts, **how, progress=False),
+                lambda case, trace: (trace.save(folder.path / "traces" / f"{case.key}.nc"), _found(trace)),
+                label="tracing", console=console,
+            )  # fmt: skip
+            traces = load_results(folder, chosen, load_trace)
+            if figures or len(chosen.cases) == 1:
+                for key, trace in traces.items():
+                    _save_figures(trace, folder.path / "traces", key)
+            averages = _average(list(traces.values()), folder.path)
+            summary = summarise(folder, chosen, description)
+            summary["average"] = {name: _peaks(average) for name, average in averages.items()}
+            save_json(folder.path / "summary.json", to_plain(summary))
+        if as_json:
+            print_json(to_plain(summary))
+        else:
+            for average in averages.values():
+                console.print(_table(average))
+            print(folder.path / "summary.json")
+        end(summary, console)
+
+
+def _kinds(text: str | None, severed: str | None, direction: str) -> tuple[str, ...]:
+    kinds = (("resid",) if severed else KINDS) if text is None else read_names(text, "--kinds")
+    for kind in kinds:
+        check_traced(kind)
+    if severed and (kinds != ("resid",) or direction != "restore"):
+        raise DataError("--severed goes with --kinds resid and --direction restore alone.")
+    return kinds
+
+
+def _trace_one(
+    bridge: TransformerBridge, case: Case, how: dict[str, Any], out: Path, as_json: bool, console: Console
+) -> None:
+    trace = causal_trace(bridge, case.fact, **how)
+    trace.save(out / "trace.nc")
+    _save_figures(trace, out, "trace")
+    found = _found(trace)
+    if as_json:
+        print_json(to_plain(found))
+        return
+    label = metric_label(trace.metric, trace.info, trace.answer)
+    console.print(f"{label} {trace.clean:.3f}, corrupted {trace.corrupted:.3f}")
+    for kind, site in found["best"].items():
+        head = f", head {site['head']}" if "head" in site else ""
+        console.print(f"  {kind:>9}: layer {site['layer']}{head}, token {site['token'].strip()!r}")
+    print(out / "trace.nc")
+
+
+def _found(trace: Trace) -> dict[str, Any]:
+    return {
+        "prompt": trace.info["prompt"], "answer": trace.answer, "answer_rank": trace.answer_rank,
+        "metric": trace.metric, "clean": trace.clean, "corrupted": trace.corrupted,
+        "best": {kind: _place(trace, _best(trace, kind)) for kind in trace.info["kinds"]},
+    }  # fmt: skip
+
+
+def _best(trace: Trace, kind: str) -> Site:
+    visited = set(trace.info["positions"]) & set(range(*trace.subject_span))
+    return trace.best(kind, within="subject" if visited else "all")
+
+
+def _place(trace: Trace, site: Site) -> dict[str, Any]:
+    head = {} if site.head is None else {"head": site.head}
+    return {"layer": site.layer, "position": site.position, "token": trace.tokens[site.position or 0], **head}
+
+
+def _save_figures(trace: Trace, folder: Path, name: str) -> None:
+    if "scores" in trace.data:
+        save_figure(trace.plot(), folder, name)
+    if "head_scores" in trace.data:
+        place = _best(trace, "attn_head").position
+        assert place is not None
+        save_figure(plot_trace_heads(trace, position=place), folder, f"{name}_heads")
+
+
+def _average(traces: list[Trace], folder: Path) -> dict[str, AverageTrace]:
+    """Averages by metric, written to the folder; those of single heads have no roles to average by."""
+    if len(traces) < 2 or "scores" not in traces[0].data:
+        return {}
+    averages: dict[str, AverageTrace] = {}
+    for metric in traces[0].metrics:
+        average = averages[metric] = average_traces([trace.of(metric) for trace in traces])
+        name = "average" if len(averages) == 1 else f"average_{metric}"
+        average.save(folder / f"{name}.nc")
+        average.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
+        save_figure(average.plot(), folder, name)
+        save_figure(average.plot_lines(), folder, f"{name}_lines")
+    return averages
+
+
+def _peaks(average: AverageTrace) -> dict[str, Any]:
+    """The largest average effect of every kind and role of the token, with its layer and interval."""
+    roles = [str(role) for role in average.data["role"].values if int(average.data["count"].sel(role=role))]
+    kinds = [str(kind) for kind in average.data["kind"].values]
+    named = ("layer", "effect", "low", "high")
+    return {
+        "facts": average.n_facts,
+        "total_effect": dict(zip(("mean", "low", "high"), average.total_effect, strict=True)),
+        "peaks": {
+            kind: {role: dict(zip(named, average.peak(kind, role), strict=True)) for role in roles} for kind in kinds
+        },
+    }
+
+
+def _table(average: AverageTrace) -> Table:
+    peaks = _peaks(average)
+    table = Table(
+        "kind", "token", "layer", "effect", "interval",
+        title=f"Largest average indirect effects on {average.metric}, {average.n_facts} facts",
+    )  # fmt: skip
+    for kind, roles in peaks["peaks"].items():
+        for role, peak in roles.items():
+            interval = f"{peak['low']:.3f} to {peak['high']:.3f}"
+            table.add_row(kind, role, str(peak["layer"]), f"{peak['effect']:.3f}", interval)
+    return table

@@ -1,0 +1,306 @@
+"""``locate-edit trace`` over one fact and over many."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import locate
+from edit.cli import app
+from edit.cli import trace as command
+from tests.edit.conftest import FACTS, UNMATCHED
+
+runner = CliRunner()
+ONE = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
+QUICK = ["--window", "2", "--corruption", "swap"]
+
+
+@pytest.fixture
+def trace(model_folder):
+    def invoke(*arguments, expect=0):
+        result = runner.invoke(app, ["trace", "--model", model_folder, *map(str, arguments)])
+        assert result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The subjects that were traced, call by call."""
+    made = []
+
+    def counted(model, fact, **options):
+        made.append([one.subject for one in fact])
+        return locate.causal_trace(model, fact, **options)
+
+    monkeypatch.setattr(command, "causal_trace", counted)
+    return made
+
+
+def said(result):
+    return " ".join(result.stderr.split())
+
+
+def test_a_file_gives_traces_averages_and_a_summary(trace, facts_file, tmp_path):
+    out = tmp_path / "run"
+    result = trace("--facts", facts_file(), "--out", out, *QUICK, "--json")
+    summary = json.loads(result.stdout)  # and nothing else on stdout
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert summary["done"] == 4
+    assert summary["failed"] == []
+    names = [case["case"] for case in summary["cases"]]
+    assert names[:3] == ["louvre", "big-ben", "colosseum"]
+    assert names[3].startswith("0003-")
+    assert {path.name for path in (out / "traces").iterdir()} == {f"{name}.nc" for name in names}
+    figures = {f"{name}.{kind}" for name in ("average", "average_lines") for kind in ("png", "pdf")}
+    expected = {"run.json", "cases.jsonl", "summary.json", "traces", "average.nc", "average.csv", *figures}
+    assert expected <= {path.name for path in out.iterdir()}
+    average = locate.load_average(out / "average.nc")
+    assert average.n_facts == 4
+    assert len(pd.read_csv(out / "average.csv")) == average.effect.size
+    peak = summary["average"]["probability"]["peaks"]["mlp"]["last subject token"]
+    layer, effect, low, high = average.peak("mlp", "last subject token")
+    assert peak == {
+        "layer": layer,
+        "effect": pytest.approx(effect),
+        "low": pytest.approx(low),
+        "high": pytest.approx(high),
+    }
+    assert "middle subject tokens" in summary["average"]["probability"]["peaks"]["mlp"]
+
+
+def test_a_case_of_a_file_is_traced_as_by_itself(trace, facts_file, tmp_path):
+    trace("--facts", facts_file(), "--out", tmp_path / "many", "--window", "2", "--samples", "2")
+    trace("--fact", json.dumps(FACTS[2]), "--out", tmp_path / "one", "--window", "2", "--samples", "2")
+    many = locate.load_trace(tmp_path / "many" / "traces" / "colosseum.nc")
+    one = locate.load_trace(tmp_path / "one" / "trace.nc")
+    np.testing.assert_allclose(many.scores.values, one.scores.values, atol=1e-6)
+    assert many.info["id"] == "colosseum"
+
+
+def test_a_stopped_run_goes_on_without_tracing_again(trace, facts_file, calls, tmp_path, monkeypatch):
+    whole, out, file = tmp_path / "whole", tmp_path / "run", facts_file()
+    trace("--facts", file, "--out", whole, *QUICK)
+    assert sorted(calls) == [["Big Ben", "The Eiffel Tower"], ["The Louvre", "The Colosseum"]]
+    counted = command.causal_trace
+    calls.clear()
+
+    def stopped(model, fact, **options):
+        if calls:
+            raise KeyboardInterrupt
+        return counted(model, fact, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(command, "causal_trace", stopped)
+        result = trace("--facts", file, "--out", out, *QUICK, expect=1)
+    assert "Stopped." in result.stderr
+    assert not (out / "summary.json").exists()
+    assert len((out / "cases.jsonl").read_text().splitlines()) == 2
+    first = calls.copy()
+    calls.clear()
+    result = trace("--facts", file, "--out", out, *QUICK)
+    assert f"Going on in {out}: 2 of 4 facts are finished." in said(result)
+    assert len(calls) == 1
+    assert sorted(first + calls) == [["Big Ben", "The Eiffel Tower"], ["The Louvre", "The Colosseum"]]
+    assert (out / "summary.json").read_text() == (whole / "summary.json").read_text()
+    calls.clear()
+    trace("--facts", file, "--out", out, *QUICK)
+    assert not calls
+
+
+def test_a_result_that_was_lost_is_made_again(trace, facts_file, calls, tmp_path):
+    out, file = tmp_path / "run", facts_file()
+    trace("--facts", file, "--out", out, *QUICK)
+    (out / "traces" / "louvre.nc").unlink()
+    calls.clear()
+    trace("--facts", file, "--out", out, *QUICK)
+    assert calls == [["The Louvre"]]
+    assert (out / "traces" / "louvre.nc").exists()
+
+
+def test_one_bad_fact_is_the_only_one_that_fails(trace, facts_file, calls, tmp_path):
+    lacking = {name: value for name, value in FACTS[0].items() if name != "target_new"} | {"id": "lacking"}
+    out, file = tmp_path / "run", facts_file([*FACTS, lacking])
+    arguments = ["--facts", file, "--out", out, "--metric", "logit_diff", *QUICK]
+    result = trace(*arguments, "--json", expect=1)
+    reason = (
+        "LocateError: A logit difference needs a second answer, and 'The Louvre is located in the city of' has no "
+        'target_new. Name both: logit_diff("Paris", "Rome").'
+    )
+    assert "Failed: 1 of 5 facts; the results of the others are kept." in said(result)
+    assert f"lacking: {reason}" in said(result)
+    summary = json.loads(result.stdout)
+    assert summary["failed"] == [{"case": "lacking", "error": reason}]
+    assert summary["done"] == 4
+    assert summary["average"]["logit_diff"]["facts"] == 4
+    assert ["The Louvre", "The Colosseum", "The Louvre"] in calls or [
+        "The Louvre",
+        "The Louvre",
+        "The Colosseum",
+    ] in calls
+    calls.clear()
+    trace(*arguments, expect=1)
+    assert not calls  # not tried again unless asked
+    trace(*arguments, "--retry-failed", expect=1)
+    assert calls == [["The Louvre"]]
+
+
+def test_a_subject_without_another_of_its_length_fails_alone(trace, facts_file, tmp_path):
+    out = tmp_path / "run"
+    result = trace("--facts", facts_file([*FACTS, UNMATCHED]), "--out", out, *QUICK, expect=1)
+    assert "unmatched: FactError: TokenSwap needs 1 other subject(s)" in said(result)
+    assert locate.load_average(out / "average.nc").n_facts == 4
+
+
+def test_a_folder_of_another_run_is_refused(trace, facts_file, tmp_path):
+    out, file = tmp_path / "run", facts_file()
+    trace("--facts", file, "--limit", "1", "--out", out, *QUICK)
+    result = trace("--facts", file, "--limit", "1", "--out", out, *QUICK, "--metric", "rank", expect=2)
+    assert 'run belongs to another run: options.metric was ["probability"] and is ["rank"] now. Give another' in said(
+        result
+    )
+    result = trace("--facts", file, "--limit", "2", "--out", out, *QUICK, expect=2)
+    assert "facts.count was 1 and is 2 now" in said(result)
+
+
+def test_another_model_of_the_same_name_is_another_run(facts_file, model_folder, tmp_path):
+    from tests import tiny
+
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    arguments = ["trace", "--model", str(folder), "--facts", facts_file(), "--out", str(tmp_path / "run"), *QUICK]
+    assert runner.invoke(app, arguments).exit_code == 0
+    tiny.hf_model("llama", seed=1).save_pretrained(folder)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "belongs to another run: model.fingerprint was" in said(result)
+
+
+def test_figures_of_every_fact_only_where_asked(trace, facts_file, tmp_path):
+    out, file = tmp_path / "run", facts_file()
+    arguments = ["--facts", file, "--limit", "2", "--out", out, "--kinds", "mlp,attn_head", *QUICK]
+    trace(*arguments)
+    assert not list((out / "traces").glob("*.png"))
+    trace(*arguments, "--figures")
+    names = {
+        f"{name}{part}.{kind}" for name in ("louvre", "big-ben") for part in ("", "_heads") for kind in ("png", "pdf")
+    }
+    assert names | {"louvre.nc", "big-ben.nc"} == {path.name for path in (out / "traces").iterdir()}
+    single = tmp_path / "single"
+    trace("--facts", file, "--limit", "1", "--out", single, *QUICK)
+    assert (single / "traces" / "louvre.pdf").exists()
+    assert not (single / "average.nc").exists()
+
+
+def test_heads_alone_are_traced_but_not_averaged(trace, facts_file, tmp_path):
+    out = tmp_path / "run"
+    result = trace("--facts", facts_file(), "--out", out, "--kinds", "attn_head", *QUICK, "--json")
+    assert json.loads(result.stdout)["average"] == {}
+    assert {"layer", "head", "position", "token"} == set(json.loads(result.stdout)["cases"][0]["best"]["attn_head"])
+
+
+def test_several_metrics_give_several_averages(trace, facts_file, tmp_path):
+    out = tmp_path / "run"
+    trace("--facts", facts_file(), "--out", out, *QUICK, "--metric", "logit_diff", "--metric", "probability")
+    assert locate.load_average(out / "average.nc").metric == "logit_diff"
+    assert locate.load_average(out / "average_probability.nc").metric == "probability"
+    assert (out / "average_probability_lines.png").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--corruption", "uniform", "--samples", "2"],
+        ["--corruption", "zero", "--direction", "break"],
+        ["--corruption", "mean", "--positions", "subject_last"],
+        ["--corruption", "resample", "--samples", "2", "--positions", "-1"],
+        ["--corruption", "multivariate", "--samples", "2", "--scale", "2"],
+        ["--swap", "The Colosseum", "--severed", "mlp"],
+        ["--samples", "2", "--precision", "bfloat16", "--kinds", "resid"],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_options_reach_the_trace(options, trace, facts_file, tmp_path):
+    out = tmp_path / "run"
+    # The reference facts are those of the whole file, whatever the limit.
+    trace("--facts", facts_file(), "--limit", "1", "--out", out, "--window", "2", *options)
+    info = locate.load_trace(out / "traces" / "louvre.nc").info
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    classes = {"uniform": "UniformNoise", "zero": "ZeroEmbedding", "mean": "MeanEmbedding",
+               "resample": "ResampledEmbedding", "multivariate": "MultivariateNoise"}  # fmt: skip
+    usual = "TokenSwap" if "--swap" in given else "GaussianNoise"
+    assert info["corruption"] == classes.get(given.get("--corruption", ""), usual)
+    assert info["direction"] == given.get("--direction", "restore")
+    assert info["severed"] == given.get("--severed")
+    assert info["precision"] == given.get("--precision", "model")
+    assert info["positions"] == {"subject_last": [1], "-1": [7]}.get(given.get("--positions", ""), list(range(8)))
+    if info["corruption"] in ("MeanEmbedding", "ResampledEmbedding", "MultivariateNoise"):
+        assert info["reference"] == "4 facts"
+
+
+def test_one_fact_gives_a_trace_and_its_figure(trace, tmp_path):
+    arguments = [*ONE, "--out", tmp_path, "--window", "2", "--samples", "2", "--kinds", "resid,attn_head"]
+    result = trace(*arguments)
+    assert "p(Paris)" in result.stderr
+    assert "attn_head: layer" in result.stderr
+    assert result.stdout.split() == [str(tmp_path / "trace.nc")]
+    names = {"trace.nc", "trace.png", "trace.pdf", "trace_heads.png", "trace_heads.pdf"}
+    assert names == {path.name for path in tmp_path.iterdir()}
+    trace(*arguments, "--metric", "rank")  # a single fact's results are replaced
+    assert locate.load_trace(tmp_path / "trace.nc").metric == "rank"
+
+
+def test_the_shipped_facts_of_a_relation(trace, tmp_path):
+    result = trace("--shipped", "--relation", "landmark_city", "--limit", "2", "--out", tmp_path / "run", *QUICK)
+    assert "is not noted, so all are taken" in said(result)
+    assert len(list((tmp_path / "run" / "traces").glob("*.nc"))) == 2
+
+
+def test_a_bad_record_is_named_with_its_file_index_and_field(trace, facts_file, tmp_path):
+    broken = FACTS[1] | {"targt": "London"}
+    result = trace("--facts", facts_file([FACTS[0], broken]), "--out", tmp_path / "run", expect=2)
+    assert "cities.json: 1 problem(s) in 2 records: record 1, targt: Unexpected keyword argument" in said(result)
+    assert not (tmp_path / "run").exists()
+
+
+MISTAKES = {
+    "no file": (["--facts", "none.json"], "There is no facts file 'none.json'"),
+    "two sources": (["--facts", "FILE", "--shipped"], "--facts and --shipped exclude each other"),
+    "one and many": ([*ONE, "--facts", "FILE"], "A single fact and several exclude each other"),
+    "limit of one": ([*ONE, "--limit", "2"], "--relation and --limit choose among several facts"),
+    "unknown relation": (["--facts", "FILE", "--relation", "x"], "no fact has the relation 'x'. Known: city."),
+    "unknown kind": (["--facts", "FILE", "--kinds", "mpl"], "There is no kind of site 'mpl'. Did you mean mlp?"),
+    "a kind twice": (["--facts", "FILE", "--kinds", "mlp,mlp"], "--kinds: give one or more names"),
+    "wide window": (["--facts", "FILE", "--window", "9"], "A window of 9 layers does not fit: the model has 4"),
+    "unknown metric": (["--facts", "FILE", "--metric", "p"], "There is no metric 'p'; there are probability,"),
+    "severed kinds": (["--facts", "FILE", "--severed", "mlp", "--kinds", "mlp"], "--severed goes with --kinds resid"),
+    "positions": (["--facts", "FILE", "--positions", "first"], "--positions: expected all, subject, subject_last,"),
+    "indices": (["--facts", "FILE", "--positions", "1,x"], "expected numbers or ranges such as 0-3,7; found 'x'"),
+    "scale of zeros": (
+        ["--facts", "FILE", "--corruption", "zero", "--scale", "2"],
+        "--scale has no meaning for --corru",
+    ),
+    "swap of noise": (["--facts", "FILE", "--corruption", "gaussian", "--swap", "x"], "--swap has no meaning for"),
+    "no samples": (["--facts", "FILE", "--samples", "0"], "needs at least one sample"),
+    "out is a file": (["--facts", "FILE", "--out", "FILE"], "is a file; a run needs a folder"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_message_and_exit_code_2(case, trace, facts_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments, message = MISTAKES[case]
+    file = facts_file()
+    result = trace(*[file if argument == "FILE" else argument for argument in arguments], expect=2)
+    assert message in said(result)
+
+
+@pytest.mark.parametrize("arguments", [["--corruption", "noise"], ["--limit", "0"], ["--severed", "resid"]])
+def test_values_that_an_option_does_not_take_are_bad_usage(arguments, trace, facts_file):
+    result = trace("--facts", facts_file(), *arguments, expect=2)
+    assert f"Invalid value for '{arguments[0]}'" in said(result)
