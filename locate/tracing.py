@@ -32,7 +32,7 @@ _WINDOW = 10
 _SMALL_EFFECT = 0.01
 # Rows of corrupted prompts that are traced together. Every site multiplies them, so that a few already make
 # large matrix products; more would only take memory for the states that are kept.
-_ROWS = 16
+ROWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -173,7 +173,7 @@ def _ask(model: TransformerBridge, fact: Fact, corruption: Corruption, positions
 
 def _batches(asked: Sequence[_Asked], samples: int) -> Iterator[list[int]]:
     """Indices of facts to trace together: as many tokens, and not too many rows."""
-    at_a_time = max(1, _ROWS // samples)
+    at_a_time = max(1, ROWS_AT_A_TIME // samples)
     by_length: dict[int, list[int]] = {}
     for index, one in enumerate(asked):
         by_length.setdefault(len(one.prompt.tokens), []).append(index)

@@ -52,11 +52,7 @@ from locate.sites import KINDS, TRACED, Site, check_traced
 from locate.storage import save_json, to_plain
 from locate.sweep import check_window
 from locate.trace import Trace, load_trace
-from locate.tracing import causal_trace
-
-# Corrupted versions that are traced, and recorded, together: causal_trace runs no more at a time, so that larger
-# groups would share no more work, and lose more where a run is killed.
-_ROWS = 16
+from locate.tracing import ROWS_AT_A_TIME, causal_trace
 
 
 def run(
@@ -127,7 +123,7 @@ def run(
             _trace_one(bridge, chosen.cases[0], how, out or Path("runs/trace"), as_json, console)
             return
         description = describe_run("trace", model, bridge, chosen, {**options, "corruption": describe_corruption(made)})
-        size = max(1, _ROWS // made.samples)
+        size = max(1, ROWS_AT_A_TIME // made.samples)
         with RunFolder.open(out or Path(f"runs/trace-{chosen.name}"), description) as folder:
             work_off(
                 folder,
