@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Int
@@ -131,7 +132,30 @@ class Graft:
         return Branch(layer=layer, rows=self.pairing.target, states=entering, interventions={name: pin})
 
     def _window(self, kind: Kind, layers: range) -> Branch:
-        return self.state(layers, [hook_name(kind, layer) for layer in layers])
+        names = [hook_name(kind, layer) for layer in layers]
+        if kind != "mlp" or not self._mlp_is_added_last:
+            return self.state(layers, names)
+        # Nothing in the window's first block depends on the patch but its last sum, so the block need not run.
+        states = self._entering(layers.start + 1).clone()
+        columns = list(self.columns)
+        old = _rows(self.target.kept[names[0]], self.pairing.target)[:, self.position :][:, columns]
+        states[:, columns] += self._own(self.source.kept[names[0]]).to(states) - old
+        pins = {name: self._pin(self.source, self.pairing.source, name) for name in names[1:]}
+        return Branch(layer=layers.start + 1, rows=self.pairing.target, states=states, interventions=pins)
+
+    @cached_property
+    def _mlp_is_added_last(self) -> bool:
+        """Whether a block ends by adding its MLP's output, tried on the first block."""
+        run, name = self.target, hook_name("mlp", 0)
+        if not run.resumable or name not in run.kept:
+            return False
+        pin = Pin(values=run.kept[name][:1, self.position, None] + 1)
+        states = run.residuals[0][:1, self.position :]
+        branch = Branch(layer=0, rows=torch.zeros(1, dtype=torch.long), states=states, interventions={name: pin})
+        moved = run.advance(self.position, branch, [1])[1] - run.residuals[1][:1, self.position :]
+        expected = torch.zeros_like(moved)
+        expected[:, 0] = 1
+        return bool(torch.allclose(moved, expected, atol=1e-3))
 
     def _pin(self, run: FrozenRun, rows: Tensor, name: str) -> Pin:
         if name not in run.kept:

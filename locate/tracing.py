@@ -239,7 +239,9 @@ class _Tracer:
         if "attn_head" in self.kinds:
             names += [hook_name("attn_head", layer) for layer in range(n_layers)]
         severed = [] if self.severed is None else [hook_name(self.severed, layer) for layer in range(n_layers)]
-        source, target = (names, severed) if self.direction == "restore" else ((), names)
+        # With the MLPs' own outputs at hand, a window of them need not run its first block.
+        own = [hook_name("mlp", layer) for layer in range(n_layers)] if "mlp" in self.kinds else []
+        source, target = (names, [*severed, *own]) if self.direction == "restore" else (own, names)
         return run_pairs(
             self.model, [one.pair for one in asked], keep_clean=source, keep_corrupted=target, budget=self.budget
         )
