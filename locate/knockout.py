@@ -1,7 +1,7 @@
 """Attention knockout: cut the flow from some tokens to others, and see whether the answer needed it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, check_live, freeze
-from locate.errors import FactError, LocateError, SiteError
+from locate.errors import FactError, SiteError
 from locate.facts import Fact
+from locate.measured import Measured
 from locate.metrics import Metric, Plain, Questions, as_metrics, joint_measure
 from locate.precision import Precision, computing_in
 from locate.prompts import Positions, encode_fact, encode_target, resolve_positions, token_strings
@@ -28,7 +29,7 @@ _SCORES = "attn.hook_attn_scores"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Knockout:
+class Knockout(Measured):
     """The answer with attention blocked in each window of layers, for one or more metrics (``of`` changes the view).
 
     Attributes:
@@ -41,35 +42,15 @@ class Knockout:
     ('source', 'layer')
     """
 
-    data: xr.Dataset
-    metric: str
-    info: dict[str, Any]
-
     @property
     def values(self) -> xr.DataArray:
         """The metric with attention blocked."""
-        return self.data["values"].sel(metric=self.metric, drop=True)
-
-    @property
-    def clean(self) -> float:
-        """The metric of the run without a block."""
-        return float(self.data["clean"].sel(metric=self.metric))
+        return self._view("values")
 
     @property
     def change(self) -> xr.DataArray:
         """The relative change, (m_blocked − m) / |m|."""
         return (self.values - self.clean) / abs(self.clean)
-
-    def of(self, metric: str) -> "Knockout":
-        """The same knockout with another metric in view.
-
-        Raises:
-            LocateError: that metric was not measured.
-        """
-        names = [str(name) for name in self.data["metric"].values]
-        if metric not in names:
-            raise LocateError(f"This knockout has no metric {metric!r}; it has {', '.join(names)}.")
-        return replace(self, metric=metric)
 
     def to_dataframe(self) -> Any:
         """One row per source and window."""

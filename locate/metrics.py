@@ -72,12 +72,17 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class _OfTarget:
-    """Measures of one token, the answer's first by default."""
+    """Measures of one token: the answer's first, or that of a text."""
 
     target: str | None = None
 
-    def _tokens(self, questions: Questions) -> Tensor:
-        return questions.answers if self.target is None else questions.first_tokens(self.target)
+    def bind(self, questions: Questions) -> Measure:
+        """The measure for these questions."""
+        tokens = questions.answers if self.target is None else questions.first_tokens(self.target)
+        return lambda logits, question: self._measure(logits.float(), tokens[question])
+
+    def _measure(self, logits: Logits, tokens: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        raise NotImplementedError
 
     @property
     def _shown(self) -> str:
@@ -94,10 +99,8 @@ class Probability(_OfTarget):
         """With its unit, for figures."""
         return f"p({self._shown})"
 
-    def bind(self, questions: Questions) -> Measure:
-        """The measure for these questions."""
-        tokens = self._tokens(questions)
-        return lambda logits, question: _chosen(logits.float().softmax(-1), tokens[question])
+    def _measure(self, logits: Logits, tokens: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        return _chosen(logits.softmax(-1), tokens)
 
 
 class LogProbability(_OfTarget):
@@ -110,10 +113,8 @@ class LogProbability(_OfTarget):
         """With its unit, for figures."""
         return f"log p({self._shown}) [nat]"
 
-    def bind(self, questions: Questions) -> Measure:
-        """The measure for these questions."""
-        tokens = self._tokens(questions)
-        return lambda logits, question: _chosen(logits.float().log_softmax(-1), tokens[question])
+    def _measure(self, logits: Logits, tokens: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        return _chosen(logits.log_softmax(-1), tokens)
 
 
 class Rank(_OfTarget):
@@ -126,15 +127,8 @@ class Rank(_OfTarget):
         """With its unit, for figures."""
         return f"rank of {self._shown}"
 
-    def bind(self, questions: Questions) -> Measure:
-        """The measure for these questions."""
-        tokens = self._tokens(questions)
-
-        def measure(logits: Tensor, question: Tensor) -> Tensor:
-            own = _chosen(logits, tokens[question])
-            return (logits > own[:, None]).sum(-1).float() + 1
-
-        return measure
+    def _measure(self, logits: Logits, tokens: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        return (logits > _chosen(logits, tokens)[:, None]).sum(-1).float() + 1
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The result of activation patching."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import xarray as xr
 
 from locate.errors import LocateError
+from locate.measured import Measured
 from locate.storage import load_result, save_result
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ _FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Patches:
+class Patches(Measured):
     """What every patch did, for one or more metrics, of which one is in view (``of`` changes it).
 
     Attributes:
@@ -31,10 +32,6 @@ class Patches:
     >>> patches.scores.dims                                                            # doctest: +SKIP
     ('layer', 'position')
     """
-
-    data: xr.Dataset
-    metric: str
-    info: dict[str, Any]
 
     @property
     def values(self) -> xr.DataArray:
@@ -52,11 +49,6 @@ class Patches:
         return self._view("standard_error")
 
     @property
-    def clean(self) -> float:
-        """The metric in the clean run."""
-        return float(self._view("clean"))
-
-    @property
     def corrupted(self) -> float:
         """The metric in the corrupted run."""
         return float(self._view("corrupted"))
@@ -65,21 +57,6 @@ class Patches:
     def effect(self) -> xr.DataArray:
         """How far each patch moved the metric away from the run that was patched."""
         return self.values - (self.corrupted if self.info["direction"] == "restore" else self.clean)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of all metrics that were measured."""
-        return tuple(str(name) for name in self.data["metric"].values)
-
-    def of(self, metric: str) -> "Patches":
-        """The same patches with another metric in view.
-
-        Raises:
-            LocateError: that metric was not measured.
-        """
-        if metric not in self.metrics:
-            raise LocateError(f"These patches have no metric {metric!r}; they have {', '.join(self.metrics)}.")
-        return replace(self, metric=metric)
 
     def top(self, n: int = 10) -> Any:
         """The ``n`` sites of the largest effect, as a table.
@@ -136,9 +113,6 @@ class Patches:
         if "confirmed" in data:
             data["confirmed"] = data["confirmed"].astype("int8")
         return save_result(path, "patches", _FORMAT, data, {"metric": self.metric, "info": self.info})
-
-    def _view(self, name: str) -> xr.DataArray:
-        return self.data[name].sel(metric=self.metric, drop=True)
 
 
 def load_patches(path: str | Path) -> Patches:

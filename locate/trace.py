@@ -1,7 +1,7 @@
 """The result of a causal trace."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 
 from locate.errors import LocateError, SiteError
+from locate.measured import Measured
 from locate.sites import Site, check_kind
 from locate.storage import load_result, save_result
 
@@ -19,7 +20,7 @@ _FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trace:
+class Trace(Measured):
     """Scores of every site, for one fact and one or more metrics, of which one is in view.
 
     ``scores`` and what follows from it are those of the metric in view, the first one asked for;
@@ -41,13 +42,10 @@ class Trace:
     (' Paris', 1)
     """
 
-    data: xr.Dataset
-    metric: str
     answer: str
     answer_rank: int
     tokens: tuple[str, ...]
     subject_span: tuple[int, int]
-    info: dict[str, Any]
 
     @property
     def scores(self) -> xr.DataArray:
@@ -77,19 +75,9 @@ class Trace:
         return self._view("head_scores")
 
     @property
-    def clean(self) -> float:
-        """The metric in the clean run."""
-        return float(self._view("clean"))
-
-    @property
     def corrupted(self) -> float:
         """The metric with the subject corrupted, averaged over samples."""
         return float(self._view("corrupted"))
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of all metrics that were measured."""
-        return tuple(str(name) for name in self.data["metric"].values)
 
     @property
     def total_effect(self) -> float:
@@ -115,19 +103,6 @@ class Trace:
     def head_effect(self) -> xr.DataArray:
         """The indirect effect of single heads; dims ``position, layer, head``."""
         return self._effect(self.head_scores)
-
-    def of(self, metric: str) -> "Trace":
-        """The same trace with another metric in view.
-
-        Raises:
-            LocateError: that metric was not measured.
-
-        >>> trace.of("probability").metric
-        'probability'
-        """
-        if metric not in self.metrics:
-            raise LocateError(f"This trace has no metric {metric!r}; it has {', '.join(self.metrics)}.")
-        return replace(self, metric=metric)
 
     def best(self, kind: str = "mlp", *, within: str = "subject") -> Site:
         """The site of the largest indirect effect.
@@ -185,9 +160,6 @@ class Trace:
             "subject_span": self.subject_span, "info": self.info,
         }  # fmt: skip
         return save_result(path, "trace", _FORMAT, self.data, plain)
-
-    def _view(self, name: str) -> xr.DataArray:
-        return self.data[name].sel(metric=self.metric, drop=True)
 
     def _effect(self, scores: xr.DataArray) -> xr.DataArray:
         sign = 1.0 if self.info["direction"] == "restore" else -1.0

@@ -219,7 +219,7 @@ def test_several_metrics_come_from_one_run():
     np.testing.assert_allclose(both.values, quiet_patch("llama").values, atol=1e-6)
     alone = locate.patch(model("llama"), clean, corrupt, metric="probability", progress=False)
     np.testing.assert_allclose(both.of("probability").values, alone.values, atol=1e-6)
-    with pytest.raises(LocateError, match="no metric 'logit_diff'; they have difference, probability, rank"):
+    with pytest.raises(LocateError, match="no metric 'logit_diff'; it has difference, probability, rank"):
         both.of("logit_diff")
 
 
