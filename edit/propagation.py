@@ -112,7 +112,7 @@ def load_propagation(path: str | Path) -> Propagation:
         DataError: the file is missing or is not a saved propagation.
 
     >>> load_propagation(flow.save("flow.nc")).layers
-    (5,)
+    (4,)
     """
     data, plain = load_result(path, "propagation", _FORMAT)
     return Propagation(

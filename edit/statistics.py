@@ -91,7 +91,7 @@ def load_statistics(path: str | Path) -> KeyStatistics:
 
     >>> path = edit.key_statistics(model, layer=4).save("statistics.safetensors")
     >>> load_statistics(path).layer
-    5
+    4
     """
     try:
         with safe_open(path, framework="pt") as file:
