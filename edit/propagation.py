@@ -49,7 +49,7 @@ class Propagation:
         info: how it was made.
 
     >>> flow.best("mlp").layer                                                       # the edited layer
-    5
+    4
     """
 
     totals: pd.DataFrame

@@ -53,7 +53,7 @@ def plot_trace(
         SiteError: a kind that the trace does not have.
 
     >>> figure = plot_trace(trace, kinds=["mlp"])
-    >>> png, pdf = save_figure(figure, "figures", "eiffel-mlp")
+    >>> png, pdf = locate.plots.save_figure(figure, "figures", "eiffel-mlp")
     """
     present = [str(kind) for kind in trace.data.coords["kind"].values] if "kind" in trace.data.coords else []
     wanted = present if kinds is None else list(kinds)
