@@ -59,10 +59,13 @@ def sample_continuations(
         with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
             logits = model(new, past_key_values=cache)[0].float()
         logits[:, forbidden] = -torch.inf
-        likely, ids = logits.topk(logits.shape[-1] if top_k is None else top_k)
+        ids = None
+        if top_k is not None:
+            logits, ids = logits.topk(top_k)
         # Drawn on the CPU, so that a seed means the same text on every device.
-        new = torch.multinomial(likely.softmax(-1).cpu(), 1, generator=generator)
-        new = ids.gather(1, new.to(ids.device)).cpu()
+        new = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
+        if ids is not None:
+            new = ids.cpu().gather(1, new)
         if forced is not None and step < forced.shape[1]:
             given = forced[:, step : step + 1]
             new = torch.where(given >= 0, given, new)

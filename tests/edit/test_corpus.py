@@ -29,10 +29,11 @@ def without_cache(model, tokens, length, top_k):
     for _ in range(length):
         logits = model(tokens)[:, -1]
         logits[:, tiny.tokenizer().all_special_ids] = -torch.inf
+        order = torch.arange(logits.shape[1]).expand_as(logits)
         if top_k is not None:
-            order = logits.argsort(-1, descending=True)
-            logits.scatter_(1, order[:, top_k:], -torch.inf)
-        tokens = torch.cat([tokens, torch.multinomial(logits.softmax(-1), 1, generator=draw)], 1)
+            order = logits.argsort(-1, descending=True)[:, :top_k]
+        chosen = torch.multinomial(logits.gather(1, order).softmax(-1), 1, generator=draw)
+        tokens = torch.cat([tokens, order.gather(1, chosen)], 1)
     return tokens
 
 

@@ -104,7 +104,7 @@ def test_the_sampled_corpus_is_the_default_and_comes_from_the_seed():
     model = tiny.bridge("gpt_neox")
     found = key_statistics(model, 0, cache=False)
     again = key_statistics(model, 0, cache=False)
-    assert (found.corpus, found.count, found.seed) == ("sampled", 64 * 128, 0)
+    assert (found.corpus, found.count, found.seed) == ("sampled", 256 * 128, 0)
     assert torch.equal(found.second_moment, again.second_moment)
     other = key_statistics(model, 0, seed=1, cache=False)
     assert not torch.equal(found.second_moment, other.second_moment)
