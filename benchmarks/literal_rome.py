@@ -24,32 +24,42 @@ def optimise_value(
     prefixes: Sequence[str],
     layer: int,
     objective: ValueObjective,
+    place: str = "mlp",
 ) -> tuple[Float[Tensor, "d_model"], list[float]]:
     """v* and the losses on the way, by one whole forward and backward pass of all rows per step.
+
+    ``place`` is ``"mlp"`` as in ROME, ``"resid"`` as in MEMIT, or ``"attn+mlp"`` as in PMET (whose value is the MLP's).
 
     >>> value, losses = optimise_value(model, request, ["", "I am here. "], 5, ValueObjective())
     >>> value.shape
     torch.Size([576])
     """
-    rows, sites, ends, target = _rows(model, request, prefixes)
+    rows, sites, ends, target = text_rows(model, request, prefixes)
     device = next(model.original_model.parameters()).device
     length = max(len(row) for row in rows)
     tokens = torch.stack([F.pad(row, (0, length - len(row))) for row in rows]).to(device)
     mask = torch.stack([torch.arange(length) < len(row) for row in rows]).long().to(device)
-    initial = _states(model, rows[0], layer, sites[0])[1].float()
-    delta = torch.zeros_like(initial, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=objective.learning_rate)
+    names = {
+        "mlp": [f"blocks.{layer}.mlp.out.hook_out"],
+        "resid": [f"blocks.{layer}.hook_resid_post"],
+        "attn+mlp": [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.mlp.out.hook_out"],
+    }[place]
+    initials = [state_at(model, rows[0], name, sites[0]).float() for name in names]
+    deltas = [torch.zeros_like(initial, requires_grad=True) for initial in initials]
+    optimiser = torch.optim.Adam(deltas, lr=objective.learning_rate)
 
-    def add(value: Tensor, hook: object) -> Tensor:
+    def add(value: Tensor, hook: object, index: int) -> Tensor:
         value = value.clone()
         for row, site in enumerate(sites):
-            value[row, site] += delta.to(value)
+            value[row, site] += deltas[index].to(value)
         return value
+
+    hooks = [(name, lambda value, hook, i=i: add(value, hook, i)) for i, name in enumerate(names)]
 
     losses: list[float] = []
     undisturbed: Tensor | None = None
     for step in range(objective.steps + 1):
-        with model.hooks(fwd_hooks=[(f"blocks.{layer}.mlp.out.hook_out", add)]):
+        with model.hooks(fwd_hooks=hooks):
             scores = model(tokens, attention_mask=mask).float().log_softmax(-1)
         nll = torch.stack([-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)])
         firsts = [
@@ -58,7 +68,7 @@ def optimise_value(
         essence = scores[-1, ends[-1]]
         undisturbed = essence.detach() if undisturbed is None else undisturbed
         drift = (essence.exp() * (essence - undisturbed)).sum()
-        decay = delta.norm() / initial.norm() ** 2
+        decay = torch.stack([d.norm() / i.norm() ** 2 for d, i in zip(deltas, initials, strict=True)]).sum()
         loss = nll.mean() + objective.kl_weight * drift + objective.weight_decay * decay
         losses.append(float(loss.detach()))
         if objective.stop == "loss" and loss < objective.loss_threshold:
@@ -68,13 +78,15 @@ def optimise_value(
         if step == objective.steps:
             break
         optimiser.zero_grad()
-        (delta.grad,) = torch.autograd.grad(loss, [delta])
+        for delta, gradient in zip(deltas, torch.autograd.grad(loss, deltas), strict=True):
+            delta.grad = gradient
         optimiser.step()
         with torch.no_grad():
-            largest = objective.clamp * initial.norm()
-            if delta.norm() > largest:
-                delta *= largest / delta.norm()
-    return (initial + delta).detach(), losses
+            for delta, initial in zip(deltas, initials, strict=True):
+                largest = objective.clamp * initial.norm()
+                if delta.norm() > largest:
+                    delta *= largest / delta.norm()
+    return (initials[-1] + deltas[-1]).detach(), losses
 
 
 def rome_delta(
@@ -95,16 +107,17 @@ def rome_delta(
     torch.Size([576, 1536])
     """
     value, _ = optimise_value(model, request, prefixes, layer, objective)
-    rows, sites, _, _ = _rows(model, request, prefixes)
-    states = [_states(model, row, layer, site) for row, site in zip(rows[:-1], sites[:-1], strict=True)]
-    keys = torch.stack([key for key, _ in states]).double().cpu()
-    outputs = torch.stack([output for _, output in states]).double().cpu()
+    rows, sites, _, _ = text_rows(model, request, prefixes)
+    places = list(zip(rows[:-1], sites[:-1], strict=True))
+    projection = f"blocks.{layer}.mlp.out"
+    keys = torch.stack([state_at(model, row, f"{projection}.hook_in", s) for row, s in places]).double().cpu()
+    outputs = torch.stack([state_at(model, row, f"{projection}.hook_out", s) for row, s in places]).double().cpu()
     u = torch.linalg.inv(second_moment.double()) @ keys.mean(0)
     key, output = (keys[0], outputs[0]) if original else (keys.mean(0), outputs.mean(0))
     return torch.outer(value.double().cpu() - output, u) / (key @ u)
 
 
-def _rows(
+def text_rows(
     model: TransformerBridge, request: EditRequest, prefixes: Sequence[str]
 ) -> tuple[list[Int[Tensor, "_"]], list[int], list[int], list[int]]:
     """Token rows, last position of the subject and of the prompt in each, and the target's ids."""
@@ -117,18 +130,10 @@ def _rows(
     return rows, sites, [len(prompt.tokens) - 1 for prompt in everything], target.tolist()
 
 
-def _states(
-    model: TransformerBridge, row: Int[Tensor, "position"], layer: int, site: int
-) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
-    """Input and output of the layer's down-projection at one position of one unpadded row."""
-    seen: dict[str, Tensor] = {}
-
-    def keep(value: Tensor, hook: object, name: str) -> None:
-        seen[name] = value[0, site].detach()
-
-    names = [f"blocks.{layer}.mlp.out.hook_in", f"blocks.{layer}.mlp.out.hook_out"]
-    hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in names]
+def state_at(model: TransformerBridge, row: Int[Tensor, "position"], name: str, site: int) -> Float[Tensor, "d"]:
+    """The state at a hook point and one position of one unpadded row, from a whole pass."""
+    seen: list[Tensor] = []
     device = next(model.original_model.parameters()).device
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with torch.no_grad(), model.hooks(fwd_hooks=[(name, lambda value, hook: seen.append(value[0, site].detach()))]):
         model(row[None].to(device))
-    return seen[names[0]], seen[names[1]]
+    return seen[0]

@@ -1,33 +1,53 @@
 """Change a fact in a language model, and measure what the change does."""
 
+from edit.choosing import LayerChoice, choose_layer
+from edit.conflicts import find_conflicts
 from edit.contexts import sample_prefixes
 from edit.corpus import SAMPLED
 from edit.demo import Demo, run_demo
 from edit.evaluation import Evaluation, evaluate, evaluate_each
 from edit.exporting import export
-from edit.methods import ROME
+from edit.lowrank import LowRank
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from edit.probes import Probe, probes_for
 from edit.propagation import Propagation, load_propagation, propagate
 from edit.requests import EditRequest
-from edit.statistics import KeyStatistics, key_statistics, load_statistics
-from edit.updates import LowRank, WeightUpdate, load_update
+from edit.session import EditSession
+from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
+from edit.statistics import KeyStatistics, collect_statistics, key_statistics, load_statistics
+from edit.updates import WeightUpdate, load_update
 from edit.values import ValueObjective
 
 __all__ = [
+    "BLUE",
+    "EMMET",
+    "ENCORE",
+    "KN",
+    "MEMIT",
+    "NAS",
+    "PMET",
+    "PRUNE",
+    "RECT",
     "ROME",
     "SAMPLED",
+    "AlphaEdit",
     "Demo",
     "EditRequest",
+    "EditSession",
     "Evaluation",
     "KeyStatistics",
+    "LayerChoice",
     "LowRank",
     "Probe",
     "Propagation",
     "ValueObjective",
     "WeightUpdate",
+    "choose_layer",
+    "collect_statistics",
     "evaluate",
     "evaluate_each",
     "export",
+    "find_conflicts",
     "key_statistics",
     "load_propagation",
     "load_statistics",

@@ -1,14 +1,19 @@
 """The texts under which a new value must hold: the prompt alone and after sampled prefixes."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.corpus import sample_continuations
 from edit.requests import EditRequest
+from locate.devices import input_device
+from locate.engine import DEFAULT_BUDGET
+from locate.engine.readout import only_logits_at
 from locate.prompts import encode_fact, encode_target, encode_text
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
@@ -57,6 +62,7 @@ class ContextBatch:
         target: ids of the new target.
         readouts: rows and columns whose logits predict the target's tokens, row by row.
         essence: row and column of the last row's prediction.
+        label: says which request it is, in messages.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -65,11 +71,57 @@ class ContextBatch:
     target: Int[Tensor, "token"]
     readouts: tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
     essence: tuple[int, int]
+    label: str = ""
 
     @property
     def n_prefixes(self) -> int:
         """Number of rows that ask for the target."""
         return len(self.tokens) - 1
+
+    def up_to_site(self) -> list[Int[Tensor, "_"]]:
+        """The tokens under each prefix up to the subject's last, without padding."""
+        shifts = (self.attention_mask == 0).sum(1).tolist()
+        return [self.tokens[row, shifts[row] : self.site + 1] for row in range(self.n_prefixes)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AlignedContexts:
+    """The contexts of several requests, padded so that all their sites are one column.
+
+    Attributes:
+        tokens: padded ids.
+        attention_mask: 0 on the left padding.
+        site: the column of every subject's last token.
+        owner: for each row, the request that it belongs to.
+        readouts: rows and columns whose logits predict the targets' tokens, request by request.
+        targets: for each readout, the token that is wanted.
+        askers: for each readout, its request.
+        essences: for each request, row and column of the prediction that should not drift.
+    """
+
+    tokens: Int[Tensor, "row position"]
+    attention_mask: Int[Tensor, "row position"]
+    site: int
+    owner: Int[Tensor, "row"]
+    readouts: tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
+    targets: Int[Tensor, "readout"]
+    askers: Int[Tensor, "readout"]
+    essences: tuple[Int[Tensor, "request"], Int[Tensor, "request"]]
+
+    def only(self, requests: Int[Tensor, "kept"]) -> tuple[Int[Tensor, "_"], "AlignedContexts"]:
+        """The rows of some requests, in ascending order, and the contexts with these rows alone."""
+        rows = torch.isin(self.owner, requests).nonzero().squeeze(1)
+        new_row = torch.full((len(self.owner),), -1)
+        new_row[rows] = torch.arange(len(rows))
+        new_request = torch.full((len(self.essences[0]),), -1)
+        new_request[requests] = torch.arange(len(requests))
+        kept = torch.isin(self.askers, requests)
+        return rows, AlignedContexts(
+            tokens=self.tokens[rows], attention_mask=self.attention_mask[rows], site=self.site,
+            owner=new_request[self.owner[rows]], targets=self.targets[kept], askers=new_request[self.askers[kept]],
+            readouts=(new_row[self.readouts[0][kept]], self.readouts[1][kept]),
+            essences=(new_row[self.essences[0][requests]], self.essences[1][requests]),
+        )  # fmt: skip
 
 
 def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: list[str]) -> ContextBatch:
@@ -107,5 +159,62 @@ def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: lis
     return ContextBatch(
         tokens=tokens, attention_mask=mask, site=site, target=target,
         readouts=(torch.arange(len(prefixes)).repeat_interleave(len(target)), torch.tensor(columns)),
-        essence=(len(prefixes), ends[-1] + shifts[-1]),
+        essence=(len(prefixes), ends[-1] + shifts[-1]), label=request.describe(),
     )  # fmt: skip
+
+
+def align_contexts(contexts: Sequence[ContextBatch]) -> AlignedContexts:
+    """Several requests as one batch of rows, request by request.
+
+    >>> align_contexts([build_contexts(model, request, ["", "I am here. "])] * 2).owner.tolist()
+    [0, 0, 0, 1, 1, 1]
+    """
+    site = max(batch.site for batch in contexts)
+    suffix = max(batch.tokens.shape[1] - batch.site for batch in contexts)
+    tokens, masks, owners, askers, targets = [], [], [], [], []
+    readout_rows, readout_columns, essence_rows, essence_columns = [], [], [], []
+    start = 0
+    for index, batch in enumerate(contexts):
+        left, right = site - batch.site, site + suffix - (site - batch.site) - batch.tokens.shape[1]
+        tokens.append(F.pad(batch.tokens, (left, right)))
+        # What is padded on the right comes after every readout, where causality already hides it.
+        masks.append(F.pad(F.pad(batch.attention_mask, (left, 0)), (0, right), value=1))
+        owners.append(torch.full((len(batch.tokens),), index))
+        rows, columns = batch.readouts
+        readout_rows.append(rows + start)
+        readout_columns.append(columns + left)
+        askers.append(torch.full((len(rows),), index))
+        targets.append(batch.target.repeat(batch.n_prefixes))
+        essence_rows.append(batch.essence[0] + start)
+        essence_columns.append(batch.essence[1] + left)
+        start += len(batch.tokens)
+    return AlignedContexts(
+        tokens=torch.cat(tokens), attention_mask=torch.cat(masks), site=site, owner=torch.cat(owners),
+        readouts=(torch.cat(readout_rows), torch.cat(readout_columns)), targets=torch.cat(targets),
+        askers=torch.cat(askers), essences=(torch.tensor(essence_rows), torch.tensor(essence_columns)),
+    )  # fmt: skip
+
+
+def already_answered(
+    model: TransformerBridge, contexts: Sequence[ContextBatch], *, budget: int = DEFAULT_BUDGET
+) -> list[bool]:
+    """For each request, whether the model's first choices after the bare prompt are the new target already.
+
+    >>> already_answered(model, [build_contexts(model, request, [""])])
+    [False]
+    """
+    found: list[bool] = []
+    per_pass = max(1, budget // max(batch.tokens.shape[1] for batch in contexts))
+    for first in range(0, len(contexts), per_pass):
+        group = contexts[first : first + per_pass]
+        shifts = [int((batch.attention_mask[0] == 0).sum()) for batch in group]
+        columns = [b.readouts[1][b.readouts[0] == 0] - shift for b, shift in zip(group, shifts, strict=True)]
+        rows = [b.tokens[0, shift : int(c[-1]) + 1 + shift] for b, shift, c in zip(group, shifts, columns, strict=True)]
+        length = max(map(len, rows))
+        tokens = torch.stack([F.pad(row, (0, length - len(row))) for row in rows])
+        owners = torch.cat([torch.full_like(own, index) for index, own in enumerate(columns)])
+        with torch.no_grad(), only_logits_at(model, owners, torch.cat(columns)):
+            answers = model(tokens.to(input_device(model)))[0].argmax(-1).cpu()
+        right = answers == torch.cat([batch.target for batch in group])
+        found += [bool(right[owners == index].all()) for index in range(len(group))]
+    return found

@@ -1,6 +1,8 @@
 """Text for key statistics: sampled from the model, read from a file, or taken from a data set."""
 
+import hashlib
 from collections.abc import Iterator
+from itertools import count, islice
 from pathlib import Path
 
 import torch
@@ -11,11 +13,14 @@ from transformers import DynamicCache
 
 from locate.devices import input_device
 from locate.engine.readout import only_logits_at
-from locate.errors import DataError
+from locate.errors import DataError, NumericsError
 from locate.prompts import encode_text
 
 SAMPLED = "sampled"
+LENGTH, ROWS = 128, 256
 
+# Documents are tokenised this many at a time, which is faster than one by one.
+_TOGETHER = 256
 # Left to itself a small model writes little that resembles text about the world. These openings lead it
 # there, and sampling among the likelier tokens keeps it there.
 _TOP_K = 50
@@ -49,6 +54,9 @@ def sample_continuations(
 
     Special tokens are never sampled, so the text does not end early. ``forced`` gives the first of the
     new tokens where it is not negative: rows may begin with texts of unequal length.
+
+    Raises:
+        NumericsError: the model's predictions are not finite.
     """
     device = input_device(model)
     tokens = tokens.to(device)
@@ -63,7 +71,13 @@ def sample_continuations(
         if top_k is not None:
             logits, ids = logits.topk(top_k)
         # Drawn on the CPU, so that a seed means the same text on every device.
-        new = torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)
+        chances = logits.softmax(-1).cpu()
+        if torch.isnan(chances).any():
+            raise NumericsError(
+                "The model's predictions are not finite, so no text can be sampled from it. Load it in bfloat16 or "
+                "float32, or check its weights."
+            )
+        new = torch.multinomial(chances, 1, generator=generator)
         if ids is not None:
             new = ids.cpu().gather(1, new)
         if forced is not None and step < forced.shape[1]:
@@ -75,9 +89,18 @@ def sample_continuations(
 
 
 def token_batches(
-    model: TransformerBridge, corpus: str, *, length: int = 128, rows: int = 256, seed: int = 0
+    model: TransformerBridge,
+    corpus: str,
+    *,
+    length: int = LENGTH,
+    rows: int = ROWS,
+    seed: int = 0,
+    first: int = 0,
+    step: int = 1,
 ) -> Iterator[Int[Tensor, "row position"]]:
     """Batches of token sequences from a corpus, until it ends (sampled text never does).
+
+    A batch depends on its number alone, and not on the batches that were asked for before it.
 
     Args:
         model: the model, whose tokenizer is used and who writes the sampled text.
@@ -86,6 +109,8 @@ def token_batches(
         length: tokens per sequence.
         rows: sequences per batch.
         seed: of the sampling.
+        first: number of the batch to begin with.
+        step: how many batches to go on by: 2 is every other batch.
 
     Raises:
         DataError: no such file or data set.
@@ -93,26 +118,33 @@ def token_batches(
     >>> batch = next(token_batches(model, "sampled", length=16, rows=4))
     >>> batch.shape
     torch.Size([4, 16])
+    >>> later = next(token_batches(model, "sampled", length=16, rows=4, first=5))
     """
     if corpus == SAMPLED:
-        yield from _sampled(model, length, rows, seed)
+        for number in count(first, step):
+            yield _sampled(model, length, rows, _batch_seed(seed, number))
     else:
         # As the model reads any text: what its tokenizer puts before it (such as BOS) opens every row.
         leading = _leading(model)
         own = length - len(leading)
-        pieces: list[int] = []
-        for text in _documents(corpus):
-            pieces.extend(model.tokenizer(text, add_special_tokens=False)["input_ids"])
-            while len(pieces) >= own * rows:
-                yield _rows(pieces[: own * rows], own, leading)
-                pieces = pieces[own * rows :]
-        if len(pieces) >= own:
-            yield _rows(pieces[: len(pieces) // own * own], own, leading)
+        for pieces in islice(_cut(model, corpus, own, own * rows), first, None, step):
+            body = torch.tensor(pieces).view(-1, own)
+            yield torch.cat([torch.tensor(leading, dtype=torch.long).expand(len(body), -1), body], dim=1)
 
 
-def _rows(pieces: list[int], own: int, leading: list[int]) -> Int[Tensor, "row position"]:
-    body = torch.tensor(pieces).view(-1, own)
-    return torch.cat([torch.tensor(leading, dtype=torch.long).expand(len(body), -1), body], dim=1)
+def _cut(model: TransformerBridge, corpus: str, own: int, size: int) -> Iterator[list[int]]:
+    """The corpus's tokens, ``size`` at a time, and at its end as many whole sequences as are left."""
+    documents = _documents(corpus)
+    pieces: list[int] = []
+    while texts := list(islice(documents, _TOGETHER)):
+        for ids in model.tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            pieces.extend(ids)
+        whole = len(pieces) // size * size
+        for start in range(0, whole, size):
+            yield pieces[start : start + size]
+        pieces = pieces[whole:]
+    if len(pieces) >= own:
+        yield pieces[: len(pieces) // own * own]
 
 
 def _leading(model: TransformerBridge) -> list[int]:
@@ -121,18 +153,24 @@ def _leading(model: TransformerBridge) -> list[int]:
     return ids[: ids.index(bare[0])]
 
 
-def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Iterator[Int[Tensor, "row position"]]:
+def _batch_seed(seed: int, number: int) -> int:
+    """Every batch has a seed of its own, so that any of them can be made without those before it."""
+    if number == 0:
+        return seed
+    return int.from_bytes(hashlib.sha256(f"{seed}|{number}".encode()).digest()[:7])
+
+
+def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Int[Tensor, "row position"]:
     generator = torch.Generator().manual_seed(seed)
     openers = [encode_text(model, opener)[:length] for opener in _OPENERS]
     # A row of -1 is free from the start; an opener's own tokens (with BOS, where there is one) are given.
     given = torch.full((len(openers), max(len(opener) for opener in openers)), -1)
     for index, opener in enumerate(openers):
         given[index, : len(opener)] = opener
-    while True:
-        chosen = given[torch.randint(len(openers), (rows,), generator=generator)]
-        yield sample_continuations(
-            model, chosen[:, :1], length - 1, generator=generator, top_k=_TOP_K, forced=chosen[:, 1:]
-        ).cpu()
+    chosen = given[torch.randint(len(openers), (rows,), generator=generator)]
+    return sample_continuations(
+        model, chosen[:, :1], length - 1, generator=generator, top_k=_TOP_K, forced=chosen[:, 1:]
+    ).cpu()
 
 
 def _documents(corpus: str) -> Iterator[str]:

@@ -19,59 +19,12 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.lowrank import LowRank
 from edit.weights import fingerprint, hf_parameters
 from locate.errors import UpdateError, suggest
 
 _VERSION = 1
 _KEY = "locate_edit_update"
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LowRank:
-    """A matrix as the product of two thin ones, kept as float32 on the CPU.
-
-    Raises:
-        UpdateError: the factors do not fit each other.
-
-    >>> LowRank(left=torch.ones(4, 1), right=torch.ones(1, 3)).dense().shape
-    torch.Size([4, 3])
-    """
-
-    left: Float[Tensor, "out rank"]
-    right: Float[Tensor, "rank in"]
-
-    def __post_init__(self) -> None:
-        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
-            raise UpdateError(
-                "The factors of a low-rank change must be (out × rank) and (rank × in), found "
-                f"{tuple(self.left.shape)} and {tuple(self.right.shape)}."
-            )
-        # A copy: what the caller does to its own tensors later must not reach a fitted update.
-        for side in ("left", "right"):
-            factor = getattr(self, side).detach().to("cpu", torch.float32, copy=True).contiguous()
-            object.__setattr__(self, side, factor)
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension of the product."""
-        return self.left.shape[1]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the product."""
-        return self.left.shape[0], self.right.shape[1]
-
-    def joined(self, other: "LowRank") -> "LowRank":
-        """The sum of both changes, of the sum of their ranks."""
-        return LowRank(left=torch.cat([self.left, other.left], 1), right=torch.cat([self.right, other.right]))
-
-    def is_finite(self) -> bool:
-        """Whether both factors are free of NaN and infinity."""
-        return bool(self.left.isfinite().all() and self.right.isfinite().all())
-
-    def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "out in"]:
-        """The product, computed on a device."""
-        return self.left.to(device) @ self.right.to(device)
 
 
 class _Kept(NamedTuple):

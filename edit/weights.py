@@ -35,6 +35,11 @@ class DownProjection:
     parameter: nn.Parameter
     transposed: bool
 
+    @property
+    def key_size(self) -> int:
+        """The dimension of the keys that it reads."""
+        return self.parameter.shape[0 if self.transposed else 1]
+
 
 def down_projection(model: TransformerBridge, layer: int) -> DownProjection:
     """Find the MLP down projection of a layer.

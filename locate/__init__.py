@@ -25,6 +25,7 @@ from locate.facts import Consequence, Fact, OtherRelation, bundled_facts, load_f
 from locate.knockout import Knockout, attention_knockout, attribute_extraction_rate, load_knockout
 from locate.loading import load_model
 from locate.metrics import Metric, kl_divergence, log_probability, logit_diff, probability, rank
+from locate.neurons import NeuronScores, knowledge_neurons, load_neurons
 from locate.patches import Patches, load_patches
 from locate.patching import patch
 from locate.paths import path_patch
@@ -47,6 +48,7 @@ __all__ = [
     "Metric",
     "ModelError",
     "MultivariateNoise",
+    "NeuronScores",
     "NumericsError",
     "OtherRelation",
     "Patches",
@@ -67,10 +69,12 @@ __all__ = [
     "embedding_std",
     "encode_fact",
     "kl_divergence",
+    "knowledge_neurons",
     "load_average",
     "load_facts",
     "load_knockout",
     "load_model",
+    "load_neurons",
     "load_patches",
     "load_trace",
     "log_probability",

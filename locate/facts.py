@@ -3,15 +3,17 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from locate.errors import DataError, FactError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,7 @@ class Fact:
     neighbours: tuple[str, ...] = ()
     other_relations: tuple[OtherRelation, ...] = ()
     consequences: tuple[Consequence, ...] = ()
-    ranks: Mapping[str, int] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         _check_template("prompt", self.prompt)
@@ -148,21 +150,33 @@ def load_facts(path: str | Path) -> list[Fact]:
 
     >>> facts = load_facts("my_facts.json")                                  # doctest: +SKIP
     """
-    path = Path(path)
-    records = _read_records(path)
     adapter = TypeAdapter(Fact)
-    facts: list[Fact] = []
+    return parse_records(Path(path), read_records(Path(path)), lambda _, record: adapter.validate_python(record))
+
+
+def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any], T]) -> list[T]:
+    """Every record by ``parse(index, record)``; the bad ones are collected into one error.
+
+    Raises:
+        DataError: a record is bad: the message names the file, the record's index and the field.
+
+    >>> parse_records(Path("ages.json"), [{"age": "7"}], lambda _, record: int(record["age"]))
+    [7]
+    """
+    parsed: list[T] = []
     problems: list[str] = []
     for index, record in enumerate(records):
         try:
-            facts.append(adapter.validate_python(record))
+            parsed.append(parse(index, record))
         except ValidationError as error:
             problems += [f"record {index}, {_problem(problem)}" for problem in error.errors()]
+        except FactError as error:
+            problems.append(f"record {index}, {error}")
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n  {shown}{more}")
-    return facts
+    return parsed
 
 
 def parse_fact(record: Any, where: str) -> Fact:
@@ -214,7 +228,15 @@ def _problem(problem: Any) -> str:
     return f"{field_name}: {message}" if field_name else message
 
 
-def _read_records(path: Path) -> Sequence[Any]:
+def read_records(path: Path) -> Sequence[Any]:
+    """The records of a JSON, JSONL or CSV file, unchecked.
+
+    Raises:
+        DataError: the file is missing, not readable as what its name says, or holds no list of records.
+
+    >>> [record["subject"] for record in read_records(Path("my_facts.json"))]
+    ['Rome']
+    """
     if not path.is_file():
         raise DataError(f"There is no facts file {str(path)!r}.")
     try:

@@ -3,7 +3,7 @@
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
 from locate.engine.hooking import Hook, check_live, hook_points
-from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin
+from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin, Shift
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Measure
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Measure",
     "PatternPin",
     "Pin",
+    "Shift",
     "check_live",
     "freeze",
     "hook_points",

@@ -65,6 +65,32 @@ class Pin:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Shift:
+    """A vector that is added to each row at one position; gradients reach it.
+
+    Attributes:
+        values: one per row.
+        column: the position, counted from the position of the resume.
+
+    >>> value = torch.zeros(2, 3, 4)
+    >>> Shift(values=torch.ones(2, 4)).apply(value, offset=1)
+    >>> value.sum(-1).tolist()
+    [[0.0, 4.0, 0.0], [0.0, 4.0, 0.0]]
+    """
+
+    values: Float[Tensor, "row d_model"]
+    column: int = 0
+
+    def apply(self, value: Float[Tensor, "row position d_model"], offset: int) -> None:
+        """Add the vectors."""
+        value[:, self.column + offset] += self.values[: len(value)].to(value)
+
+    def part(self, start: int, stop: int) -> "Shift":
+        """The same for some of the rows."""
+        return replace(self, values=self.values[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PatternPin:
     """Attention patterns that rows take in one head each.
 

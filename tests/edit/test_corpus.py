@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from edit.corpus import sample_continuations, token_batches
-from locate import DataError
+from locate import DataError, NumericsError
 from tests import tiny
 
 KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
@@ -122,3 +122,36 @@ def test_refuses_corpora_that_cannot_be_read(model, tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: [{"content": "", "id": 1}])
     with pytest.raises(DataError, match=r"has no column 'text'; found \['content', 'id'\]"):
         read("wikitext")
+
+
+def test_a_batch_depends_on_its_number_alone(model, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"Zürich has {n} trams.\n" for n in range(700)), encoding="utf-8")
+    for corpus, take in ((str(path), None), ("sampled", 9)):
+        options = {"length": 8, "rows": 3, "seed": 5}
+        everything = list(itertools.islice(token_batches(model, corpus, **options), take))
+        for first, step in ((0, 2), (1, 2), (3, 4), (2, 1)):
+            wanted = everything[first::step]
+            found = list(itertools.islice(token_batches(model, corpus, first=first, step=step, **options), len(wanted)))
+            assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+            assert len(wanted) > 1
+    assert list(token_batches(model, str(path), first=10**6)) == []
+
+
+def test_other_batches_of_sampled_text_are_other_text(model):
+    def batches(seed):
+        return list(itertools.islice(token_batches(model, "sampled", length=6, rows=4, seed=seed), 3))
+
+    texts = [tuple(batch.flatten().tolist()) for seed in (0, 1) for batch in batches(seed)]
+    assert len(set(texts)) == 6
+
+
+def test_sampling_refuses_predictions_that_are_not_finite(model):
+    def spoil(logits, hook):
+        return logits * float("nan")
+
+    with (
+        model.hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
+        pytest.raises(NumericsError, match="predictions are not finite, so no text can be sampled from it"),
+    ):
+        sample_continuations(model, torch.tensor([[5, 9]]), 3, generator=generator(), top_k=5)

@@ -1,0 +1,88 @@
+"""One batch of a session on disk: what it changed and what it wrote, in one safetensors file."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from edit.lowrank import LowRank
+from edit.methods.base import Written
+from edit.requests import EditRequest
+from locate.errors import DataError
+from locate.storage import write_whole
+
+_KEY = "locate_edit_batch"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """What one batch of a session did.
+
+    Attributes:
+        requests: that were edited together.
+        deltas: by parameter, what was added.
+        written: by layer, keys and wanted values.
+        anchor: the mean norm of its values.
+        info: how it was made.
+    """
+
+    requests: tuple[EditRequest, ...]
+    deltas: Mapping[str, LowRank]
+    written: Mapping[int, Written]
+    anchor: float | None
+    info: Mapping[str, Any]
+
+
+def save_batch(batch: Batch, folder: Path) -> Path:
+    """Write a batch to a file that is named by its content, whole or not at all.
+
+    >>> save_batch(batch, folder).suffix                                            # doctest: +SKIP
+    '.safetensors'
+    """
+    tensors = {f"{name}.{side}": getattr(delta, side) for name, delta in batch.deltas.items() for side in _SIDES}
+    for layer, one in batch.written.items():
+        tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
+    described = {
+        "requests": [asdict(request) for request in batch.requests], "anchor": batch.anchor, "info": batch.info,
+        "parameters": list(batch.deltas), "layers": list(batch.written),
+    }  # fmt: skip
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(described)})
+    path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+    return write_whole(path, content)
+
+
+def load_batch(path: Path) -> Batch:
+    """Read a batch back.
+
+    Raises:
+        DataError: the file is missing, damaged, or not what its name says.
+    """
+    try:
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:24] != path.stem:
+            raise DataError(f"{path} is damaged: its content does not match its name. Begin the session again.")
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {})[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        requests = TypeAdapter(list[EditRequest]).validate_python(described["requests"])
+    except FileNotFoundError as error:
+        raise DataError(f"There is no batch {str(path)!r}, of which the session tells. Begin it again.") from error
+    except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
+        raise DataError(f"{path} is not a batch of a session: {error}") from error
+    return Batch(
+        requests=tuple(requests), anchor=described["anchor"], info=described["info"],
+        deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
+        written={
+            n: Written(layer=n, keys=tensors[f"written.{n}.keys"], values=tensors[f"written.{n}.values"])
+            for n in described["layers"]
+        },
+    )  # fmt: skip
+
+
+_SIDES = ("left", "right")

@@ -1,0 +1,59 @@
+"""AlphaEdit: changes that stay in the null space of what the model's keys span."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from edit.methods.spreading import Spreading
+from edit.solves import Factors, in_null_space
+from edit.statistics import KeyStatistics
+from edit.values import ValueObjective
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(Spreading):
+    """Null-space constrained editing (Fang et al. 2025, arXiv:2410.02355).
+
+    As MEMIT, but each layer's change is projected onto the directions in which keys have little energy, so that it
+    leaves other knowledge alone: [P(KKᵀ + K_pK_pᵀ) + L2·I] Δᵀ = P K Rᵀ, with the keys K_p of earlier edits.
+
+    Args:
+        energy: the share of the keys' energy that the null space may hold.
+        threshold: instead of ``energy``, the largest eigenvalue of C that counts as zero (2e-2 in the publication;
+            its meaning depends on the model's scale).
+        ridge: L2; by default ``relative_ridge`` times the mean energy of a key in the null space.
+        relative_ridge: see ``ridge``.
+
+    >>> len(edit.AlphaEdit(layers=(3, 4, 5)).fit(model, [request]).parameters)
+    3
+    """
+
+    # The null space needs more keys than a solve does.
+    keys_per_dimension: ClassVar[int] = 40
+
+    objective: ValueObjective = field(default_factory=lambda: ValueObjective(clamp=0.75))
+    energy: float | None = 0.1
+    threshold: float | None = None
+    ridge: float | None = None
+    relative_ridge: float = 1.0
+
+    def solve(
+        self,
+        keys: Float[Tensor, "edit d_mlp"],
+        residuals: Float[Tensor, "edit d_model"],
+        statistics: KeyStatistics,
+        earlier: Float[Tensor, "before d_mlp"],
+    ) -> Factors:
+        """See ``LocateThenEdit.solve``."""
+        energy = None if self.threshold is not None else self.energy
+        basis = statistics.null_space(energy=energy, threshold=self.threshold)
+        ridge = self.ridge
+        if ridge is None:
+            # Of all keys, and not of the batch's own: a batch and the same edits in sequence must agree.
+            held = (basis * (statistics.second_moment @ basis)).sum()
+            ridge = self.relative_ridge * float(held)
+        before = earlier.double() @ basis
+        extra = sum(stabiliser.ridge(before.T @ before + ridge) for stabiliser in self.stabilisers)
+        return in_null_space(keys, residuals, basis, earlier, ridge + extra)

@@ -1,0 +1,309 @@
+"""What all locate-then-edit methods share: from requests to contexts, statistics and a record of what was written."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.conflicts import check_conflicts
+from edit.contexts import ContextBatch, already_answered, build_contexts, sample_prefixes
+from edit.corpus import SAMPLED
+from edit.layers import Where
+from edit.lowrank import LowRank
+from edit.requests import EditRequest
+from edit.stabilisers import Stabiliser
+from edit.statistics import KeyStatistics, collect_statistics
+from edit.updates import WeightUpdate
+from edit.values import Value, ValueObjective
+from edit.weights import DownProjection, down_projection, model_fingerprint
+from locate.engine import DEFAULT_BUDGET
+from locate.errors import FactError, NumericsError
+from locate.precision import Precision
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Written:
+    """What edits wrote into one layer: at these keys the down-projection's matrix gives these values.
+
+    Attributes:
+        layer: whose down-projection.
+        keys: one per edit.
+        values: what was wanted of W k, without the bias that some models add.
+    """
+
+    layer: int
+    keys: Float[Tensor, "edit d_mlp"]
+    values: Float[Tensor, "edit d_model"]
+
+    def joined(self, other: "Written") -> "Written":
+        """Both, these first."""
+        return Written(
+            layer=self.layer, keys=torch.cat([self.keys, other.keys]), values=torch.cat([self.values, other.values])
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EarlierEdits:
+    """What a fit needs to know of the edits that are in the model already.
+
+    Attributes:
+        written: by layer, the keys and values of earlier edits.
+        changes: by parameter, what they have changed.
+        anchor: the mean norm of the values solved on the unedited model.
+    """
+
+    written: Mapping[int, Written] = field(default_factory=dict)
+    changes: Mapping[str, LowRank] = field(default_factory=dict)
+    anchor: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """An update, with what later edits need to know of it.
+
+    Attributes:
+        update: for the model as it was.
+        written: by layer, what it writes.
+        anchor: the mean norm of its values, before any stabiliser.
+    """
+
+    update: WeightUpdate
+    written: Mapping[int, Written]
+    anchor: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateThenEdit:
+    """A method that finds values for its requests and writes them at their keys.
+
+    Args:
+        objective: how values are optimised.
+        prefix_lengths: (length, count) of the sampled prefixes; the bare prompt comes on top.
+        prefixes: texts to use instead of sampled ones (the bare prompt is added).
+        statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
+        corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
+        statistics_tokens: how many keys to collect; the method's own number by default.
+        stabilisers: what keeps many edits from breaking the model: ``NAS``, ``ENCORE``, ``BLUE``, ``PRUNE``, ``RECT``.
+        seed: of the sampled prefixes and text.
+        budget: the most tokens in one pass.
+        precision: of the matrix products while values are optimised.
+    """
+
+    # How many keys the statistics take, per dimension of a key.
+    keys_per_dimension: ClassVar[int] = 20
+
+    objective: ValueObjective = field(default_factory=ValueObjective)
+    prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
+    prefixes: tuple[str, ...] | None = None
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
+    corpus: str = SAMPLED
+    statistics_tokens: int | None = None
+    stabilisers: tuple[Stabiliser, ...] = ()
+    seed: int = 0
+    budget: int = DEFAULT_BUDGET
+    precision: Precision = "model"
+
+    def fit(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        layer: Where | None = None,
+        earlier: EarlierEdits | None = None,
+        progress: bool = True,
+    ) -> WeightUpdate:
+        """Find the update that makes the model answer every request with its new target; the model stays as it was.
+
+        Args:
+            model: a raw-mode bridge, with earlier edits applied if there are any.
+            requests: one or several.
+            layer: where to edit instead of the method's own layers: a layer, several, a ``Site``, or a result of
+                ``locate`` such as a ``Trace``.
+            earlier: what edits that are in the model wrote; an ``EditSession`` keeps it.
+            progress: whether to show bars.
+
+        Raises:
+            FactError: no requests, some that contradict or repeat each other, or one whose new target is already
+                the model's answer.
+            SiteError: the model has no such layer.
+            NumericsError: an optimisation or solve went wrong; the message names the request or the layer.
+        """
+        return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
+
+    def fit_with(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        layer: Where | None = None,
+        earlier: EarlierEdits | None = None,
+        progress: bool = True,
+    ) -> Fitted:
+        """The same, with what later edits need to know."""
+        raise NotImplementedError
+
+    def solve(
+        self,
+        keys: Float[Tensor, "edit d_mlp"],
+        residuals: Float[Tensor, "edit d_model"],
+        statistics: KeyStatistics,
+        earlier: Float[Tensor, "before d_mlp"],
+    ) -> tuple[Float[Tensor, "d_model edit"], Float[Tensor, "edit d_mlp"]]:
+        """The change of a layer that adds residuals to what its down-projection gives at keys, as two factors.
+
+        Args:
+            keys: where to write.
+            residuals: what to add.
+            statistics: of the layer's keys.
+            earlier: keys of earlier edits.
+        """
+        raise NotImplementedError
+
+    def statistics_for(
+        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
+    ) -> dict[int, KeyStatistics]:
+        """The key statistics that ``fit`` would use on this model, by layer.
+
+        >>> list(edit.ROME(layer=4).statistics_for(model))
+        [4]
+        """
+        downs = {one: down_projection(model, one) for one in self.edited_layers(model, layer)}
+        return self._statistics(model, downs, EarlierEdits(), progress)
+
+    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
+        """The layers that ``fit`` would edit.
+
+        >>> edit.ROME(layer=4).edited_layers(model)
+        (4,)
+        """
+        raise NotImplementedError
+
+    def _prepared(
+        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest
+    ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
+        """Checked requests, their contexts, and the prefixes."""
+        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
+        if not requests:
+            raise FactError("There are no requests to edit; give at least one EditRequest.")
+        check_conflicts(requests)
+        if self.prefixes is None:
+            prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
+        else:
+            prefixes = ["", *self.prefixes]
+        contexts = [build_contexts(model, request, prefixes) for request in requests]
+        for request, answered in zip(requests, already_answered(model, contexts, budget=self.budget), strict=True):
+            if answered:
+                raise FactError(
+                    f"{request.describe()}: the model already answers {request.target_new!r}, so there is nothing to "
+                    "change. Choose another new target, or drop the request."
+                )
+        return requests, contexts, prefixes
+
+    def _value_objective(self) -> ValueObjective:
+        objective = self.objective
+        for stabiliser in self.stabilisers:
+            objective = stabiliser.objective(objective)
+        return objective
+
+    def _with_ridge(self, preserved: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+        ridge = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)
+        if not ridge:
+            return preserved
+        preserved = preserved.clone()
+        preserved.diagonal().add_(ridge)
+        return preserved
+
+    def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
+        """The change of a layer after all stabilisers.
+
+        Raises:
+            NumericsError: it is not finite.
+        """
+        for stabiliser in self.stabilisers:
+            delta = stabiliser.change(delta, down.parameter, earlier.changes.get(down.name))
+        if not delta.is_finite():
+            raise NumericsError(
+                f"The change of layer {down.layer} holds NaN or infinite values; nothing was changed. Collect more key "
+                "statistics, or lower the learning rate."
+            )
+        return delta
+
+    def _statistics(
+        self, model: TransformerBridge, downs: Mapping[int, DownProjection], earlier: EarlierEdits, progress: bool
+    ) -> dict[int, KeyStatistics]:
+        """Statistics of each layer: those given, checked, or collected."""
+        if self.statistics is None:
+            size = next(iter(downs.values())).key_size
+            tokens = self.statistics_tokens or self.keys_per_dimension * size
+            return collect_statistics(
+                model, list(downs), corpus=self.corpus, tokens=tokens, seed=self.seed, progress=progress
+            )
+        given = self.statistics
+        if isinstance(given, KeyStatistics):
+            given = dict.fromkeys(downs, given)
+        for layer, down in downs.items():
+            if layer not in given or given[layer].layer != layer:
+                of = given[layer].layer if layer in given else ", ".join(map(str, given)) or "none"
+                raise NumericsError(
+                    f"The statistics are of layer {of}, the edit is in layer {layer}. "
+                    f"Collect them with edit.key_statistics(model, {layer})."
+                )
+            found = len(given[layer].second_moment)
+            if found != down.key_size:
+                raise NumericsError(
+                    f"The statistics are of keys of dimension {found}, layer {layer} of this model has keys "
+                    f"of dimension {down.key_size}. Collect them with edit.key_statistics(model, {layer})."
+                )
+        # Those of the unedited model are the right ones for one with earlier edits.
+        if not earlier.changes and any(given[layer].fingerprint != model_fingerprint(model) for layer in downs):
+            warnings.warn(
+                "The key statistics were collected on another model, or on this one before its weights changed. The "
+                f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {next(iter(downs))}).",
+                stacklevel=4,
+            )
+        return {layer: given[layer] for layer in downs}
+
+    def _info(
+        self, layers: Sequence[int], prefixes: Sequence[str], statistics: Mapping[int, KeyStatistics],
+        edits: Sequence[Mapping[str, Any]],
+    ) -> dict[str, Any]:  # fmt: skip
+        one = next(iter(statistics.values()))
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_INFO}
+        return {
+            **own, "layers": list(layers), "objective": _plain(self._value_objective()), "prefixes": list(prefixes[1:]),
+            "stabilisers": [{"name": type(s).__name__, **_plain(s)} for s in self.stabilisers],
+            "statistics": {"corpus": one.corpus, "count": one.count, "seed": one.seed}, "edits": list(edits),
+        }  # fmt: skip
+
+
+_NOT_INFO = ("layer", "objective", "prefixes", "statistics", "stabilisers", "corpus", "statistics_tokens", "budget", "layers")
+
+
+def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:
+    """What an update's file says of one request."""
+    return {
+        "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
+        "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
+        "stopped": value.stopped, "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
+    }  # fmt: skip
+
+
+def stored(left: Float[Tensor, "d_model rank"], right: Float[Tensor, "rank d_mlp"], down: DownProjection) -> LowRank:
+    """Factors of a change of W in the orientation in which the model keeps it."""
+    left, right = left.float(), right.float()
+    return LowRank(left=right.T, right=left.T) if down.transposed else LowRank(left=left, right=right)
+
+
+def matrix_of(down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
+    """W in float64 on the CPU."""
+    weight = down.parameter.detach().cpu().double()
+    return weight.T if down.transposed else weight
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {f.name: getattr(value, f.name) for f in fields(value)}

@@ -1,0 +1,153 @@
+"""Knowledge neurons: rewrite what single neurons say."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.conflicts import check_conflicts
+from edit.contexts import sample_prefixes
+from edit.layers import Where, layers_at
+from edit.lowrank import LowRank
+from edit.methods.base import EarlierEdits, Fitted, stored
+from edit.requests import EditRequest
+from edit.stabilisers import PRUNE, RECT, Stabiliser
+from edit.updates import WeightUpdate
+from edit.weights import down_projection
+from locate.engine import DEFAULT_BUDGET
+from locate.errors import FactError, NumericsError
+from locate.neurons import NeuronScores, knowledge_neurons
+from locate.prompts import encode_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class KN:
+    """Knowledge-neuron editing (Dai et al. 2022, arXiv:2104.08696).
+
+    The neurons on which a fact's present answer depends are found by integrated gradients, over its prompt and
+    paraphrases (or sampled prefixes, where it has none). What each of them writes, a column of the down-projection,
+    loses λ₁·E[o] and gains λ₂·E[o*], with E the rows of the unembedding.
+
+    Args:
+        erase: λ₁.
+        write: λ₂.
+        steps: of the integral.
+        threshold: the share of a prompt's largest attribution that a neuron must exceed.
+        share: of the prompts for which it must.
+        most: at most so many neurons per fact, those of the largest attribution.
+        stabilisers: ``PRUNE`` or ``RECT``; the others act on values, which this method has none of.
+        seed: of sampled prefixes.
+        budget: the most tokens in one pass.
+
+    >>> update = edit.KN().fit(model, [request])
+    >>> update.method
+    'KN'
+    """
+
+    erase: float = 1.0
+    write: float = 2.0
+    steps: int = 20
+    threshold: float = 0.2
+    share: float = 0.5
+    most: int = 20
+    prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
+    stabilisers: tuple[Stabiliser, ...] = ()
+    seed: int = 0
+    budget: int = DEFAULT_BUDGET
+
+    def fit(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        layer: Where | None = None,
+        earlier: EarlierEdits | None = None,
+        progress: bool = True,
+    ) -> WeightUpdate:
+        """Find the update that rewrites every request's neurons; the model stays as it was.
+
+        Args:
+            model: a raw-mode bridge.
+            requests: one or several.
+            layer: keeps to neurons of these layers; a ``NeuronScores`` of the same facts gives the neurons themselves.
+            earlier: what earlier edits changed.
+            progress: whether to show a bar.
+
+        Raises:
+            FactError: no requests, or some that contradict or repeat each other.
+            NumericsError: no neuron of a fact passes the threshold for enough of its prompts.
+        """
+        return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
+
+    def fit_with(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        layer: Where | None = None,
+        earlier: EarlierEdits | None = None,
+        progress: bool = True,
+    ) -> Fitted:
+        """The same, in the form that an ``EditSession`` takes."""
+        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
+        if not requests:
+            raise FactError("There are no requests to edit; give at least one EditRequest.")
+        check_conflicts(requests)
+        for stabiliser in self.stabilisers:
+            if not isinstance(stabiliser, PRUNE | RECT):
+                raise NumericsError(
+                    f"{type(stabiliser).__name__} acts on optimised values, and KN has none. Use PRUNE or RECT."
+                )
+        given = layer if isinstance(layer, NeuronScores) else None
+        allowed = None if layer is None or given is not None else set(layers_at(model, layer))
+        prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)[1:]
+        unembedding: Any = model.unembed.original_component.weight
+        changes: dict[int, dict[int, torch.Tensor]] = {}
+        edits = []
+        for index, request in enumerate(tqdm(requests, "KN", disable=not progress, delay=1)):
+            fact = request.fact
+            scores = given or knowledge_neurons(
+                model, fact, prefixes=() if fact.paraphrases else prefixes, steps=self.steps,
+                threshold=self.threshold, budget=self.budget, progress=False,
+            )  # fmt: skip
+            sites = scores.refined(index if given else 0, share=self.share)
+            sites = [site for site in sites if allowed is None or site.layer in allowed][: self.most]
+            if not sites:
+                raise NumericsError(
+                    f"{request.describe()}: no neuron passes {self.threshold} of the largest attribution for more than "
+                    f"{self.share} of the prompts. Lower threshold or share, or allow more layers."
+                )
+            old, new = (int(encode_target(model, fact.text, t)[0]) for t in (fact.target, request.target_new))
+            vectors = unembedding.detach()[[old, new]].float().cpu()
+            change = self.write * vectors[1] - self.erase * vectors[0]
+            for site in sites:
+                column = changes.setdefault(site.layer, {})
+                assert site.neuron is not None
+                column[site.neuron] = column.get(site.neuron, torch.zeros(())) + change
+            edits.append(
+                {
+                    "request": request.describe(), "prompt": fact.prompt, "subject": fact.subject,
+                    "target": fact.target, "target_new": request.target_new,
+                    "neurons": [[site.layer, site.neuron] for site in sites],
+                }
+            )  # fmt: skip
+        deltas: dict[str, LowRank] = {}
+        for at, columns in sorted(changes.items()):
+            down = down_projection(model, at)
+            picks = torch.zeros(len(columns), down.key_size)
+            picks[torch.arange(len(columns)), torch.tensor(list(columns))] = 1
+            delta = stored(torch.stack(list(columns.values()), dim=1), picks, down)
+            for stabiliser in self.stabilisers:
+                before = None if earlier is None else earlier.changes.get(down.name)
+                delta = stabiliser.change(delta, down.parameter, before)
+            deltas[down.name] = delta
+        info = {name: getattr(self, name) for name in ("erase", "write", "steps", "threshold", "share", "most", "seed")}
+        layers = sorted(changes)
+        stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]
+        update = WeightUpdate.make(
+            model, deltas, method="KN", info={**info, "layers": layers, "stabilisers": stabilisers, "edits": edits}
+        )
+        return Fitted(update=update, written={})

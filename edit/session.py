@@ -1,0 +1,371 @@
+"""Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.batches import Batch, load_batch, save_batch
+from edit.conflicts import check_conflicts, find_conflicts
+from edit.exporting import export
+from edit.layers import Where
+from edit.lowrank import LowRank
+from edit.methods import KN, EarlierEdits, LocateThenEdit
+from edit.methods.base import Written, matrix_of, stored
+from edit.requests import EditRequest
+from edit.updates import WeightUpdate
+from edit.weights import DownProjection, down_projection, fingerprint, hf_parameters, model_fingerprint
+from locate.errors import FactError, UpdateError
+from locate.runs import RunFolder
+
+
+class EditSession:
+    """A model that is edited in batches, each with the earlier ones in place.
+
+    The session keeps the keys of earlier edits for the methods that preserve them, checks new requests against old
+    ones, and can take edits back. The model carries the edits while the session is open; ``close`` (or the end of
+    a ``with`` block) puts its weights back bit for bit. With a folder every finished batch is on disk, and a
+    session that was killed goes on from there.
+
+    Args:
+        model: a raw-mode bridge.
+        method: an editing method, with its stabilisers.
+        folder: where batches are kept; by default nowhere.
+        layer: where to edit instead of the method's own layers, as ``fit`` takes it.
+
+    Raises:
+        DataError: the folder belongs to another session, or is damaged.
+
+    >>> with edit.EditSession(model, edit.MEMIT(layers=(3, 4))) as session:
+    ...     done = session.edit([request])
+    ...     len(session.requests), session.update.method
+    (1, 'MEMIT')
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        method: LocateThenEdit | KN,
+        *,
+        folder: str | Path | None = None,
+        layer: Where | None = None,
+    ) -> None:
+        self.model = model
+        self.method = method
+        self._layer = layer
+        self._fitting = method  # with the unedited model's statistics, once they are known
+        self._batches: list[Batch] = []
+        self._applied: WeightUpdate | None = None
+        # Of the unedited model: what every later state is measured from.
+        self._before = {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
+        self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
+        if self._folder is not None:
+            try:
+                self._batches = [
+                    load_batch(self._folder.path / str(record.file))
+                    for _, record in sorted(self._folder.done.items())
+                    if record.found.get("standing", True)
+                ]
+                self._put(self._batches)
+            except BaseException:
+                self._folder.close()
+                raise
+
+    def __enter__(self) -> "EditSession":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Put the model's weights back as they were, bit for bit, and release the folder. The edits stay on disk."""
+        if self._applied is not None and self._applied.is_applied(self.model):
+            self._applied.revert(self.model)
+        self._applied = None
+        if self._folder is not None:
+            self._folder.close()
+
+    @property
+    def requests(self) -> list[EditRequest]:
+        """The edits that are in the model, in the order in which they were made."""
+        return [request for batch in self._batches for request in batch.requests]
+
+    @property
+    def update(self) -> WeightUpdate:
+        """All edits as one update of the unedited model.
+
+        Raises:
+            UpdateError: nothing was edited yet.
+        """
+        if self._applied is None:
+            raise UpdateError("This session has no edits yet: there is no update.")
+        return self._applied
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """What each standing batch did: its size, and per parameter the norm of its change."""
+        return [
+            {
+                "batch": index,
+                "edits": len(batch.requests),
+                "norms": {name: float(delta.dense().norm()) for name, delta in batch.deltas.items()},
+                "info": batch.info,
+            }
+            for index, batch in enumerate(self._batches)
+        ]
+
+    def edit(
+        self,
+        requests: Sequence[EditRequest] | EditRequest,
+        *,
+        batch_size: int | None = None,
+        on_conflict: str = "error",
+        progress: bool = True,
+    ) -> WeightUpdate:
+        """Edit the requests, in batches; with a folder, batches that it holds already are not made again.
+
+        Args:
+            requests: what to change.
+            batch_size: how many to edit together; by default all.
+            on_conflict: ``"error"`` refuses requests about a subject and relation that was edited before;
+                ``"replace"`` takes the earlier edit back first.
+            progress: whether to show bars.
+
+        Returns:
+            All edits so far as one update, as ``update`` gives it.
+
+        Raises:
+            FactError: requests that conflict; nothing is changed.
+            NumericsError: a batch could not be fitted; the batches before it stay.
+        """
+        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
+        if on_conflict not in ("error", "replace"):
+            raise FactError(f"on_conflict: must be 'error' or 'replace', found {on_conflict!r}.")
+        if batch_size is not None and batch_size < 1:
+            raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
+        check_conflicts(requests)
+        requests = self._not_done(requests)
+        if on_conflict == "replace":
+            for old, _ in find_conflicts(requests, self.requests):
+                self.remove(old)
+        check_conflicts(requests, self.requests)
+        size = batch_size or max(1, len(requests))
+        starts = range(0, len(requests), size)
+        for start in tqdm(starts, "batches", disable=not progress or len(starts) < 2, delay=1):
+            self._edit_batch(requests[start : start + size], progress and len(starts) < 2)
+        return self.update
+
+    def undo(self, n: int = 1) -> list[EditRequest]:
+        """Take back the last ``n`` edits, and give them back.
+
+        Whole batches go exactly as they came. A batch that goes in part is solved again for what stays.
+
+        Raises:
+            UpdateError: there are not so many edits, or the method cannot solve a batch again.
+        """
+        if not 1 <= n <= len(self.requests):
+            raise UpdateError(f"There are {len(self.requests)} edits in this session; {n} cannot be undone.")
+        gone = self.requests[-n:]
+        batches, left = list(self._batches), n
+        while left and len(batches[-1].requests) <= left:
+            left -= len(batches.pop().requests)
+        if left:
+            size = len(batches[-1].requests)
+            batches[-1] = self._without(batches, len(batches) - 1, set(range(size - left, size)))
+        self._replace_all(batches)
+        return gone
+
+    def remove(self, request: EditRequest | str) -> EditRequest:
+        """Take back one edit, by its request or its fact's id, and solve again what came after it.
+
+        Keys and wanted values of the other edits stay as they were, so that the result is what the same sequence
+        without this edit gives at fixed values.
+
+        Raises:
+            UpdateError: there is no such edit, or the method cannot solve again.
+        """
+        for index, batch in enumerate(self._batches):
+            for place, own in enumerate(batch.requests):
+                if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
+                    self._replace_all(self._solved_again(index, place))
+                    return own
+        name = request if isinstance(request, str) else request.describe()
+        raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
+
+    def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the edited model to a folder that plain ``transformers`` loads."""
+        return export(self.model, self.update, folder, overwrite=overwrite)
+
+    def earlier(self) -> EarlierEdits:
+        """What the standing edits wrote, as ``fit`` takes it."""
+        return _memory(self._batches)
+
+    def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
+        self._know_statistics(progress)
+        fitted = self._fitting.fit_with(
+            self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
+        )
+        batch = Batch(
+            requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
+            anchor=fitted.anchor, info=dict(fitted.update.info),
+        )  # fmt: skip
+        batches = [*self._batches, batch]
+        self._put(batches)
+        self._batches = batches
+        self._note(len(batches) - 1)
+
+    def _know_statistics(self, progress: bool) -> None:
+        """Collect the unedited model's statistics once: those of an edited one would be collected for every batch."""
+        method = self.method
+        if isinstance(method, KN) or method.statistics is not None or self._fitting is not method:
+            return
+        applied = self._applied
+        if applied is not None:
+            applied.revert(self.model)
+        try:
+            self._fitting = replace(
+                method, statistics=method.statistics_for(self.model, self._layer, progress=progress)
+            )
+        finally:
+            if applied is not None:
+                applied.apply(self.model)
+
+    def _put(self, batches: Sequence[Batch]) -> None:
+        """Give the model the edits of these batches, and no others; as it was if that fails."""
+        old = self._applied
+        new = self._total(batches)
+        if old is not None:
+            old.revert(self.model)
+        try:
+            if new is not None:
+                new.apply(self.model)
+        except BaseException:
+            if old is not None:
+                old.apply(self.model)
+            raise
+        self._applied = new
+
+    def _total(self, batches: Sequence[Batch]) -> WeightUpdate | None:
+        if not batches:
+            return None
+        changes = _memory(batches).changes
+        info = {"batches": [batch.info for batch in batches]}
+        before = {name: self._before[name] for name in changes}
+        return WeightUpdate(deltas=changes, before=before, method=type(self.method).__name__, info=info)
+
+    def _replace_all(self, batches: list[Batch]) -> None:
+        self._put(batches)
+        self._batches = batches
+        if self._folder is None:
+            return
+        for index in range(len(batches)):
+            self._note(index)
+        for key in list(self._folder.done):
+            if int(key.removeprefix("batch-")) >= len(batches):
+                self._folder.record(key, {"standing": False})
+
+    def _note(self, index: int) -> None:
+        if self._folder is None:
+            return
+        batch, key = self._batches[index], f"batch-{index:06d}"
+        file = save_batch(batch, self._folder.path / "batches")
+        self._folder.record(key, {"standing": True, "edits": len(batch.requests)}, file=file)
+
+    def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
+        """What is left of the requests if the session was stopped and the same call is made again."""
+        if self._folder is None:
+            return requests
+        done = {request.describe(): request for request in self.requests}
+        return [request for request in requests if done.get(request.describe()) != request]
+
+    def _solved_again(self, index: int, place: int) -> list[Batch]:
+        """The batches with one edit left out, and the later ones solved again."""
+        batches = list(self._batches)
+        batches[index] = self._without(batches, index, {place})
+        if not batches[index].requests:
+            del batches[index]
+        else:
+            index += 1
+        for later in range(index, len(batches)):
+            batches[later] = self._without(batches, later, set())
+        return batches
+
+    def _without(self, batches: Sequence[Batch], index: int, places: set[int]) -> Batch:
+        """A batch solved again on the batches before it, with some of its edits left out."""
+        batch = batches[index]
+        kept = [i for i in range(len(batch.requests)) if i not in places]
+        requests = tuple(batch.requests[i] for i in kept)
+        if not kept:
+            return replace(batch, requests=(), deltas={}, written={})
+        if isinstance(self.method, KN) or not batch.written or getattr(self.method, "original", False):
+            if not places and isinstance(self.method, KN):
+                return batch  # what each edit adds does not depend on the others
+            raise UpdateError(
+                f"{type(self.method).__name__} in this form cannot solve a batch again without some of its edits: undo "
+                "the whole batch, or edit in batches of one."
+            )
+        self._know_statistics(progress=False)
+        earlier = _memory(batches[:index])
+        deltas: dict[str, LowRank] = {}
+        written: dict[int, Written] = {}
+        for layer, one in batch.written.items():
+            down = down_projection(self.model, layer)
+            own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
+            delta = self._solved_layer(own, down, earlier)
+            deltas[down.name], written[layer] = delta, own
+        return replace(batch, requests=requests, deltas=deltas, written=written)
+
+    def _solved_layer(self, own: Written, down: DownProjection, earlier: EarlierEdits) -> LowRank:
+        method = self._fitting
+        assert isinstance(method, LocateThenEdit)
+        statistics = method.statistics if not isinstance(method.statistics, Mapping) else method.statistics[down.layer]
+        assert statistics is not None
+        # The model holds the standing edits now; what counts are those before this batch.
+        weight = self._original(down)
+        if down.name in earlier.changes:
+            change = earlier.changes[down.name].dense().double()
+            weight = weight + (change.T if down.transposed else change)
+        residuals = own.values.double() - own.keys.double() @ weight.T
+        before = earlier.written.get(down.layer)
+        keys = torch.zeros(0, own.keys.shape[1]) if before is None else before.keys
+        factors = method.solve(own.keys, residuals, statistics, keys)
+        return method.stabilised(stored(*factors, down), down, earlier)
+
+    def _original(self, down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
+        if self._applied is None:
+            return matrix_of(down)
+        self._applied.revert(self.model)
+        try:
+            return matrix_of(down)
+        finally:
+            self._applied.apply(self.model)
+
+
+def _memory(batches: Sequence[Batch]) -> EarlierEdits:
+    written: dict[int, Written] = {}
+    changes: dict[str, LowRank] = {}
+    for batch in batches:
+        for layer, one in batch.written.items():
+            written[layer] = written[layer].joined(one) if layer in written else one
+        for name, delta in batch.deltas.items():
+            changes[name] = changes[name].joined(delta) if name in changes else delta
+    return EarlierEdits(written=written, changes=changes, anchor=batches[0].anchor if batches else None)
+
+
+def _description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Where | None) -> dict[str, Any]:
+    """What a session's batches depend on, besides the requests."""
+    return {
+        "command": "session", "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
+        "method": {"name": type(method).__name__, "hyperparameters": repr(_without_statistics(method))},
+        "layer": None if layer is None else repr(layer),
+    }  # fmt: skip
+
+
+def _without_statistics(method: LocateThenEdit | KN) -> LocateThenEdit | KN:
+    return method if isinstance(method, KN) else replace(method, statistics=None)

@@ -1,0 +1,185 @@
+"""What keeps many edits from breaking a model; each may be combined with any locate-then-edit method."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from edit.lowrank import LowRank, thin_svd
+from edit.values import Value, ValueObjective
+from locate.errors import NumericsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stabiliser:
+    """What a stabiliser may do; the base class does nothing.
+
+    >>> Stabiliser().stages((3, 4, 5))
+    ((3, 4, 5),)
+    """
+
+    def objective(self, objective: ValueObjective) -> ValueObjective:
+        """How values are optimised."""
+        return objective
+
+    def stages(self, layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """Which layers share a value; the last layer of a stage is where it is optimised."""
+        return (layers,)
+
+    def values(self, values: Sequence[Value], anchor: float | None) -> list[Value]:
+        """The values that are written."""
+        return list(values)
+
+    def ridge(self, preserved: Float[Tensor, "d d"]) -> float:
+        """What is added to the diagonal of the matrix of what is to be preserved."""
+        return 0.0
+
+    def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
+        """The change that is made to a parameter.
+
+        Args:
+            delta: the method's.
+            weight: the parameter's present values.
+            earlier: what earlier edits have changed in it.
+        """
+        return delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class NAS(Stabiliser):
+    """Norm-anchor scaling: values keep the norm of those solved on the unedited model (arXiv:2602.02543).
+
+    Each value's MLP part v₀ + δ is rescaled to a reference norm, which breaks the growth of values and weights
+    that feed each other over a sequence of edits.
+
+    Args:
+        norm: the reference; by default the mean over the values of the first batch of a session, which is fitted on
+            the unedited model.
+
+    >>> edit.MEMIT(stabilisers=(NAS(),)).stabilisers
+    (NAS(norm=None),)
+    """
+
+    norm: float | None = None
+
+    def values(self, values: Sequence[Value], anchor: float | None) -> list[Value]:
+        """The values with their MLP parts rescaled."""
+        reference = self.norm or anchor
+        if reference is None:
+            reference = reference_norm(values)
+        return [_rescaled(value, reference) for value in values]
+
+
+def reference_norm(values: Sequence[Value]) -> float:
+    """The mean norm of the MLP parts of values.
+
+    >>> reference_norm([edit.values.optimise_value(model, contexts, 4, edit.ValueObjective())])  # doctest: +SKIP
+    9.7
+    """
+    return float(torch.stack([_own_part(value).norm() for value in values]).mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ENCORE(Stabiliser):
+    """Early stopping and a norm constraint for long sequences of edits (Gupta et al. 2025, arXiv:2502.01636).
+
+    A value's optimisation stops as soon as the new object is first under every prefix, and λₙ·I is added to what is
+    to be preserved, which keeps ‖Δ‖ small.
+
+    Args:
+        strength: λₙ in units of the mean diagonal of what is to be preserved; the published values are absolute
+            and belong to their models.
+
+    >>> ENCORE().objective(edit.ValueObjective(stop="loss")).stop
+    'first'
+    """
+
+    strength: float = 0.1
+
+    def objective(self, objective: ValueObjective) -> ValueObjective:
+        """With the early stop."""
+        return replace(objective, stop="first", probability=0.0)
+
+    def ridge(self, preserved: Float[Tensor, "d d"]) -> float:
+        """λₙ."""
+        return self.strength * float(preserved.diagonal().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class BLUE(Stabiliser):
+    """Boundary-layer update: the first and the last layer alone, each with its own value (arXiv:2502.03748).
+
+    >>> BLUE().stages((3, 4, 5, 6))
+    ((3,), (6,))
+    """
+
+    def stages(self, layers: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+        """First and last."""
+        return tuple((layer,) for layer in dict.fromkeys((layers[0], layers[-1])))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PRUNE(Stabiliser):
+    """Keeps the accumulated change's singular values near the original matrix's (Ma et al. 2024, arXiv:2405.16821).
+
+    A singular value σ of the accumulated Δ above the largest one σ_max of W₀ becomes ln σ − ln σ_max + σ_max.
+
+    >>> PRUNE().change(delta, weight, None).rank                                    # doctest: +SKIP
+    1
+    """
+
+    def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
+        """The change, with what is too large in the accumulated one taken back."""
+        total = delta if earlier is None else earlier.joined(delta)
+        original = weight.detach().cpu().double()
+        if earlier is not None:
+            original = original - earlier.dense().double()
+        limit = float(torch.linalg.matrix_norm(original, 2))
+        left, values, right = thin_svd(total)
+        large = values > limit
+        if not large.any():
+            return delta
+        pruned = values[large].log() - torch.tensor(limit).log() + limit
+        back = LowRank(left=(left[:, large] * (pruned - values[large])).float(), right=right[large].float())
+        return delta.joined(back)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RECT(Stabiliser):
+    """Keeps only the entries whose relative change |Δ/W| is largest (Gu et al. 2024, arXiv:2401.04700).
+
+    The change is then sparse and no longer of low rank, so that files grow to the matrix's size.
+
+    Args:
+        share: of the entries to keep.
+
+    >>> RECT(share=0.2).share
+    0.2
+    """
+
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise NumericsError(f"share: must be above 0 and at most 1, found {self.share}.")
+
+    def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
+        """The kept entries; the others are exactly zero."""
+        dense = delta.dense()
+        relative = (dense / weight.detach().cpu().float()).abs().nan_to_num(nan=0.0, posinf=torch.inf).flatten()
+        kept = relative.topk(max(1, round(self.share * relative.numel()))).indices
+        sparse = torch.zeros_like(dense).flatten()
+        sparse[kept] = dense.flatten()[kept]
+        return LowRank.exactly(sparse.view_as(dense))
+
+
+def _own_part(value: Value) -> Tensor:
+    """v₀ + δ: what the MLP itself should write."""
+    return value.written + (value.value - value.initial)
+
+
+def _rescaled(value: Value, norm: float) -> Value:
+    own = _own_part(value)
+    return replace(value, value=value.initial - value.written + own * (norm / own.norm()))

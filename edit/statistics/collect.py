@@ -1,0 +1,273 @@
+"""Collecting key statistics from text: several layers in one pass, over shards, and on from where a run stopped."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+from transformer_lens.model_bridge.exceptions import StopAtLayerException
+
+from edit.corpus import LENGTH, ROWS, SAMPLED, token_batches
+from edit.hooks import key_hook
+from edit.statistics.accumulate import MomentSum
+from edit.statistics.files import load_statistics
+from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
+from edit.weights import down_projection, model_fingerprint
+from locate.bundled import cache_folder
+from locate.devices import input_device
+from locate.errors import DataError, LocateError
+from locate.sites import check_layer
+
+_TOKENS_PER_KEY_DIMENSION = 20
+# Sequences in one pass of the model: enough for it to run at full speed, few enough for its states to be small.
+ROWS_PER_PASS = 32
+# Writing what was reached may take this share of the time; wide layers take seconds each.
+_SHARE_FOR_CHECKPOINTS = 0.05
+
+
+def key_statistics(
+    model: TransformerBridge,
+    layer: int,
+    *,
+    corpus: str = SAMPLED,
+    tokens: int | None = None,
+    seed: int = 0,
+    cache: bool = True,
+    progress: bool = True,
+) -> KeyStatistics:
+    """Collect E[k kᵀ] at a layer, or read it from the cache of an earlier call.
+
+    The same as ``collect_statistics`` for one layer.
+
+    >>> statistics = edit.key_statistics(model, layer=4)
+    >>> statistics.second_moment.shape
+    torch.Size([1536, 1536])
+    """
+    options = {"corpus": corpus, "tokens": tokens, "seed": seed, "cache": cache, "progress": progress}
+    return collect_statistics(model, [layer], **options)[check_layer(model, layer)]
+
+
+def collect_statistics(
+    model: TransformerBridge,
+    layers: Sequence[int],
+    *,
+    corpus: str = SAMPLED,
+    tokens: int | None = None,
+    seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    cache: bool = True,
+    folder: str | Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> dict[int, KeyStatistics]:
+    """Collect E[k kᵀ] at several layers in one pass over the text, or read it from the cache of earlier calls.
+
+    Blocks above the highest layer do not run, except where the model writes the text itself. With the cache, a
+    collection that was stopped goes on from its last checkpoint, and ends with the same numbers.
+
+    Args:
+        model: a raw-mode bridge.
+        layers: whose MLPs' keys to collect.
+        corpus: ``"sampled"`` from the model, a text file, or a ``datasets`` name.
+        tokens: how many keys, in whole batches; by default 20 times their dimension.
+        seed: of sampled text.
+        shard: (i, n) takes only every n-th batch from the i-th on (0 to n − 1) of what would be taken; the n
+            shards, collected anywhere, merge to the whole.
+        cache: whether to keep the results, and what a stopped run had reached, on disk.
+        folder: where; by default in the user's cache folder.
+        checkpoint_seconds: how often to note what was reached (less often where writing takes long).
+        progress: whether to show a bar on anything longer than a second.
+
+    Returns:
+        The statistics by layer, counted from the first.
+
+    Raises:
+        SiteError: the model has no such layer.
+        ModelError: a layer has no single down-projection.
+        DataError: the corpus cannot be read, or is too short.
+        NumericsError: some keys are not finite.
+
+    >>> found = edit.collect_statistics(model, [3, 4])
+    >>> found[3].layer, found[4].count
+    (3, 32768)
+    """
+    _check_options(layers, tokens, shard)
+    chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
+    text = _Text(corpus=corpus, identity=_identity(corpus), seed=seed, index=shard[0], of=shard[1])
+    fingerprint = model_fingerprint(model)
+    place = cache_folder() / "statistics" if folder is None else Path(folder).expanduser()
+    found: dict[int, KeyStatistics] = {}
+    jobs: list[_Job] = []
+    for layer in chosen:
+        down = down_projection(model, layer)
+        size = down.key_size
+        batches = text.batches(tokens or _TOKENS_PER_KEY_DIMENSION * size)
+        path = place / f"{text.digest(fingerprint, layer, batches)}.safetensors" if cache else None
+        unfinished = None if path is None else path.with_name(f"{path.stem}.partial.safetensors")
+        moments = MomentSum(layer=layer, size=size, wanted=text.share(batches), path=unfinished)
+        if path is not None and path.is_file():
+            found[layer] = kept_beside(load_statistics(path), path)
+            moments.forget()
+        else:
+            moments.resume()
+            dtype = str(down.parameter.dtype).removeprefix("torch.")
+            jobs.append(_Job(moments=moments, dtype=dtype, path=path))
+    if jobs:
+        _accumulate(model, [job.moments for job in jobs], text, checkpoint_seconds, progress)
+    for job in jobs:
+        moments = job.moments
+        text.check_enough(moments)
+        statistics = found[moments.layer] = KeyStatistics(
+            second_moment=moments.finished(), count=moments.count, layer=moments.layer, corpus=corpus, seed=seed,
+            fingerprint=fingerprint, dtype=job.dtype, parts=(text.part,),
+        )  # fmt: skip
+        moments.total = None  # wide layers take gigabytes
+        if job.path is not None:
+            kept_beside(statistics, job.path).save(job.path)
+            moments.forget()
+    return {layer: found[layer] for layer in chosen}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """A layer whose statistics are to be collected, and where they go."""
+
+    moments: MomentSum
+    dtype: str
+    path: Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """Which text is read: every ``of``-th batch of a corpus, from batch ``index`` on."""
+
+    corpus: str
+    identity: str
+    seed: int
+    index: int
+    of: int
+
+    @property
+    def part(self) -> Part:
+        return Part(f"{self.identity}, seed {self.seed}" if self.corpus == SAMPLED else self.identity, *self.shard)
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return self.index, self.of
+
+    def batches(self, tokens: int) -> int:
+        """How many batches all shards have together."""
+        return -(-tokens // (ROWS * LENGTH))
+
+    def share(self, batches: int) -> int:
+        """How many of them are this shard's."""
+        share = len(range(self.index, batches, self.of))
+        if not share:
+            raise DataError(
+                f"Shard {self.index}/{self.of} is empty: the text is {batches} batches of {ROWS * LENGTH} tokens. "
+                "Use fewer shards, or more tokens."
+            )
+        return share
+
+    def digest(self, fingerprint: str, layer: int, batches: int) -> str:
+        """Names everything that the statistics depend on."""
+        text = f"{self.identity}|{batches} of {ROWS}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
+        return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{FORMAT}".encode()).hexdigest()[:32]
+
+    def read(self, model: TransformerBridge, skip: int) -> Iterator[torch.Tensor]:
+        """The shard's batches without the first ``skip``."""
+        first = self.index + skip * self.of
+        yield from token_batches(
+            model, self.corpus, length=LENGTH, rows=ROWS, seed=self.seed, first=first, step=self.of
+        )
+
+    def check_enough(self, moments: MomentSum) -> None:
+        """Refuse what a corpus that ended early gave. A shard may be small, because others are added to it."""
+        if self.of > 1 and not moments.count:
+            raise DataError(
+                f"The corpus {self.corpus!r} ended before shard {self.index}/{self.of}. Use fewer shards: it is cut "
+                f"into batches of {ROWS * LENGTH} tokens."
+            )
+        if self.of == 1 and moments.count < moments.size:
+            raise DataError(
+                f"The corpus {self.corpus!r} gave only {moments.count} keys; the statistics of layer {moments.layer} "
+                f"need at least {moments.size}, better ten times as many."
+            )
+
+
+def _accumulate(
+    model: TransformerBridge, sums: Sequence[MomentSum], text: _Text, checkpoint_seconds: float, progress: bool
+) -> None:
+    """Run the text through the model until every sum has the batches it wants, or the text ends."""
+    begin, end = min(one.done for one in sums), max(one.wanted for one in sums)
+    batches = text.read(model, begin)
+    layers = [one.layer for one in sums]
+    name = f"key statistics, layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
+    last = time.monotonic()
+    pause = checkpoint_seconds
+    batch_tokens = ROWS * LENGTH
+    with tqdm(
+        desc=name, initial=begin * batch_tokens, total=end * batch_tokens, unit="token", disable=not progress, delay=1
+    ) as bar:
+        for done in range(begin, end):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            # Runs that were stopped may have left their layers at different batches.
+            active = [one for one in sums if one.done <= done < one.wanted]
+            _run(model, batch, active, bar)
+            for one in active:
+                one.end_batch(text.index + done * text.of)
+            if time.monotonic() - last >= pause and done + 1 < end:
+                start = time.monotonic()
+                for one in sums:
+                    one.save()
+                last = time.monotonic()
+                pause = max(checkpoint_seconds, (last - start) / _SHARE_FOR_CHECKPOINTS)
+
+
+def _run(model: TransformerBridge, batch: torch.Tensor, active: Sequence[MomentSum], bar: tqdm) -> None:
+    if not active:
+        return
+    highest = max(one.layer for one in active)
+    hooks = [(key_hook(one.layer), _adder(one, last=one.layer == highest)) for one in active]
+    device = input_device(model)
+    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        for part in batch.split(ROWS_PER_PASS):
+            model(part.to(device), stop_at_layer=highest + 1)
+            bar.update(part.numel())
+
+
+def _adder(moments: MomentSum, *, last: bool) -> Callable[..., None]:
+    """A hook that adds the keys at once, so that those of only one layer are in memory."""
+
+    def add(value: torch.Tensor, hook: object) -> None:
+        moments.add(value.detach())
+        if last:
+            # The bridge's own way to stop, within the highest block: its output is not needed.
+            raise StopAtLayerException(value)
+
+    return add
+
+
+def _check_options(layers: Sequence[int], tokens: int | None, shard: tuple[int, int]) -> None:
+    if not layers:
+        raise LocateError("There are no layers to collect key statistics of; give at least one.")
+    if tokens is not None and tokens < 1:
+        raise LocateError(f"tokens must be at least 1, found {tokens}. Leave it out for 20 per key dimension.")
+    index, of = shard
+    if not 0 <= index < of:
+        raise LocateError(f"shard must be (i, n) with i from 0 to n − 1, found ({index}, {of}).")
+
+
+def _identity(corpus: str) -> str:
+    where = Path(corpus).expanduser()
+    # A text file counts by what it says, not by where it lies.
+    if corpus != SAMPLED and where.is_file():
+        with where.open("rb") as file:
+            return f"text {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    return corpus

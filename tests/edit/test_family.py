@@ -1,0 +1,355 @@
+"""The locate-then-edit family against literal references, its defaults, its stabilisers, and bad input."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+import edit
+import locate
+from benchmarks import literal_memit
+from edit.contexts import build_contexts
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
+from edit.requests import EditRequest
+from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
+from edit.statistics import collect_statistics
+from edit.values import ValueObjective, optimise_value, optimise_values
+from edit.weights import down_projection, fingerprint, hf_parameters
+from locate import Fact, FactError, NumericsError, Site, SiteError
+from tests import tiny
+
+# One of each form: Conv1D, gated, a norm after the MLP, parallel blocks with fused projections.
+KINDS = ["gpt2", "llama", "gemma3_text", "gpt_neox"]
+PREFIXES = ("I am. ", "You see the Louvre. ")
+LAYERS = (1, 2)
+TOWER = Fact(prompt="In Europe, {} is located in the city of", subject="The Eiffel Tower", target="Paris",
+             target_new="Rome")  # fmt: skip
+LOUVRE = Fact(prompt="{} stands in", subject="The Louvre", target="Paris", target_new="London in France")
+BEN = Fact(prompt="The city of {} is", subject="Big Ben", target="London", target_new="Paris")
+REQUESTS = [EditRequest(TOWER), EditRequest(LOUVRE), EditRequest(BEN)]
+OBJECTIVE = ValueObjective(steps=4, clamp=0.75, stop="loss", loss_threshold=-1.0)
+METHODS = {
+    "MEMIT": MEMIT(weight=50.0), "PMET": PMET(weight=50.0), "AlphaEdit": AlphaEdit(ridge=0.5),
+    "EMMET": EMMET(slack=0.1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(1600)))
+    return str(path)
+
+
+@pytest.fixture
+def prepared(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path))
+    options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus, "statistics_tokens": 1500}
+
+    def prepare(name, **changes):
+        method = METHODS[name]
+        layers = LAYERS[-1:] if name == "EMMET" else LAYERS
+        return dataclasses.replace(method, layers=layers, **{**options, **changes})
+
+    return prepare
+
+
+@pytest.fixture
+def llama():
+    return tiny.bridge("llama")
+
+
+def prints(model):
+    return {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
+
+
+def dense(model, update, layer):
+    down = down_projection(model, layer)
+    delta = update.delta(down.name).double()
+    return delta.T if down.transposed else delta
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_the_literal_method(kind, name, prepared):
+    model = tiny.bridge(kind)
+    before = prints(model)
+    method = prepared(name)
+    update = method.fit(model, REQUESTS, progress=False)
+    assert prints(model) == before
+    statistics = collect_statistics(model, method.layers, corpus=method.corpus, tokens=1500, progress=False)
+    expected = literal_memit.deltas(
+        model, REQUESTS, ["", *PREFIXES], method.layers, OBJECTIVE,
+        {layer: one.second_moment for layer, one in statistics.items()}, method=name, weight=50.0, ridge=0.5,
+    )  # fmt: skip
+    assert prints(model) == before
+    for layer in method.layers:
+        found = dense(model, update, layer)
+        assert (found - expected[layer]).norm() < 2e-3 * expected[layer].norm(), layer
+        assert expected[layer].norm() > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", ["mlp", "resid", "attn+mlp"])
+def test_values_found_together_are_those_found_alone(kind, place):
+    model = tiny.bridge(kind)
+    contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
+    # One of them stops early: the others must not notice.
+    objective = dataclasses.replace(OBJECTIVE, steps=6, learning_rate=0.3, clamp=4.0)
+    alone = [optimise_value(model, batch, 1, objective, place=place) for batch in contexts]
+    threshold = alone[1].losses[3] + 1e-4
+    objective = dataclasses.replace(objective, loss_threshold=threshold)
+    alone = [optimise_value(model, batch, 1, objective, place=place) for batch in contexts]
+    assert len({len(value.losses) for value in alone}) > 1
+    for budget in (16_384, 400):
+        together = optimise_values(model, contexts, 1, objective, place=place, budget=budget)
+        for one, other in zip(together, alone, strict=True):
+            assert one.losses == pytest.approx(other.losses, abs=2e-4)
+            assert one.stopped == other.stopped
+            torch.testing.assert_close(one.value, other.value, atol=1e-3, rtol=0)
+            torch.testing.assert_close(one.keys, other.keys, atol=1e-4, rtol=0)
+            torch.testing.assert_close(one.written, other.written, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_emmet_gives_every_mean_key_its_value(kind, prepared):
+    model = tiny.bridge(kind)
+    update = prepared("EMMET", slack=0.0).fit(model, REQUESTS, progress=False)
+    contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
+    values = optimise_values(model, contexts, 2, OBJECTIVE)
+    projection = model.blocks[2].mlp.out
+    with torch.no_grad(), update.applied(model):
+        for value in values:
+            written = projection(value.keys.mean(0)[None, None])[0, 0]
+            torch.testing.assert_close(written, value.value, atol=2e-4, rtol=0)
+
+
+def test_memit_without_preservation_reaches_the_value_at_the_last_layer(llama, prepared):
+    method = prepared("MEMIT", weight=1e-8, prefixes=())
+    fitted = method.fit_with(llama, REQUESTS, progress=False)
+    contexts = [build_contexts(llama, request, [""]) for request in REQUESTS]
+    values = optimise_values(llama, contexts, 2, OBJECTIVE, place="resid")
+    name = "blocks.2.hook_resid_post"
+    with fitted.update.applied(llama):
+        found = edit.states.read_at_sites(llama, contexts, [name], 2)[name]
+    for state, value in zip(found, values, strict=True):
+        torch.testing.assert_close(state[0], value.value, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_order_and_half_precision(name, llama, prepared):
+    method = prepared(name)
+    update = method.fit(llama, REQUESTS, progress=False)
+    turned = method.fit(llama, REQUESTS[::-1], progress=False)
+    layer = method.layers[-1]
+    expected = dense(llama, update, layer)
+    assert (dense(llama, turned, layer) - expected).norm() < 2e-3 * expected.norm()
+    half = tiny.bridge("llama", dtype=torch.bfloat16)
+    with torch.no_grad():
+        found = method.fit(half, REQUESTS, progress=False)
+        before = prints(half)
+        with found.applied(half):
+            assert prints(half) != before
+        assert prints(half) == before
+    assert torch.nn.functional.cosine_similarity(
+        dense(half, found, layer).flatten(), expected.flatten(), dim=0
+    ) > 0.5  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "n_layers", "layers"),
+    [
+        (MEMIT(), 32, (4, 5, 6, 7, 8)), (MEMIT(), 4, (0, 1)), (AlphaEdit(), 32, (4, 5, 6, 7, 8)),
+        (PMET(), 32, (4, 5, 6, 7, 8)), (EMMET(), 32, (5,)), (EMMET(), 30, (4,)),
+    ],
+)  # fmt: skip
+def test_default_layers_are_a_share_of_the_depth(method, n_layers, layers, llama, monkeypatch):
+    monkeypatch.setattr(llama.cfg, "n_layers", n_layers)
+    assert method.resolve_layers(llama) == layers
+
+
+def test_a_result_of_locate_names_the_layers(llama, prepared):
+    method = prepared("MEMIT")
+    fact = EditRequest(TOWER)
+    update = method.fit(llama, fact, layer=Site("mlp", layer=3, position=1), progress=False)
+    assert update.info["layers"] == [2, 3]
+    assert method.fit(llama, fact, layer=(0, 3), progress=False).info["layers"] == [0, 3]
+    trace = locate.causal_trace(llama, TOWER, corruption=locate.GaussianNoise(samples=1), progress=False)
+    rome = ROME(objective=OBJECTIVE, prefixes=PREFIXES, corpus=method.corpus, statistics_tokens=1500)
+    assert rome.fit(llama, fact, layer=trace, progress=False).info["layer"] == trace.best("mlp").layer
+    neurons = locate.knowledge_neurons(llama, TOWER, steps=3, progress=False)
+    assert rome.fit(llama, fact, layer=neurons, progress=False).info["layer"] == neurons.best().layer
+    for wrong, message in (((3, 1), "ascending order"), (True, "a Site, or a result of locate"), (9, "out of range")):
+        with pytest.raises(SiteError, match=message):
+            method.fit(llama, fact, layer=wrong, progress=False)
+
+
+def test_nas_gives_values_the_norm_of_the_anchor(llama, prepared):
+    contexts = [build_contexts(llama, request, ["", *PREFIXES]) for request in REQUESTS]
+    values = optimise_values(llama, contexts, 2, OBJECTIVE, place="resid")
+    anchor = reference_norm(values)
+    assert anchor == pytest.approx(sum(float((v.written + v.value - v.initial).norm()) for v in values) / 3)
+    for changed, value in zip(NAS().values(values, 2.5), values, strict=True):
+        own = changed.written + changed.value - changed.initial
+        assert float(own.norm()) == pytest.approx(2.5, rel=1e-4)
+        before = value.written + value.value - value.initial
+        assert torch.nn.functional.cosine_similarity(own, before, dim=0) > 0.9999
+    explicit = prepared("MEMIT", stabilisers=(NAS(norm=anchor),)).fit(llama, REQUESTS, progress=False)
+    usual = prepared("MEMIT", stabilisers=(NAS(),)).fit(llama, REQUESTS, progress=False)
+    torch.testing.assert_close(dense(llama, usual, 2), dense(llama, explicit, 2))
+    assert not torch.allclose(
+        dense(llama, usual, 2), dense(llama, prepared("MEMIT").fit(llama, REQUESTS, progress=False), 2), atol=1e-6
+    )
+
+
+@pytest.mark.filterwarnings("ignore:The key statistics were collected")
+def test_blue_edits_first_and_last_layer_each_to_its_own_value(llama, prepared):
+    method = dataclasses.replace(prepared("MEMIT"), layers=(0, 1, 2), stabilisers=(BLUE(),))
+    statistics = collect_statistics(llama, (0, 2), corpus=method.corpus, tokens=1500, progress=False)
+    method = dataclasses.replace(method, statistics=statistics)
+    fitted = method.fit_with(llama, REQUESTS, progress=False)
+    assert fitted.update.info["layers"] == [0, 2]
+    alone = dataclasses.replace(method, stabilisers=())
+    first = alone.fit(llama, REQUESTS, layer=(0,), progress=False)
+    torch.testing.assert_close(dense(llama, fitted.update, 0), dense(llama, first, 0))
+    with first.applied(llama):
+        second = alone.fit(llama, REQUESTS, layer=(2,), progress=False)
+    torch.testing.assert_close(dense(llama, fitted.update, 2), dense(llama, second, 2))
+    spread = alone.fit(llama, REQUESTS, layer=(0, 2), progress=False)
+    assert not torch.allclose(dense(llama, fitted.update, 0), dense(llama, spread, 0), atol=1e-6)
+
+
+def test_encore_stops_early_and_shrinks_the_change(llama, prepared):
+    plain = prepared("MEMIT").fit(llama, REQUESTS, progress=False)
+    method = prepared("MEMIT", stabilisers=(ENCORE(strength=5.0),))
+    update = method.fit(llama, REQUESTS, progress=False)
+    assert update.info["objective"]["stop"] == "first"
+    assert update.info["stabilisers"] == [{"name": "ENCORE", "strength": 5.0}]
+    assert dense(llama, update, 1).norm() < dense(llama, plain, 1).norm()
+
+
+def test_prune_leaves_small_singular_values_alone_and_lowers_large_ones(llama):
+    weight = down_projection(llama, 1).parameter
+    limit = float(torch.linalg.matrix_norm(weight.detach(), 2))
+    u, _, v = torch.linalg.svd(
+        torch.randn(*weight.shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
+    )
+    sizes = torch.tensor([9.0 * limit, 2.0 * limit, 0.5 * limit])
+    delta = edit.LowRank(left=u[:, :3] * sizes, right=v[:3])
+    found = torch.linalg.svdvals(PRUNE().change(delta, weight, None).dense())[:4]
+    expected = [limit + torch.tensor(9.0).log(), limit + torch.tensor(2.0).log(), 0.5 * limit, 0.0]
+    torch.testing.assert_close(found, torch.tensor([float(one) for one in expected]), atol=1e-3, rtol=1e-4)
+    small = edit.LowRank(left=u[:, :1] * 0.9 * limit, right=v[:1])
+    assert PRUNE().change(small, weight, None) is small
+    # What counts is the accumulated change: 0.9 and 0.3 of the limit in one direction are 1.2 of it together.
+    more = edit.LowRank(left=u[:, :1] * 0.3 * limit, right=v[:1])
+    with torch.no_grad():
+        edited = weight + small.dense()
+    total = small.joined(PRUNE().change(more, edited, small)).dense()
+    value = torch.linalg.svdvals(total)[0]
+    assert float(value) == pytest.approx(limit + float(torch.tensor(1.2).log()), rel=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.4, 0.05])
+def test_rect_keeps_its_share_of_the_entries_exactly(share, llama):
+    weight = down_projection(llama, 1).parameter
+    generator = torch.Generator().manual_seed(0)
+    delta = edit.LowRank(left=torch.randn(32, 2, generator=generator), right=torch.randn(2, 80, generator=generator))
+    found = RECT(share=share).change(delta, weight, None).dense()
+    kept = found != 0
+    assert int(kept.sum()) == round(share * 32 * 80)
+    assert torch.equal(found[kept], delta.dense()[kept])
+    relative = (delta.dense() / weight).abs()
+    assert relative[kept].min() >= relative[~kept].max()
+
+
+@pytest.mark.parametrize("stabiliser", [NAS(), ENCORE(), BLUE(), PRUNE(), RECT()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("name", [*METHODS, "ROME"])
+def test_every_stabiliser_goes_with_every_method(name, stabiliser, llama, prepared):
+    if name == "ROME":
+        other = prepared("EMMET")
+        method = ROME(layer=2, objective=OBJECTIVE, prefixes=PREFIXES, corpus=other.corpus, statistics_tokens=1500,
+                      stabilisers=(stabiliser,))  # fmt: skip
+    else:
+        method = prepared(name, stabilisers=(stabiliser,))
+    before = prints(llama)
+    update = method.fit(llama, REQUESTS[:2], progress=False)
+    assert prints(llama) == before
+    assert update.info["stabilisers"][0]["name"] == type(stabiliser).__name__
+    with update.applied(llama):
+        assert prints(llama) != before
+    assert prints(llama) == before
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kn_rewrites_the_neurons_that_attribution_finds(kind):
+    model = tiny.bridge(kind)
+    before = prints(model)
+    method = KN(steps=4, threshold=0.3, share=0.3, most=3, prefix_lengths=((2, 2),))
+    update = method.fit(model, REQUESTS[:2], progress=False)
+    assert prints(model) == before
+    embedding = model.unembed.original_component.weight.detach()
+    for request, edited in zip(REQUESTS, update.info["edits"], strict=False):
+        old, new = (tiny.tokenizer()(" " + text)["input_ids"][0] for text in (request.fact.target, request.target_new))
+        for layer, neuron in edited["neurons"]:
+            column = dense(model, update, layer)[:, neuron].float()
+            others = [e for e in update.info["edits"] if e is not edited and [layer, neuron] in e["neurons"]]
+            if not others:
+                torch.testing.assert_close(column, 2 * embedding[new] - embedding[old], atol=1e-5, rtol=1e-5)
+    touched = {tuple(n) for edited in update.info["edits"] for n in edited["neurons"]}
+    for layer in update.info["layers"]:
+        columns = dense(model, update, layer).norm(dim=0).nonzero().flatten().tolist()
+        assert {(layer, column) for column in columns} <= touched
+
+
+def test_kn_refuses_stabilisers_of_values(llama):
+    with pytest.raises(NumericsError, match=r"NAS acts on optimised values, and KN has none\. Use PRUNE or RECT"):
+        KN(stabilisers=(NAS(),)).fit(llama, REQUESTS, progress=False)
+    with pytest.raises(NumericsError, match=r"no neuron passes 0.99 .* Lower threshold or share"):
+        KN(threshold=0.99, share=0.99, steps=2, prefix_lengths=((2, 3),)).fit(llama, REQUESTS, progress=False)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "KN"])
+def test_bad_requests_are_refused_before_anything_happens(name, llama, prepared):
+    method = KN() if name == "KN" else prepared(name)
+    with pytest.raises(FactError, match="no requests to edit"):
+        method.fit(llama, [])
+    other = dataclasses.replace(TOWER, target_new="London")
+    with pytest.raises(FactError, match=r"1 request\(s\) are about the same subject and relation .*\n.*Rome  ≠ "):
+        method.fit(llama, [*REQUESTS, EditRequest(other)])
+    with pytest.raises(FactError, match="and again"):
+        method.fit(llama, [*REQUESTS, REQUESTS[0]])
+
+
+def test_a_failing_optimisation_names_request_and_step(llama, prepared):
+    before = prints(llama)
+    method = prepared("MEMIT", objective=dataclasses.replace(OBJECTIVE, learning_rate=float("inf")))
+    with pytest.raises(NumericsError, match=r"^(In Europe|The Louvre|The city).*: The value's loss is nan at step 1"):
+        method.fit(llama, REQUESTS, progress=False)
+    assert prints(llama) == before
+
+
+def test_a_failure_in_a_later_layer_leaves_nothing(llama, prepared, monkeypatch):
+    before, done = prints(llama), []
+    real = MEMIT.solve
+
+    def fail_on_second(self, *arguments):
+        if done:
+            raise NumericsError("It is asked to fail.")
+        done.append(arguments)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(MEMIT, "solve", fail_on_second)
+    with pytest.raises(NumericsError, match="Layer 2: It is asked to fail"):
+        prepared("MEMIT").fit(llama, REQUESTS, progress=False)
+    assert done
+    assert prints(llama) == before
+
+
+def test_statistics_must_cover_the_layers(llama, prepared):
+    method = prepared("MEMIT")
+    one = collect_statistics(llama, [1], corpus=method.corpus, tokens=1500, progress=False)
+    with pytest.raises(NumericsError, match=r"of layer 1, the edit is in layer 2"):
+        dataclasses.replace(method, statistics=one).fit(llama, REQUESTS, progress=False)

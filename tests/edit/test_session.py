@@ -1,0 +1,296 @@
+"""Sessions: batches with memory, undo and removal by solving again, checkpoints, conflicts."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+import edit
+from edit.conflicts import find_conflicts
+from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit
+from edit.requests import EditRequest
+from edit.stabilisers import NAS, PRUNE
+from edit.values import ValueObjective
+from edit.weights import down_projection, fingerprint, hf_parameters
+from locate import DataError, Fact, FactError, NumericsError, UpdateError
+from tests import tiny
+
+PREFIXES = ("I am. ",)
+OBJECTIVE = ValueObjective(steps=3, clamp=0.75, stop="loss", loss_threshold=-1.0)
+PLACES = ["The Eiffel Tower", "The Louvre", "Big Ben", "The Colosseum", "Europe"]
+REQUESTS = [
+    EditRequest(Fact(prompt="{} is located in the city of", subject=name, target="Paris", id=f"f{i}"), "Rome")
+    for i, name in enumerate(PLACES)
+]
+METHODS = {
+    "MEMIT": MEMIT(weight=20.0, layers=(1, 2)), "AlphaEdit": AlphaEdit(ridge=0.5, layers=(1, 2)),
+    "EMMET": EMMET(layers=(1,)), "ROME": ROME(layer=1),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(1600)))
+    return str(path)
+
+
+@pytest.fixture
+def method(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
+
+    def make(name="MEMIT", **changes):
+        options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus, "statistics_tokens": 1500}
+        return dataclasses.replace(METHODS[name], **{**options, **changes})
+
+    return make
+
+
+@pytest.fixture
+def llama():
+    return tiny.bridge("llama")
+
+
+def prints(model):
+    return {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
+
+
+def weight(model, layer=1):
+    return down_projection(model, layer).parameter.detach().clone()
+
+
+def edited(session, *batches):
+    for batch in batches:
+        session.edit(batch, progress=False)
+    return weight(session.model)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox"])
+def test_a_session_edits_the_model_and_puts_it_back(kind, method):
+    model = tiny.bridge(kind)
+    before = prints(model)
+    with edit.EditSession(model, method()) as session:
+        first = session.edit(REQUESTS[:2], progress=False)
+        after_one = weight(model)
+        second = session.edit(REQUESTS[2:], progress=False)
+        assert session.requests == REQUESTS
+        assert [batch["edits"] for batch in session.log] == [2, 3]
+        assert not torch.equal(weight(model), after_one)
+        assert second.is_applied(model)
+        assert not first.is_applied(model)
+        changed = prints(model)
+    assert prints(model) == before
+    # The update of the whole session is one of the unedited model.
+    with second.applied(model):
+        assert prints(model) == changed
+    assert prints(model) == before
+
+
+def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
+    with edit.EditSession(llama, method()) as session:
+        session.edit(REQUESTS[:2], progress=False)
+        fitted = method().fit_with(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
+        session.edit(REQUESTS[2:], progress=False)
+        earlier = session.earlier()
+    assert earlier.written[1].keys.shape == (5, 80)
+    torch.testing.assert_close(earlier.written[1].keys[2:], fitted.written[1].keys)
+    # What the edits wrote is in the log of wanted values: keys and values fit the final weights as well as the
+    # regularised solve lets them.
+    assert earlier.anchor is not None
+
+
+def test_the_unedited_models_statistics_are_collected_once(llama, method, monkeypatch):
+    import edit.methods.base as base
+
+    calls = []
+    real = base.collect_statistics
+
+    def count(*arguments, **options):
+        calls.append(arguments)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(base, "collect_statistics", count)
+    with edit.EditSession(llama, method()) as session:
+        edited(session, REQUESTS[:1], REQUESTS[1:2], REQUESTS[2:3])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_undoing_whole_batches_gives_back_the_weights_bit_for_bit(name, llama, method):
+    with edit.EditSession(llama, method(name)) as session:
+        before = edited(session, REQUESTS[:2])
+        edited(session, REQUESTS[2:4], REQUESTS[4:])
+        assert session.undo(3) == REQUESTS[2:]
+        assert torch.equal(weight(llama), before)
+        assert session.requests == REQUESTS[:2]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_removed_edit_leaves_what_the_others_alone_would_give_at_their_values(name, llama, method):
+    """Fixed keys and values, one edit fewer: solved here from scratch, in one batch for the methods with memory."""
+    own = method(name)
+    with edit.EditSession(llama, own) as session:
+        original = weight(llama).double()
+        edited(session, REQUESTS[:2], REQUESTS[2:4])
+        written = session.earlier().written[1]
+        session.remove("f1")
+        assert session.requests == [REQUESTS[0], *REQUESTS[2:4]]
+        found = weight(llama).double() - original
+    keep = [0, 2, 3]
+    keys, wanted = written.keys[keep].double(), written.values[keep].double()
+    statistics = own.statistics_for(llama, progress=False)[1]
+    none = torch.zeros(0, keys.shape[1])
+    if name == "EMMET":
+        first = product(own.solve(keys[:1], wanted[:1] - keys[:1] @ original.T, statistics, none))
+        left = wanted[1:] - keys[1:] @ (original + first).T
+        expected = first + product(own.solve(keys[1:], left, statistics, keys[:1].float()))
+    else:
+        expected = product(own.solve(keys, wanted - keys @ original.T, statistics, none))
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+def product(factors):
+    left, right = factors
+    return (left @ right).double()
+
+
+def test_undoing_part_of_a_batch_solves_it_again(llama, method):
+    with edit.EditSession(llama, method()) as session:
+        edited(session, REQUESTS[:3])
+        written = session.earlier().written[1]
+        session.undo(1)
+        assert session.requests == REQUESTS[:2]
+        torch.testing.assert_close(session.earlier().written[1].keys, written.keys[:2])
+        session.undo(2)
+        with pytest.raises(UpdateError, match="no edits yet"):
+            _ = session.update
+        with pytest.raises(UpdateError, match="There are 0 edits in this session; 1 cannot be undone"):
+            session.undo()
+
+
+def test_what_cannot_be_solved_again_is_refused_and_nothing_changes(llama, method):
+    original = method("ROME", original=True)
+    with edit.EditSession(llama, original) as session:
+        after = edited(session, REQUESTS[:2])
+        with pytest.raises(UpdateError, match="ROME in this form cannot solve a batch again"):
+            session.remove("f0")
+        assert torch.equal(weight(llama), after)
+        with pytest.raises(UpdateError, match=r"no edit 'f9' in this session"):
+            session.remove("f9")
+
+
+def test_kn_edits_add_up_so_that_one_can_go(llama):
+    own = KN(steps=2, share=0.3, prefix_lengths=((2, 2),), most=2)
+    with edit.EditSession(llama, own) as session:
+        edited(session, REQUESTS[:1], REQUESTS[1:2])
+        deltas = [dict(batch.deltas) for batch in session._batches]
+        session.remove("f0")
+        assert session.requests == [REQUESTS[1]]
+        assert {n: d.rank for n, d in session.update.deltas.items()} == {n: d.rank for n, d in deltas[1].items()}
+
+
+def test_a_killed_session_goes_on_where_it_was(llama, method, tmp_path, monkeypatch):
+    before = prints(llama)
+    folder = tmp_path / "session"
+    with edit.EditSession(llama, method()) as session:
+        session.edit(REQUESTS, batch_size=2, progress=False)
+        expected = weight(llama)
+    fits = []
+    real = MEMIT.fit_with
+
+    def dying(self, *arguments, **options):
+        fits.append(arguments[1])
+        if len(fits) == 2:
+            raise KeyboardInterrupt
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(MEMIT, "fit_with", dying)
+    session = edit.EditSession(llama, method(), folder=folder)
+    with pytest.raises(KeyboardInterrupt):
+        session.edit(REQUESTS, batch_size=2, progress=False)
+    assert session.requests == REQUESTS[:2]
+    session.close()
+    assert prints(llama) == before
+    fits[:] = [None, None]
+    with edit.EditSession(llama, method(), folder=folder) as again:
+        assert again.requests == REQUESTS[:2]
+        again.edit(REQUESTS, batch_size=2, progress=False)
+        assert [len(batch) for batch in fits[2:]] == [2, 1]
+        torch.testing.assert_close(weight(llama), expected, atol=1e-5, rtol=1e-5)
+        again.remove("f2")
+    with edit.EditSession(llama, method(), folder=folder) as third:
+        assert [request.fact.id for request in third.requests] == ["f0", "f1", "f3", "f4"]
+        third.undo(2)
+    with edit.EditSession(llama, method(), folder=folder) as fourth:
+        assert [request.fact.id for request in fourth.requests] == ["f0", "f1"]
+    assert prints(llama) == before
+
+
+def test_a_folder_belongs_to_one_method_and_undamaged_files(llama, method, tmp_path):
+    folder = tmp_path / "session"
+    with edit.EditSession(llama, method(), folder=folder) as session:
+        edited(session, REQUESTS[:1])
+    with pytest.raises(DataError, match="belongs to another run: method"):
+        edit.EditSession(llama, method(weight=99.0), folder=folder)
+    (file,) = (folder / "batches").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged: its content does not match its name"):
+        edit.EditSession(llama, method(), folder=folder)
+
+
+def test_conflicts_are_found_and_refused_before_anything_changes(llama, method):
+    tower = REQUESTS[0].fact
+    contradiction = EditRequest(dataclasses.replace(tower, subject="the eiffel tower", id="other"), "London")
+    related = EditRequest(
+        dataclasses.replace(tower, prompt="The city of {} is", relation="city", id="related"), "London"
+    )
+    named = EditRequest(dataclasses.replace(tower, relation="city"), "Rome")
+    assert find_conflicts([REQUESTS[0], contradiction]) == [(REQUESTS[0], contradiction)]
+    assert find_conflicts([related], [named]) == [(named, related)]
+    assert find_conflicts(REQUESTS) == []
+    with edit.EditSession(llama, method()) as session:
+        after = edited(session, REQUESTS[:2])
+        with pytest.raises(FactError, match=r"same subject and relation as another one. Nothing was changed"):
+            session.edit([REQUESTS[2], contradiction], progress=False)
+        assert torch.equal(weight(llama), after)
+        session.edit(contradiction, on_conflict="replace", progress=False)
+        assert session.requests == [REQUESTS[1], contradiction]
+        with pytest.raises(FactError, match="on_conflict: must be 'error' or 'replace'"):
+            session.edit(REQUESTS[3], on_conflict="ignore")
+        with pytest.raises(FactError, match="batch_size: must be 1 or more, found 0"):
+            session.edit(REQUESTS[3], batch_size=0)
+
+
+def test_a_batch_that_fails_leaves_the_earlier_ones_in_place(llama, method):
+    with edit.EditSession(llama, method()) as session:
+        after = edited(session, REQUESTS[:1])
+        session._fitting = dataclasses.replace(
+            session._fitting, objective=dataclasses.replace(OBJECTIVE, learning_rate=float("inf"))
+        )
+        with pytest.raises(NumericsError, match="loss is nan"):
+            session.edit(REQUESTS[1:], progress=False)
+        assert torch.equal(weight(llama), after)
+        assert session.requests == REQUESTS[:1]
+
+
+def test_stabilisers_see_the_whole_session(llama, method):
+    with edit.EditSession(llama, method(stabilisers=(NAS(), PRUNE()))) as session:
+        edited(session, REQUESTS[:2])
+        anchor = session.earlier().anchor
+        edited(session, REQUESTS[2:])
+        assert session.earlier().anchor == anchor
+
+
+def test_the_edited_model_can_be_exported(llama, method, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    with edit.EditSession(llama, method()) as session:
+        edited(session, REQUESTS[:2])
+        session.export(tmp_path / "model")
+        wanted = weight(llama)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert torch.equal(plain.model.layers[1].mlp.down_proj.weight, wanted)
