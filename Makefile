@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Test files run side by side, each on one core.
+WORKERS ?= 2
 
 .PHONY: demo test install lint types bench notebooks facts wheel clean
 
@@ -14,7 +16,7 @@ demo: $(READY)
 	$(BIN)/locate-edit demo $${FACT:+--fact "$$FACT"} $${CONFIG:+--config "$$CONFIG"} $(ARGS)
 
 test: lint types
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 install: $(READY)
 
@@ -34,10 +36,16 @@ lint: $(READY)
 types: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# DATA: the folder of the public data sets (data/README.md says where they come from).
+bench: DATA ?= ../shared/data
 bench: $(READY)
 	$(BIN)/python -m benchmarks.tracing
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json
+	$(BIN)/python -m benchmarks.batch --data $(DATA)/counterfact_flat_1000.json
+	$(BIN)/python -m benchmarks.sequential --data $(DATA)/counterfact_flat_1000.json --text $(DATA)/wikitext2_test_raw.txt
+	$(BIN)/python -m benchmarks.statistics --data $(DATA)/wikitext2_test_raw.txt
 
 notebooks: $(READY)
 	$(BIN)/python scripts/run_notebooks.py

@@ -31,7 +31,7 @@ def deltas(
     method: str = "MEMIT",
     weight: float = 15_000.0,
     energy: float = 0.1,
-    ridge: float = 10.0,
+    ridge: float | Mapping[int, float] = 10.0,
     slack: float = 0.1,
 ) -> dict[int, Float[Tensor, "d_model d_mlp"]]:
     """What each layer's down-projection gains.
@@ -60,7 +60,8 @@ def deltas(
                 delta = r @ torch.linalg.inv(inner) @ k.T @ inverse
             else:
                 projector = null_projector(moment, energy)
-                system = projector @ k @ k.T + ridge * torch.eye(len(k), dtype=torch.float64)
+                own = ridge[layer] if isinstance(ridge, Mapping) else ridge
+                system = projector @ k @ k.T + own * torch.eye(len(k), dtype=torch.float64)
                 delta = torch.linalg.solve(system, projector @ k @ r.T).T
             found[layer] = delta
             stack.enter_context(added(model, layer, delta))

@@ -77,11 +77,11 @@ def main() -> None:
                 flush=True,
             )
     for budget in arguments.budgets:
-        took, peak = _peak(lambda budget=budget: trace("mlp", budget=budget))
-        print(f"budget {budget} tokens: mlp trace {took:.2f} s, peak memory {peak / 2**20:.0f} MiB above the model's")
+        took, memory = peak(lambda budget=budget: trace("mlp", budget=budget))
+        print(f"budget {budget} tokens: mlp trace {took:.2f} s, peak memory {memory / 2**20:.0f} MiB above the model's")
 
 
-def _peak(work: Any) -> tuple[float, int]:
+def peak(work: Any) -> tuple[float, int]:
     """Wall time, and how far the process's memory rose above where it was (the device's, on a GPU)."""
     gc.collect()
     if torch.cuda.is_available():

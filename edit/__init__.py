@@ -1,11 +1,12 @@
 """Change a fact in a language model, and measure what the change does."""
 
+from edit.benchmarks import load_counterfact, load_zsre
 from edit.choosing import LayerChoice, choose_layer
 from edit.conflicts import find_conflicts
 from edit.contexts import sample_prefixes
 from edit.corpus import SAMPLED
 from edit.demo import Demo, run_demo
-from edit.evaluation import Evaluation, evaluate, evaluate_each
+from edit.evaluation import Baseline, Evaluation, baseline, evaluate, evaluate_each
 from edit.exporting import export
 from edit.lowrank import LowRank
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
@@ -14,7 +15,7 @@ from edit.propagation import Propagation, load_propagation, propagate
 from edit.requests import EditRequest
 from edit.session import EditSession
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
-from edit.statistics import KeyStatistics, collect_statistics, key_statistics, load_statistics
+from edit.statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
 from edit.updates import WeightUpdate, load_update
 from edit.values import ValueObjective
 
@@ -31,6 +32,7 @@ __all__ = [
     "ROME",
     "SAMPLED",
     "AlphaEdit",
+    "Baseline",
     "Demo",
     "EditRequest",
     "EditSession",
@@ -38,10 +40,12 @@ __all__ = [
     "KeyStatistics",
     "LayerChoice",
     "LowRank",
+    "Part",
     "Probe",
     "Propagation",
     "ValueObjective",
     "WeightUpdate",
+    "baseline",
     "choose_layer",
     "collect_statistics",
     "evaluate",
@@ -49,9 +53,11 @@ __all__ = [
     "export",
     "find_conflicts",
     "key_statistics",
+    "load_counterfact",
     "load_propagation",
     "load_statistics",
     "load_update",
+    "load_zsre",
     "probes_for",
     "propagate",
     "run_demo",

@@ -37,7 +37,7 @@ def read_at_sites(
         bare: hook points that are wanted under the bare prompt alone (a single row).
         budget: the most tokens in one pass.
 
-    >>> contexts = [build_contexts(model, request, ["", "I am here. "])]
+    >>> contexts = [edit.contexts.build_contexts(model, request, ["", "I am here. "])]
     >>> read_at_sites(model, contexts, ["blocks.3.mlp.out.hook_in"], 3)["blocks.3.mlp.out.hook_in"][0].shape
     torch.Size([2, 1536])
     """

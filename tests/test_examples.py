@@ -43,6 +43,7 @@ def names(smollm):
         "traces": traces, "average": locate.average_traces(traces),
         "patches": locate.patch(smollm, fact, swap, positions="subject", **quiet),
         "screened": locate.patch(smollm, fact, swap, positions="subject", screen=9, **quiet),
+        "neurons": locate.knowledge_neurons(smollm, fact, **quiet),
         "knocked": locate.attention_knockout(smollm, fact, **quiet),
         "flow": edit.propagate(smollm, update, request, mediate=("edit",), progress=False),
     }  # fmt: skip

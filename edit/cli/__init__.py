@@ -1,8 +1,8 @@
-"""The command line: ``locate-edit demo | trace | patch | edit | doctor``."""
+"""The command line: ``locate-edit demo | trace | patch | edit | stats | doctor``."""
 
 import typer
 
-from edit.cli import demo, doctor, edit, patch, trace
+from edit.cli import demo, doctor, edit, patch, stats, trace
 
 app = typer.Typer(
     help="Find where a language model keeps a fact, change it, and watch the change travel to the answer.",
@@ -15,6 +15,7 @@ app.command("demo")(demo.run)
 app.command("trace")(trace.run)
 app.command("patch")(patch.run)
 app.command("edit")(edit.run)
+app.command("stats")(stats.run)
 app.command("doctor")(doctor.run)
 
 

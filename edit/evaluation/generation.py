@@ -2,9 +2,12 @@
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
@@ -12,6 +15,8 @@ from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.prompts import encode_text
 
+Choose = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
+_ROWS = 256
 # White space after a sentence or around a line break. A full stop after one or two letters with a capital
 # ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends no sentence.
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
@@ -28,12 +33,9 @@ def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_n
     """
     encoded = [encode_text(model, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    # Rows of one length need no padding, so every prompt is decoded exactly as if it were alone.
-    for length in sorted({len(tokens) for tokens in encoded}):
-        batch = [i for i, tokens in enumerate(encoded) if len(tokens) == length]
-        for i, text in zip(
-            batch, _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens), strict=True
-        ):
+    for batch in equal_lengths(encoded, _ROWS):
+        made = _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens)
+        for i, text in zip(batch, made, strict=True):
             texts[i] = text
     return texts
 
@@ -54,22 +56,56 @@ def exact_match(generation: str, answers: Sequence[str]) -> bool:
     return any(re.match(re.escape(answer) + r"(?!\s*['-]?\w|[.,:]\d)", text) for answer in wanted)
 
 
+def continue_tokens(
+    model: TransformerBridge, tokens: Int[Tensor, "row position"], choose: Choose
+) -> Iterator[Int[Tensor, "row made"]]:
+    """All tokens made so far, on the CPU, after each further one.
+
+    Args:
+        model: a raw-mode bridge.
+        tokens: prompts of one length.
+        choose: picks a token per row from the logits and the number of the step.
+
+    >>> steps = continue_tokens(model, torch.tensor([[1, 2]]), lambda logits, step: logits.argmax(-1))
+    >>> next(steps).shape, next(steps).shape
+    (torch.Size([1, 1]), torch.Size([1, 2]))
+    """
+    rows, cache, new = torch.arange(len(tokens)), DynamicCache(), tokens.to(input_device(model))
+    made = torch.empty(len(tokens), 0, dtype=torch.long)
+    while True:
+        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
+            logits = model(new, past_key_values=cache)[0]
+        new = choose(logits, made.shape[1])[:, None]
+        made = torch.cat([made, new.cpu()], dim=1)
+        yield made
+
+
+def equal_lengths(encoded: Sequence[Tensor], most: int) -> list[list[int]]:
+    """Indices of texts of one length, at most so many together.
+
+    Rows of one length need no padding, so every prompt is decoded exactly as if it were alone.
+
+    >>> equal_lengths([torch.ones(2), torch.ones(1), torch.ones(2)], 8)
+    [[1], [0, 2]]
+    """
+    groups: dict[int, list[int]] = {}
+    for index, tokens in enumerate(encoded):
+        groups.setdefault(len(tokens), []).append(index)
+    whole = [group for _, group in sorted(groups.items())]
+    return [group[start : start + most] for group in whole for start in range(0, len(group), most)]
+
+
 def _normal(text: str) -> str:
     line = unicodedata.normalize("NFC", text).strip().partition("\n")[0]
     line = line.casefold().replace("’", "'").lstrip("\"'“‘( ")
     return re.sub(r"^(?:the|an?) ", "", " ".join(line.split()))
 
 
-def _decode(model: TransformerBridge, tokens: torch.Tensor, max_new_tokens: int) -> list[str]:
-    device = input_device(model)
-    rows, cache, new = torch.arange(len(tokens)), DynamicCache(), tokens.to(device)
+def _decode(model: TransformerBridge, tokens: Tensor, max_new_tokens: int) -> list[str]:
     ends = _end_tokens(model)
     made = torch.empty(len(tokens), 0, dtype=torch.long)
     finished = [False] * len(tokens)
-    for _ in range(max_new_tokens):
-        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
-            new = model(new, past_key_values=cache)[0].argmax(-1, keepdim=True)
-        made = torch.cat([made, new.cpu()], dim=1)
+    for made in islice(continue_tokens(model, tokens, lambda logits, _: logits.argmax(-1)), max_new_tokens):
         for row, one in enumerate(made):
             finished[row] = finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
         if all(finished):

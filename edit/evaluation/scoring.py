@@ -1,6 +1,6 @@
 """Log-probabilities of targets after prompts, many at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +13,9 @@ from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.prompts import encode_target, encode_text
 
-_BUDGET = 4096
+See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
+_TOKENS = 4096  # in a batch
+LOGITS = 2**25  # numbers in a table of one distribution per prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,75 +26,122 @@ class Score:
         mean_logprob: mean log-probability per target token, teacher-forced, in nats.
         first_logprob: log-probability of the target's first token.
         rank: of the target's first token (1 is the model's first answer).
+        tokens: the target's.
+        predicted: the model's first choice in place of each, given the prompt and the target's tokens before it.
+
+    >>> Score(mean_logprob=-1.0, first_logprob=-1.0, rank=1, tokens=(5, 6), predicted=(5, 7)).token_accuracy
+    0.5
     """
 
     mean_logprob: float
     first_logprob: float
     rank: int
+    tokens: tuple[int, ...]
+    predicted: tuple[int, ...]
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of the target's tokens that the model predicts, teacher-forced."""
+        return agreement(self.tokens, self.predicted)
 
 
-def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]]) -> list[Score]:
+def agreement(tokens: Sequence[int], others: Sequence[int]) -> float:
+    """Share of places at which two sequences of one length have the same token.
+
+    >>> agreement((1, 2, 3, 4), (1, 2, 3, 5))
+    0.75
+    """
+    return sum(one == other for one, other in zip(tokens, others, strict=True)) / len(tokens)
+
+
+def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]], *, see: See | None = None) -> list[Score]:
     """Score every (prompt, target) pair.
 
     Batching and padding change nothing but rounding: padding stands on the right, where causality hides it.
+
+    Args:
+        model: a raw-mode bridge.
+        pairs: prompts with targets.
+        see: receives, batch by batch and each prompt once, prompts, log-probabilities of the token after
+            them, and the last block's output at their last token.
 
     >>> score_targets(model, [("The Eiffel Tower is located in the city of", "Paris")])[0].rank
     1
     """
     encoded = [(encode_text(model, prompt), encode_target(model, prompt, target)) for prompt, target in pairs]
-    # What is run: the prompt and all but the target's last token. Targets of one token share their prompt's row.
+    # What is run: the prompt and all but the target's last token.
     runs: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, target) in enumerate(encoded):
         runs.setdefault((*prompt.tolist(), *target[:-1].tolist()), []).append(index)
-    rows = [torch.tensor(row) for row in runs]
-    askers = list(runs.values())
+    runs = _merged(runs)
+    rows, askers = [torch.tensor(row) for row in runs], list(runs.values())
     scores: dict[int, Score] = {}
-    for batch in _batches([len(row) for row in rows]):
+    seen: set[str] = set()
+    for batch in _batches([len(row) for row in rows], max(1, LOGITS // model.cfg.d_vocab)):
         asked = [(r, index) for r, row in enumerate(batch) for index in askers[row]]
-        places = [(r, len(encoded[i][0]) - 1 + j) for r, i in asked for j in range(len(encoded[i][1]))]
-        logprobs = _logprobs(model, [rows[row] for row in batch], places)
-        start = 0
-        for _, i in asked:
-            target = encoded[i][1]
-            own = logprobs[start : start + len(target)]
-            start += len(target)
-            tokenwise = own.gather(1, target[:, None].to(own.device))[:, 0]
-            rank = int((own[0] > own[0, target[0]]).sum()) + 1
-            scores[i] = Score(mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank)
+        # Targets of one prompt share the place of their first token.
+        places: dict[tuple[int, int], int] = {}
+        own = {
+            i: [places.setdefault((r, len(encoded[i][0]) - 1 + j), len(places)) for j in range(len(encoded[i][1]))]
+            for r, i in asked
+        }
+        logprobs, residuals = _read(model, [rows[row] for row in batch], list(places))
+        best = logprobs.argmax(-1).tolist()
+        scores |= {i: _score(logprobs, encoded[i][1], at, best) for i, at in own.items()}
+        first = {pairs[i][0]: at[0] for i, at in own.items() if pairs[i][0] not in seen}
+        if see is not None and first:
+            see(list(first), logprobs[list(first.values())], residuals[list(first.values())])
+        seen |= first.keys()
     return [scores[index] for index in range(len(pairs))]
 
 
-def next_token_logprobs(model: TransformerBridge, prompts: Sequence[str]) -> Float[Tensor, "prompt vocab"]:
-    """Log-probabilities of the token after each prompt, on the CPU.
-
-    >>> next_token_logprobs(model, ["The capital of France is"]).shape
-    torch.Size([1, 49152])
-    """
-    encoded = [encode_text(model, prompt) for prompt in prompts]
-    result = torch.empty(len(prompts), model.cfg.d_vocab)
-    for batch in _batches([len(tokens) for tokens in encoded]):
-        rows = [encoded[i] for i in batch]
-        result[batch] = _logprobs(model, rows, [(r, len(row) - 1) for r, row in enumerate(rows)]).cpu()
-    return result
+def _score(logprobs: Float[Tensor, "place vocab"], target: Tensor, at: list[int], best: list[int]) -> Score:
+    tokenwise = logprobs[at, target.to(logprobs.device)]
+    rank = int((logprobs[at[0]] > tokenwise[0]).sum()) + 1
+    return Score(
+        mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank,
+        tokens=tuple(target.tolist()), predicted=tuple(best[place] for place in at),
+    )  # fmt: skip
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Indices in groups of similar length, each within the token budget."""
+def _merged(runs: Mapping[tuple[int, ...], list[int]]) -> dict[tuple[int, ...], list[int]]:
+    """A run that is the beginning of another is read from that one, where causality hides what comes after."""
+    merged: dict[tuple[int, ...], list[int]] = {}
+    longest: tuple[int, ...] = ()
+    # Backwards in lexicographic order, every run comes right after those that begin with it.
+    for run in sorted(runs, reverse=True):
+        longest = longest if longest[: len(run)] == run else run
+        merged.setdefault(longest, []).extend(runs[run])
+    return merged
+
+
+def _batches(lengths: Sequence[int], most: int) -> list[list[int]]:
+    """Indices in groups of similar length, each within the token budget and of at most so many."""
     groups: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if groups and (len(groups[-1]) + 1) * lengths[index] <= _BUDGET:
+        size = len(groups[-1]) + 1 if groups else 0
+        if groups and size * lengths[index] <= _TOKENS and size <= most:
             groups[-1].append(index)
         else:
             groups.append([index])
     return groups
 
 
-def _logprobs(
+def _read(
     model: TransformerBridge, rows: Sequence[Int[Tensor, "_"]], places: Sequence[tuple[int, int]]
-) -> Float[Tensor, "place vocab"]:
+) -> tuple[Float[Tensor, "place vocab"], Float[Tensor, "place d_model"]]:
     length = max(len(row) for row in rows)
     tokens = torch.stack([F.pad(row, (0, length - len(row)), value=model.tokenizer.pad_token_id or 0) for row in rows])
     at = torch.tensor(places)
-    device = input_device(model)
-    with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):
-        return model(tokens.to(device))[0].float().log_softmax(-1)
+    residuals: list[Tensor] = []
+
+    def keep(_module: object, args: tuple[Tensor, ...]) -> None:
+        residuals.append(args[0][at[:, 0].to(args[0].device), at[:, 1].to(args[0].device)])
+
+    handle = model.ln_final.register_forward_pre_hook(keep)
+    try:
+        with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):
+            logits = model(tokens.to(input_device(model)))[0]
+    finally:
+        handle.remove()
+    return logits.float().log_softmax(-1), residuals[0]

@@ -1,7 +1,7 @@
 """What all locate-then-edit methods share: from requests to contexts, statistics and a record of what was written."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -147,6 +147,26 @@ class LocateThenEdit:
         """The same, with what later edits need to know."""
         raise NotImplementedError
 
+    def fit_each(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        progress: bool = True,
+    ) -> Iterator[WeightUpdate]:
+        """For each request by itself an update of the model as it is: what ``fit`` gives, one request at a time.
+
+        Values are optimised together, which is much faster. Requests may repeat or contradict each other.
+
+        Raises:
+            FactError, SiteError, NumericsError: as ``fit``.
+
+        >>> len(list(edit.ROME(layer=4).fit_each(model, [request])))
+        1
+        """
+        raise NotImplementedError
+
     def solve(
         self,
         keys: Float[Tensor, "edit d_mlp"],
@@ -184,13 +204,14 @@ class LocateThenEdit:
         raise NotImplementedError
 
     def _prepared(
-        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest
+        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, together: bool = True
     ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
-        """Checked requests, their contexts, and the prefixes."""
+        """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
         requests = [requests] if isinstance(requests, EditRequest) else list(requests)
         if not requests:
             raise FactError("There are no requests to edit; give at least one EditRequest.")
-        check_conflicts(requests)
+        if together:
+            check_conflicts(requests)
         if self.prefixes is None:
             prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
         else:
@@ -281,7 +302,17 @@ class LocateThenEdit:
         }  # fmt: skip
 
 
-_NOT_INFO = ("layer", "objective", "prefixes", "statistics", "stabilisers", "corpus", "statistics_tokens", "budget", "layers")
+_NOT_INFO = (
+    "layer",
+    "objective",
+    "prefixes",
+    "statistics",
+    "stabilisers",
+    "corpus",
+    "statistics_tokens",
+    "budget",
+    "layers",
+)
 
 
 def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Knowledge neurons: rewrite what single neurons say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
 from locate.neurons import NeuronScores, knowledge_neurons
 from locate.prompts import encode_target
+from locate.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,9 @@ class KN:
         write: λ₂.
         steps: of the integral.
         threshold: the share of a prompt's largest attribution that a neuron must exceed.
-        share: of the prompts for which it must.
+        share: of the prompts for which it must; as published, it is lowered in steps of 0.05 while fewer than
+            ``least`` neurons pass.
+        least: neurons per fact to aim for.
         most: at most so many neurons per fact, those of the largest attribution.
         stabilisers: ``PRUNE`` or ``RECT``; the others act on values, which this method has none of.
         seed: of sampled prefixes.
@@ -52,6 +55,7 @@ class KN:
     steps: int = 20
     threshold: float = 0.2
     share: float = 0.5
+    least: int = 2
     most: int = 20
     prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
     stabilisers: tuple[Stabiliser, ...] = ()
@@ -81,6 +85,18 @@ class KN:
             NumericsError: no neuron of a fact passes the threshold for enough of its prompts.
         """
         return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
+
+    def fit_each(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        progress: bool = True,
+    ) -> Iterator[WeightUpdate]:
+        """For each request by itself an update of the model as it is."""
+        for request in requests:
+            yield self.fit(model, request, layer=layer, progress=progress)
 
     def fit_with(
         self,
@@ -113,12 +129,11 @@ class KN:
                 model, fact, prefixes=() if fact.paraphrases else prefixes, steps=self.steps,
                 threshold=self.threshold, budget=self.budget, progress=False,
             )  # fmt: skip
-            sites = scores.refined(index if given else 0, share=self.share)
-            sites = [site for site in sites if allowed is None or site.layer in allowed][: self.most]
+            sites = self._neurons(scores, index if given else 0, allowed)
             if not sites:
                 raise NumericsError(
-                    f"{request.describe()}: no neuron passes {self.threshold} of the largest attribution for more than "
-                    f"{self.share} of the prompts. Lower threshold or share, or allow more layers."
+                    f"{request.describe()}: no neuron of layers {sorted(allowed or ())} passes {self.threshold} of the "
+                    "largest attribution for any prompt. Lower the threshold, or allow more layers."
                 )
             old, new = (int(encode_target(model, fact.text, t)[0]) for t in (fact.target, request.target_new))
             vectors = unembedding.detach()[[old, new]].float().cpu()
@@ -144,10 +159,21 @@ class KN:
                 before = None if earlier is None else earlier.changes.get(down.name)
                 delta = stabiliser.change(delta, down.parameter, before)
             deltas[down.name] = delta
-        info = {name: getattr(self, name) for name in ("erase", "write", "steps", "threshold", "share", "most", "seed")}
+        info = {name: getattr(self, name) for name in _NAMED}
         layers = sorted(changes)
         stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]
         update = WeightUpdate.make(
             model, deltas, method="KN", info={**info, "layers": layers, "stabilisers": stabilisers, "edits": edits}
         )
         return Fitted(update=update, written={})
+
+    def _neurons(self, scores: NeuronScores, fact: int, allowed: set[int] | None) -> list[Site]:
+        share = self.share
+        while True:
+            sites = [s for s in scores.refined(fact, share=share) if allowed is None or s.layer in allowed]
+            if len(sites) >= self.least or share <= 0:
+                return sites[: self.most]
+            share = max(0.0, share - 0.05)
+
+
+_NAMED = ("erase", "write", "steps", "threshold", "share", "least", "most", "seed")

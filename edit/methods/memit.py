@@ -23,9 +23,9 @@ class MEMIT(Spreading):
         weight: λ; by default 15,000 for keys of a Llama-type model's dimension (14,336), in proportion to it.
         remember: False leaves K_p out, as the published sequential runs did, which collapse; for comparison.
 
-    >>> update = edit.MEMIT(layers=(3, 4, 5, 6)).fit(model, [request])
+    >>> update = edit.MEMIT(layers=(3, 4)).fit(model, [request])
     >>> len(update.parameters)
-    4
+    2
     """
 
     objective: ValueObjective = field(default_factory=lambda: ValueObjective(clamp=0.75))

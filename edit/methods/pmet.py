@@ -16,8 +16,8 @@ class PMET(MEMIT):
     does not have to be written into the MLP. The MLP's part alone is kept, and written as MEMIT does, but with the
     residual divided by √(layers left).
 
-    >>> len(edit.PMET(layers=(3, 4, 5)).fit(model, [request]).parameters)
-    3
+    >>> len(edit.PMET(layers=(3, 4)).fit(model, [request]).parameters)
+    2
     """
 
     place: ClassVar[Place] = "attn+mlp"

@@ -1,6 +1,6 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -19,7 +19,7 @@ from edit.solves import Factors, solve_positive
 from edit.stabilisers import reference_norm
 from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
-from edit.values import Value, optimise_value
+from edit.values import Value, optimise_value, optimise_values
 from edit.weights import DownProjection, down_projection
 from locate.errors import NumericsError
 from locate.sites import check_layer
@@ -79,7 +79,7 @@ class ROME(LocateThenEdit):
         down = down_projection(model, at)
         requests, contexts, prefixes = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
-        statistics = self._statistics(model, {at: down}, earlier, progress)
+        statistics = self._statistics(model, {at: down}, earlier, progress)[at]
         objective = self._value_objective()
         changes, delta, written = dict(earlier.changes), None, None
         edits: list[dict[str, Any]] = []
@@ -94,23 +94,53 @@ class ROME(LocateThenEdit):
             with edited():
                 value = optimise_value(model, batch, at, objective, budget=self.budget, precision=self.precision)
                 values.append(value)
-                edits.append(described_edit(request, value))
-                for stabiliser in self.stabilisers:
-                    (value,) = stabiliser.values([value], earlier.anchor or reference_norm(values))
-                try:
-                    own = self._rank_one(down, value, statistics[at])
-                    own = self.stabilised(own, down, replace(earlier, changes=changes))
-                except NumericsError as error:
-                    raise NumericsError(f"{request.describe()}: {error}") from error
-                one = self._written(down, value)
+                anchor = earlier.anchor or reference_norm(values)
+                own, one = self._write(
+                    down, request, value, statistics, replace(earlier, changes=changes, anchor=anchor)
+                )
+            edits.append(described_edit(request, value))
             written = one if written is None else written.joined(one)
             delta = own if delta is None else delta.joined(own)
             changes[down.name] = own if down.name not in changes else changes[down.name].joined(own)
         assert delta is not None
         assert written is not None
-        info = {"layer": at, **self._info([at], prefixes, statistics, edits)}
+        info = {"layer": at, **self._info([at], prefixes, {at: statistics}, edits)}
         update = WeightUpdate.make(model, {down.name: delta}, method="ROME", info=info)
         return Fitted(update=update, written={at: written}, anchor=reference_norm(values))
+
+    def fit_each(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        progress: bool = True,
+    ) -> Iterator[WeightUpdate]:
+        """See ``LocateThenEdit.fit_each``."""
+        at = self.resolve_layer(model, layer)
+        down = down_projection(model, at)
+        own, contexts, prefixes = self._prepared(model, requests, together=False)
+        statistics = self._statistics(model, {at: down}, EarlierEdits(), progress)[at]
+        values = optimise_values(
+            model, contexts, at, self._value_objective(), budget=self.budget, precision=self.precision,
+            progress=progress,
+        )  # fmt: skip
+        for request, value in zip(own, values, strict=True):
+            delta, _ = self._write(down, request, value, statistics, EarlierEdits(anchor=reference_norm([value])))
+            info = self._info([at], prefixes, {at: statistics}, [described_edit(request, value)])
+            yield WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
+
+    def _write(
+        self, down: DownProjection, request: EditRequest, value: Value, statistics: KeyStatistics, earlier: EarlierEdits
+    ) -> tuple[LowRank, Written]:
+        """One request's change of the weights as they are, and what it writes."""
+        for stabiliser in self.stabilisers:
+            (value,) = stabiliser.values([value], earlier.anchor)
+        try:
+            delta = self.stabilised(self._rank_one(down, value, statistics), down, earlier)
+        except NumericsError as error:
+            raise NumericsError(f"{request.describe()}: {error}") from error
+        return delta, self._written(down, value)
 
     def solve(
         self,

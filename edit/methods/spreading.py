@@ -1,6 +1,6 @@
 """Methods that write all requests together, spread over several layers; a method fills in its solve."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,9 +19,10 @@ from edit.methods.base import EarlierEdits, Fitted, LocateThenEdit, Written, des
 from edit.requests import EditRequest
 from edit.stabilisers import reference_norm
 from edit.states import read_at_sites
+from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
 from edit.values import Place, Value, optimise_values
-from edit.weights import down_projection
+from edit.weights import DownProjection, down_projection
 from locate.errors import NumericsError
 from locate.sites import hook_name
 
@@ -68,11 +69,36 @@ class Spreading(LocateThenEdit):
     ) -> Fitted:
         """See ``LocateThenEdit.fit``."""
         stages = self._stages(model, layer)
-        downs = {one: down_projection(model, one) for stage in stages for one in stage}
-        requests, contexts, prefixes = self._prepared(model, requests)
+        prepared = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
-        statistics = self._statistics(model, downs, earlier, progress)
-        objective, edits = self._value_objective(), []
+        statistics = self._statistics(model, _downs(model, stages), earlier, progress)
+        return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
+
+    def fit_each(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        progress: bool = True,
+    ) -> Iterator[WeightUpdate]:
+        """See ``LocateThenEdit.fit_each``."""
+        stages = self._stages(model, layer)
+        own, contexts, prefixes = self._prepared(model, requests, together=False)
+        statistics = self._statistics(model, _downs(model, stages), EarlierEdits(), progress)
+        values = self._values(model, contexts, stages[0][-1], progress)
+        for request, context, value in zip(own, contexts, values, strict=True):
+            yield self._fit(
+                model, [request], [context], prefixes, stages, statistics, EarlierEdits(), [value], False
+            ).update  # fmt: skip
+
+    def _fit(
+        self, model: TransformerBridge, requests: list[EditRequest], contexts: list[ContextBatch], prefixes: list[str],
+        stages: tuple[tuple[int, ...], ...], statistics: Mapping[int, KeyStatistics], earlier: EarlierEdits,
+        first: list[Value] | None, progress: bool,
+    ) -> Fitted:  # fmt: skip
+        """Write the requests stage by stage; ``first`` are the first stage's values where they are known already."""
+        downs, edits = _downs(model, stages), []
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
         anchor: float | None = None
@@ -82,12 +108,10 @@ class Spreading(LocateThenEdit):
 
         for stage in stages:
             with edited():
-                values = optimise_values(
-                    model, contexts, stage[-1], objective, place=self.place, budget=self.budget,
-                    precision=self.precision, progress=progress,
-                )  # fmt: skip
+                values = first or self._values(model, contexts, stage[-1], progress)
+            first = None
             edits = [described_edit(request, value) for request, value in zip(requests, values, strict=True)]
-            # Of several stages the last one's counts; a stabiliser may use it at once.
+            # Of several stages the last one's counts.
             anchor = reference_norm(values)
             for stabiliser in self.stabilisers:
                 values = stabiliser.values(values, earlier.anchor)
@@ -109,6 +133,14 @@ class Spreading(LocateThenEdit):
         info = self._info(list(downs), prefixes, statistics, edits)
         update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
         return Fitted(update=update, written=written, anchor=anchor)
+
+    def _values(
+        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, progress: bool
+    ) -> list[Value]:
+        return optimise_values(
+            model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
+            precision=self.precision, progress=progress,
+        )  # fmt: skip
 
     def _missing(
         self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int
@@ -141,6 +173,10 @@ class Spreading(LocateThenEdit):
     def _share(self, layers_left: int) -> float:
         """How much of what is missing a layer writes."""
         return 1 / layers_left
+
+
+def _downs(model: TransformerBridge, stages: tuple[tuple[int, ...], ...]) -> dict[int, DownProjection]:
+    return {layer: down_projection(model, layer) for stage in stages for layer in stage}
 
 
 def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:

@@ -16,6 +16,7 @@ from edit.hooks import key_hook
 from edit.statistics.accumulate import MomentSum
 from edit.statistics.files import load_statistics
 from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
+from edit.statistics.text import KeptText
 from edit.weights import down_projection, model_fingerprint
 from locate.bundled import cache_folder
 from locate.devices import input_device
@@ -91,9 +92,9 @@ def collect_statistics(
         DataError: the corpus cannot be read, or is too short.
         NumericsError: some keys are not finite.
 
-    >>> found = edit.collect_statistics(model, [3, 4])
-    >>> found[3].layer, found[4].count
-    (3, 32768)
+    >>> found = edit.collect_statistics(model, [4], tokens=30000)
+    >>> found[4].count
+    32768
     """
     _check_options(layers, tokens, shard)
     chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
@@ -117,7 +118,8 @@ def collect_statistics(
             dtype = str(down.parameter.dtype).removeprefix("torch.")
             jobs.append(_Job(moments=moments, dtype=dtype, path=path))
     if jobs:
-        _accumulate(model, [job.moments for job in jobs], text, checkpoint_seconds, progress)
+        texts = place / "text" / fingerprint[:32] if cache else None
+        _accumulate(model, [job.moments for job in jobs], text, texts, checkpoint_seconds, progress)
     for job in jobs:
         moments = job.moments
         text.check_enough(moments)
@@ -178,12 +180,15 @@ class _Text:
         text = f"{self.identity}|{batches} of {ROWS}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
         return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{FORMAT}".encode()).hexdigest()[:32]
 
-    def read(self, model: TransformerBridge, skip: int) -> Iterator[torch.Tensor]:
-        """The shard's batches without the first ``skip``."""
+    def read(self, model: TransformerBridge, skip: int, folder: Path | None) -> Iterator[torch.Tensor]:
+        """The shard's batches without the first ``skip``; text that the model writes is kept in the folder."""
         first = self.index + skip * self.of
-        yield from token_batches(
-            model, self.corpus, length=LENGTH, rows=ROWS, seed=self.seed, first=first, step=self.of
-        )
+        options = {"length": LENGTH, "rows": ROWS, "seed": self.seed, "step": self.of}
+        if self.corpus == SAMPLED and folder is not None:
+            kept = KeptText(folder=folder, name=f"{self.seed}-{ROWS}x{LENGTH}")
+            yield from kept.batches(lambda n: token_batches(model, SAMPLED, first=n, **options), first, self.of)
+        else:
+            yield from token_batches(model, self.corpus, first=first, **options)
 
     def check_enough(self, moments: MomentSum) -> None:
         """Refuse what a corpus that ended early gave. A shard may be small, because others are added to it."""
@@ -200,11 +205,12 @@ class _Text:
 
 
 def _accumulate(
-    model: TransformerBridge, sums: Sequence[MomentSum], text: _Text, checkpoint_seconds: float, progress: bool
-) -> None:
+    model: TransformerBridge, sums: Sequence[MomentSum], text: _Text, folder: Path | None, checkpoint_seconds: float,
+    progress: bool,
+) -> None:  # fmt: skip
     """Run the text through the model until every sum has the batches it wants, or the text ends."""
     begin, end = min(one.done for one in sums), max(one.wanted for one in sums)
-    batches = text.read(model, begin)
+    batches = text.read(model, begin, folder)
     layers = [one.layer for one in sums]
     name = f"key statistics, layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     last = time.monotonic()

@@ -166,9 +166,12 @@ class KeyStatistics:
         Raises:
             DataError: they are of another layer, model or dimension, or some keys would count twice.
 
-        >>> shards = [edit.collect_statistics(model, [4], tokens=65536, shard=(i, 2))[4] for i in range(2)]
-        >>> shards[0].merge(shards[1]).count
-        65536
+        >>> known = {"layer": 4, "corpus": "a.txt", "seed": 0, "fingerprint": "f"}
+        >>> moments = torch.eye(2, dtype=torch.float64), 5 * torch.eye(2, dtype=torch.float64)
+        >>> shards = [KeyStatistics(second_moment=c, count=n, **known) for c, n in zip(moments, (1, 3))]
+        >>> shards[0].merge(shards[1]).second_moment
+        tensor([[4., 0.],
+                [0., 4.]], dtype=torch.float64)
         """
         everything = (self, *others)
         for other in others:

@@ -1,17 +1,20 @@
 """Evaluation of an edit: rows against literal scores, state of the model, and an honest summary."""
 
 import importlib
+import math
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from edit.evaluation import Evaluation, evaluate, evaluate_each
-from edit.evaluation.generation import generate_greedily
-from edit.evaluation.scoring import Score, next_token_logprobs, score_targets
+from edit.evaluation import Evaluation, baseline, evaluate, evaluate_each
+from edit.evaluation.fluency import ngram_entropy
+from edit.evaluation.fluency import sample_texts as published_texts
+from edit.evaluation.generation import exact_match, generate_greedily
+from edit.evaluation.scoring import Score
 from edit.methods import ROME
-from edit.requests import EditRequest
+from edit.requests import EditRequest, Unrelated
 from edit.updates import LowRank, WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate import Fact, FactError, UpdateError
@@ -24,7 +27,18 @@ TOWER = Fact(
 )  # fmt: skip
 BEN = Fact(prompt="{} stands in", subject="Big Ben", target="London", neighbours=("To visit London, you need",))
 CASES = [TOWER, EditRequest(BEN, "Rome in Italy")]
-module = importlib.import_module("edit.evaluation.evaluate")
+# Everything that a request may bring beside its fact.
+ASKED = EditRequest(
+    BEN, "Rome in Italy", aliases=("the Eternal City",), aliases_before=("Londinium",),
+    paraphrase_texts=("The bell stands in", "The clock is in"),
+    unrelated=(
+        Unrelated(prompt="nq question: who built the tower?", target="The engineer Eiffel"),
+        Unrelated(prompt="The capital of Norway is", target="Oslo", aliases=("Christiania",)),
+    ),
+    generation_prompts=("Big Ben is", "Big Ben is", "Near Big Ben"),
+)  # fmt: skip
+asking = importlib.import_module("edit.evaluation.asking")
+evaluating = importlib.import_module("edit.evaluation.evaluate")
 
 
 @pytest.fixture
@@ -32,54 +46,102 @@ def model():
     return tiny.bridge("llama")
 
 
-def make(model, seed=0):
+def make(model, seed=0, size=1.0):
     draw = torch.Generator().manual_seed(seed)
-    left, right = torch.randn(32, 2, generator=draw), torch.randn(2, 80, generator=draw)
+    left, right = size * torch.randn(32, 2, generator=draw), torch.randn(2, 80, generator=draw)
     return WeightUpdate.make(model, {down_projection(model, 1).name: LowRank(left=left, right=right)}, method="test")
+
+
+def sample_texts(model, prompts, seeds):
+    """Shorter than the published ones, to save time."""
+    return published_texts(model, prompts, seeds, tokens=24)
+
+
+@pytest.fixture(autouse=True)
+def short_texts(monkeypatch):
+    monkeypatch.setattr(asking, "sample_texts", sample_texts)
 
 
 def prints(model):
     return {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
 
 
-def test_rows_are_the_probes_with_their_scores(model):
-    update = make(model)
-    rows = evaluate(model, update, CASES, max_new_tokens=4).rows
+@torch.no_grad()
+def literal(model, prompt, target):
+    """Log-probability of each of the target's tokens, its tokens, and the first choice in place of each."""
+    start = len(tiny.tokenizer()(prompt)["input_ids"])
+    tokens = tiny.tokenizer()(f"{prompt} {target}")["input_ids"]
+    logprobs = model(torch.tensor([tokens]))[0].double().log_softmax(-1)[start - 1 : -1]
+    own = [float(row[token]) for row, token in zip(logprobs, tokens[start:], strict=True)]
+    return own, tokens[start:], logprobs.argmax(-1).tolist(), logprobs[0]
+
+
+def favouring(model, *words):
+    """Hooks that make the tokens of these words likelier everywhere, so that some are predicted."""
+    tokens = sorted({token for word in words for token in tiny.tokenizer()(word)["input_ids"]})
+
+    def favour(logits, hook):
+        logits = logits.clone()
+        logits[..., tokens] += 2.0
+        return logits
+
+    return model.hooks(fwd_hooks=[("unembed.hook_out", favour)])
+
+
+@pytest.fixture
+def knowing(model):
+    with favouring(model, " Rome in", " The engineer", " Oslo", " London"):
+        yield model
+
+
+def test_rows_are_the_probes_with_their_scores(knowing):
+    model, update = knowing, make(knowing, size=0.1)
+    rows = evaluate(model, update, [TOWER, ASKED], max_new_tokens=4).rows
     own = rows[rows["model"] == "edited"]
     assert own["probe"].tolist() == [
-        "efficacy",
-        *["paraphrase"] * 2,
-        *["neighbourhood"] * 3,
-        "efficacy",
-        "neighbourhood",
-    ]
-    assert own["case"].tolist() == [0] * 6 + [1] * 2
+        "efficacy", *["paraphrase"] * 2, *["neighbourhood"] * 3,
+        "efficacy", *["paraphrase"] * 2, "neighbourhood", *["unrelated"] * 2,
+    ]  # fmt: skip
+    assert own["case"].tolist() == [0] * 6 + [1] * 6
     assert own["prompt"].tolist()[:3] == [
         "The Eiffel Tower is located in the city of", "To visit The Eiffel Tower, you need a flight to",
         "The Eiffel Tower stands in",
     ]  # fmt: skip
+    assert own["prompt"].tolist()[7:9] == list(ASKED.paraphrase_texts)
+    assert own["target"].tolist() == ["Paris"] * 6 + ["London"] * 4 + ["The engineer Eiffel", "Oslo"]
+    assert own["target_new"].tolist() == ["Rome"] * 6 + ["Rome in Italy"] * 6
     states = {}
     for state in ("unedited", "edited"):
         own = rows[rows["model"] == state]
-        new = score_targets(model, list(zip(own["prompt"], own["target_new"], strict=True)))
-        true = score_targets(model, list(zip(own["prompt"], own["target"], strict=True)))
-        for name, scores in (("new", new), ("true", true)):
-            assert own[f"logprob_{name}"].tolist() == [score.mean_logprob for score in scores]
-            assert own[f"rank_{name}"].tolist() == [score.rank for score in scores]
-            first = np.exp([score.first_logprob for score in scores])
-            assert own[f"probability_{name}"].tolist() == pytest.approx(first)
+        states[state] = []
+        for _, row in own.iterrows():
+            wanted = "new" if row["probe"] in ("efficacy", "paraphrase") else "true"
+            for name, target in (("new", row["target_new"]), ("true", row["target"])):
+                logprobs, tokens, chosen, following = literal(model, row["prompt"], target)
+                assert row[f"logprob_{name}"] == pytest.approx(np.mean(logprobs), abs=1e-5)
+                assert row[f"probability_{name}"] == pytest.approx(math.exp(logprobs[0]), abs=1e-5)
+                assert row[f"rank_{name}"] == int((following > following[tokens[0]]).sum()) + 1
+                if name == wanted:
+                    assert row["token_accuracy"] == np.mean([a == b for a, b in zip(tokens, chosen, strict=True)])
+                    states[state].append((chosen, following))
         assert own["generation"].tolist() == generate_greedily(model, own["prompt"].tolist(), max_new_tokens=4)
-        states[state] = (next_token_logprobs(model, own["prompt"].tolist()), own)
         if state == "unedited":
+            assert (own["kl"] == 0).all()
+            assert own["same_answer"].all()
+            assert (own["same_tokens"] == 1).all()
             update.apply(model)
-    before, after = states["unedited"][0].double(), states["edited"][0].double()
-    kl = (before.exp() * (before - after)).sum(-1)
-    edited, unedited = states["edited"][1], states["unedited"][1]
-    assert kl.min() > 1e-3
-    assert edited["kl"].tolist() == pytest.approx(kl.tolist(), abs=1e-5)
-    assert edited["same_answer"].tolist() == (before.argmax(-1) == after.argmax(-1)).tolist()
-    assert (unedited["kl"] == 0).all()
-    assert unedited["same_answer"].all()
+    own = rows[rows["model"] == "edited"]
+    drifts = []
+    for (_, row), (chosen, before), (others, after) in zip(
+        own.iterrows(), states["unedited"], states["edited"], strict=True
+    ):
+        drifts.append(float((before.exp() * (before - after)).sum()))
+        assert row["kl"] == pytest.approx(drifts[-1], abs=1e-5)
+        assert row["same_answer"] == (before.argmax() == after.argmax())
+        assert row["same_tokens"] == np.mean([a == b for a, b in zip(chosen, others, strict=True)])
+    assert min(drifts) > 1e-3
+    for measure in ("token_accuracy", "same_tokens"):  # some, none and all of the tokens
+        assert rows[measure].nunique() > 2
 
 
 def test_is_the_same_with_the_update_applied_and_leaves_the_model_as_it_came(model):
@@ -98,17 +160,19 @@ def test_is_the_same_with_the_update_applied_and_leaves_the_model_as_it_came(mod
 
 
 def test_leaves_the_model_as_it_came_when_it_fails(model, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise KeyboardInterrupt
 
     update = make(model)
     update.apply(model)
     edited = prints(model)
-    monkeypatch.setattr(module, "next_token_logprobs", fail)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(model, update, CASES, generate=False)
-    assert prints(model) == edited
-    assert update.is_applied(model)
+    before = baseline(model, CASES, generate=False)
+    monkeypatch.setattr(asking, "score_targets", fail)
+    for given in (None, before):
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(model, update, CASES, generate=False, baseline=given)
+        assert prints(model) == edited
+        assert update.is_applied(model)
 
 
 def test_drift_is_never_below_zero(model):
@@ -123,18 +187,20 @@ def test_drift_is_never_below_zero(model):
     [(-1, -2, True, False), (-2, -1, False, True), (-1, -1, False, False)],
 )
 def test_success_is_new_over_true_but_for_neighbours_the_reverse(model, monkeypatch, new, true, efficacy, neighbour):
-    def score(_model, pairs):
+    real = asking.score_targets
+
+    def score(model, pairs, *, see):
+        real(model, pairs, see=see)
         # The first token says the opposite, because means per token decide.
         return [
             Score(
                 mean_logprob=float(new if target == "Rome" else true),
-                first_logprob=float(-new if target == "Rome" else -true),
-                rank=1,
+                first_logprob=float(new if target != "Rome" else true), rank=1, tokens=(1,), predicted=(1,),
             )
             for _, target in pairs
-        ]
+        ]  # fmt: skip
 
-    monkeypatch.setattr(module, "score_targets", score)
+    monkeypatch.setattr(asking, "score_targets", score)
     rows = evaluate(model, make(model), [TOWER], generate=False).rows
     wins = rows.groupby("probe")["success"].agg(["min", "max"])
     for probe, expected in (("efficacy", efficacy), ("paraphrase", efficacy), ("neighbourhood", neighbour)):
@@ -144,10 +210,36 @@ def test_success_is_new_over_true_but_for_neighbours_the_reverse(model, monkeypa
 def test_generations_match_the_new_object_but_for_neighbours_the_true_one(model, monkeypatch):
     said = {"The Eiffel Tower stands in": " Rome.", "The Louvre stands in": " Paris."}
     monkeypatch.setattr(
-        module, "generate_greedily", lambda _m, prompts, **_: [said.get(p, " nothing") for p in prompts]
+        asking, "generate_greedily", lambda _m, prompts, **_: [said.get(p, " nothing") for p in prompts]
     )
     rows = evaluate(model, make(model), [TOWER]).rows
     assert set(rows[rows["exact_match"]]["prompt"]) == set(said)
+
+
+def test_generations_may_give_another_name_of_what_is_wanted(model, monkeypatch):
+    said = {
+        "Big Ben stands in": " the Eternal City.", "The bell stands in": " Londinium",
+        "The clock is in": " Rome in Italy",
+        "To visit London, you need": " Londinium!", "The capital of Norway is": " Christiania, or",
+        "nq question: who built the tower?": " Rome in Italy",
+    }  # fmt: skip
+    monkeypatch.setattr(asking, "generate_greedily", lambda _m, prompts, **_: [said[prompt] for prompt in prompts])
+    rows = evaluate(model, make(model), [ASKED]).rows.query("model == 'edited'").set_index("prompt")
+    expected = {prompt: True for prompt in said} | {"The bell stands in": False}
+    expected["nq question: who built the tower?"] = False
+    assert rows["exact_match"].to_dict() == expected
+    assert exact_match(said["To visit London, you need"], ["Londinium"])
+
+
+def test_each_prompt_speaks_once(model, monkeypatch):
+    asked, real = [], asking.generate_greedily
+    monkeypatch.setattr(
+        asking, "generate_greedily", lambda m, prompts, **how: asked.append(prompts) or real(m, prompts, **how)
+    )
+    rows = evaluate(model, make(model), [TOWER, TOWER], max_new_tokens=2).rows
+    assert [len(prompts) for prompts in asked] == [6, 6]
+    edited = rows[rows["model"] == "edited"]
+    assert edited["generation"].tolist()[:6] == edited["generation"].tolist()[6:]
 
 
 def frame(**columns):
@@ -177,6 +269,7 @@ def test_each_case_counts_once_and_the_score_is_the_harmonic_mean():
     assert means["neighbourhood"] == 50
     assert means["score"] == pytest.approx(3 / (1 / 100 + 3 / 200 + 1 / 50))
     assert means["first answer"] == means["locality"] == means["exact match"] == 100
+    assert (summary["meaning"].str.len() > 0).all()
 
 
 def test_the_score_is_zero_with_a_zero_and_absent_without_a_kind():
@@ -218,25 +311,138 @@ def test_one_case_shows_no_spread_of_an_average():
     assert np.isnan(row["edited high"])
 
 
+def test_magnitudes_are_mean_differences_of_probabilities():
+    new, true = [0.5, 0.25, 0.125, 0.0625], [0.25, 0.125, 0.5, 0.75]
+    evaluation = frame(
+        case=[0, 0, 0, 0], probe=["efficacy", "paraphrase", "paraphrase", "neighbourhood"], success=True,
+        logprob_new=np.log(new), logprob_true=np.log(true),
+    )  # fmt: skip
+    means = evaluation.summary()["edited"]
+    assert means["efficacy magnitude"] == pytest.approx(25)
+    assert means["paraphrase magnitude"] == pytest.approx(100 * (0.125 - 0.375) / 2)
+    assert means["neighbourhood magnitude"] == pytest.approx(100 * (0.75 - 0.0625))
+    # A difference of exactly one is no success of a proportion: a single case has no interval.
+    sure = frame(case=[0], probe="efficacy", success=True, logprob_new=[0.0], logprob_true=[-np.inf])
+    assert sure.summary().loc["efficacy magnitude", "edited"] == 100
+    assert np.isnan(sure.summary().loc["efficacy magnitude", "edited low"])
+
+
+def test_token_measures_average_the_cases():
+    table = frame(
+        case=[0, 0, 0, 1, 1, 1, 1], success=True,
+        probe=["efficacy", "paraphrase", "unrelated", "efficacy", "paraphrase", "paraphrase", "unrelated"],
+        token_accuracy=[1.0, 0.5, 0.25, 0.5, 0.0, 1.0, 0.75], same_tokens=[0.0, 0, 1.0, 0, 0, 0, 0.5],
+    )  # fmt: skip
+    means = table.summary()["edited"]
+    assert means["efficacy tokens"] == 75
+    assert means["paraphrase tokens"] == 50
+    assert means["specificity tokens"] == 50
+    assert means["specificity own tokens"] == 75
+    assert means["unrelated locality"] == 100
+    assert "locality" not in means
+
+
 def test_summary_of_a_real_evaluation(model):
-    evaluation = evaluate(model, make(model), CASES, max_new_tokens=4)
+    evaluation = evaluate(model, make(model), [TOWER, ASKED], max_new_tokens=4)
     summary = evaluation.summary()
     assert list(summary.columns) == [
-        f"{state}{bound}" for state in ("edited", "unedited") for bound in ("", " low", " high")
-    ]
-    assert list(summary.index) == [
-        "efficacy", "paraphrase", "neighbourhood", "exact match", "paraphrase exact match", "locality",
-        "first answer", "score",
+        *(f"{state}{bound}" for state in ("edited", "unedited") for bound in ("", " low", " high")), "meaning",
     ]  # fmt: skip
+    assert list(summary.index) == [
+        "exact match", "paraphrase exact match", "locality", "unrelated locality", "first answer",
+        "efficacy", "paraphrase", "neighbourhood", "score",
+        "efficacy magnitude", "paraphrase magnitude", "neighbourhood magnitude",
+        "efficacy tokens", "paraphrase tokens", "specificity tokens", "specificity own tokens",
+    ]  # fmt: skip
+    assert all(dtype.kind == "f" for dtype in summary.dtypes[:-1])
+    shares = summary[~summary.index.str.endswith("magnitude")]
     for state in ("edited", "unedited"):
-        bounded = summary[summary[f"{state} low"].notna()]
+        bounded = shares[shares[f"{state} low"].notna()]
         assert (bounded[f"{state} low"] >= 0).all()
         assert (bounded[f"{state} low"] <= bounded[state]).all()
         assert (bounded[state] <= bounded[f"{state} high"]).all()
         assert (bounded[f"{state} high"] <= 100).all()
-    assert summary.loc["locality", "unedited"] == 100
-    quiet = evaluate(model, make(model), CASES, generate=False).summary()
+    assert summary["meaning"].map(bool).all()
+    assert (summary.loc[["locality", "unrelated locality", "specificity own tokens"], "unedited"] == 100).all()
+    quiet = evaluate(model, make(model), [TOWER, ASKED], generate=False).summary()
     assert set(summary.index) - set(quiet.index) == {"exact match", "paraphrase exact match"}
+
+
+def test_fluency_is_the_entropy_of_each_models_texts(model):
+    update, how = make(model), {"generate": False, "fluency": True, "seed": 3}
+    evaluation = evaluate(model, update, [TOWER, ASKED], **how)
+    texts = evaluation.texts
+    # Repeated prompts have different texts; a case without prompts for texts continues its own.
+    prompts = [TOWER.text, *ASKED.generation_prompts]
+    assert texts["prompt"].tolist() == prompts * 2
+    assert texts["case"].tolist() == [0, 1, 1, 1] * 2
+    assert texts.loc[1, "text"] != texts.loc[2, "text"]
+    for state in ("unedited", "edited"):
+        own = texts[texts["model"] == state]
+        assert own["text"].tolist() == sample_texts(model, prompts, [3, 3, 4, 5])
+        entropies = [ngram_entropy(text) for text in own["text"]]
+        assert own["entropy"].tolist() == entropies
+        row = evaluation.summary().loc["fluency"]
+        assert row[state] == pytest.approx(100 * (entropies[0] + np.mean(entropies[1:])) / 2)
+        # Whatever two cases are drawn, their mean lies between them.
+        both = sorted([100 * entropies[0], 100 * np.mean(entropies[1:])])
+        assert [row[f"{state} low"], row[f"{state} high"]] == pytest.approx(both)
+        if state == "unedited":
+            update.apply(model)
+    assert "fluency" not in evaluate(model, update, [TOWER], generate=False).summary().index
+
+
+def test_large_evaluations_compare_in_parts(model, monkeypatch):
+    update = make(model)
+    whole = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
+    parts, real = [], evaluating._judge
+    monkeypatch.setattr(evaluating, "LOGITS", 5 * tiny.VOCAB)
+    monkeypatch.setattr(evaluating, "_judge", lambda *args: parts.append(args[-1]) or real(*args))
+    apart = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
+    assert len(parts) == 3
+    pd.testing.assert_frame_equal(whole.rows, apart.rows, atol=1e-5)
+
+
+def passes(model, call):
+    """How many texts the model reads whole, at a time, while this is called."""
+    rows = []
+    with model.hooks(fwd_hooks=[("embed.hook_out", lambda states, hook: rows.append(len(states)))]):
+        call()
+    return sum(rows)
+
+
+def test_a_baseline_serves_many_edits(model):
+    cases, updates = [TOWER, ASKED], [make(model, seed) for seed in (1, 2)]
+    how = {"max_new_tokens": 3, "fluency": True, "seed": 1}
+    plain = prints(model)
+    before = baseline(model, cases, **how)
+    assert prints(model) == plain
+    for update in updates:
+        with_it = evaluate(model, update, cases, baseline=before, **how)
+        alone = evaluate(model, update, cases, **how)
+        pd.testing.assert_frame_equal(with_it.rows, alone.rows)
+        pd.testing.assert_frame_equal(with_it.texts, alone.texts)
+    quiet = baseline(model, cases, generate=False)
+    once = passes(model, lambda: baseline(model, cases, generate=False))
+    asked = [
+        passes(model, lambda given=given: evaluate(model, updates[0], cases, generate=False, baseline=given))
+        for given in (None, quiet)
+    ]
+    assert asked == [2 * once, once]
+    # Targets and distributions are read in one pass over each prompt.
+    assert once <= 2 * len(before.questions)
+
+
+def test_a_baseline_of_something_else_is_refused(model):
+    before, update = baseline(model, CASES, generate=False), make(model)
+    with pytest.raises(FactError, match="was measured on 2 cases, which are not the 1 to evaluate"):
+        evaluate(model, update, [TOWER], generate=False, baseline=before)
+    for name, value in (("generate", True), ("max_new_tokens", 3), ("fluency", True), ("seed", 1)):
+        how = {"generate": False, name: value}
+        with pytest.raises(FactError, match=f"measured with {name}=.*, but {name}={value} is asked for now"):
+            evaluate(model, update, CASES, baseline=before, **how)
+        with pytest.raises(FactError, match=f"measured with {name}=.*, but {name}={value} is asked for now"):
+            evaluate_each(model, ROME(), CASES, baseline=before, **how)
 
 
 def test_join_numbers_the_cases_on():
@@ -246,6 +452,12 @@ def test_join_numbers_the_cases_on():
     assert joined.rows.index.is_unique
     assert len(joined.summary()) == len(parts[0].summary())
     assert [part.rows["case"].max() for part in parts] == [1, 0, 2]
+    assert joined.texts is None
+    spoken = [
+        Evaluation(rows=part.rows, texts=pd.DataFrame({"case": part.rows["case"].unique(), "entropy": 1.0}))
+        for part in parts
+    ]
+    assert Evaluation.join(spoken).texts["case"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_each_case_is_edited_on_the_unedited_model(model):
@@ -260,8 +472,27 @@ def test_each_case_is_edited_on_the_unedited_model(model):
     assert [(len(requests), plain) for requests, plain in seen] == [(1, True), (1, True)]
     assert [requests[0].target_new for requests, _ in seen] == ["Rome", "Rome in Italy"]
     alone = [evaluate(model, make(model, seed=i + 1), [case], generate=False) for i, case in enumerate(CASES)]
-    pd.testing.assert_frame_equal(joined.rows, Evaluation.join(alone).rows)
+    pd.testing.assert_frame_equal(joined.rows, Evaluation.join(alone).rows, atol=1e-5)
     assert prints(model) == before
+    seen.clear()
+    given = baseline(model, CASES, generate=False)
+    again = evaluate_each(model, Method(), CASES, generate=False, progress=False, baseline=given)
+    pd.testing.assert_frame_equal(joined.rows, again.rows)
+
+
+def test_the_unedited_model_is_asked_once_for_all_cases(model, monkeypatch):
+    class Method:
+        def fit(self, model, requests, *, progress=True):
+            return make(model)
+
+    asked, real = [], asking.score_targets
+    monkeypatch.setattr(
+        asking, "score_targets", lambda m, pairs, **how: asked.append(len(pairs)) or real(m, pairs, **how)
+    )
+    joined = evaluate_each(model, Method(), CASES, max_new_tokens=2, fluency=True, seed=2, progress=False)
+    assert asked == [16, 12, 4]
+    assert joined.texts["case"].tolist() == [0, 0, 1, 1]
+    assert joined.texts["model"].tolist() == ["edited", "unedited"] * 2
 
 
 def test_saves_the_rows(model, tmp_path):
@@ -270,6 +501,11 @@ def test_saves_the_rows(model, tmp_path):
     loaded = pd.read_csv(path, keep_default_na=False)
     assert list(loaded.columns) == list(evaluation.rows.columns)
     assert loaded["kl"].tolist() == pytest.approx(evaluation.rows["kl"].tolist())
+    assert [path.name for path in path.parent.iterdir()] == ["rows.csv"]
+    spoken = evaluate(model, make(model), [TOWER], generate=False, fluency=True)
+    spoken.save(path)
+    texts = pd.read_csv(path.with_name("rows.texts.csv"), keep_default_na=False)
+    assert texts["text"].tolist() == spoken.texts["text"].tolist()
 
 
 def test_refuses_what_it_cannot_judge(model):

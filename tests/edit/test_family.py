@@ -307,8 +307,21 @@ def test_kn_rewrites_the_neurons_that_attribution_finds(kind):
 def test_kn_refuses_stabilisers_of_values(llama):
     with pytest.raises(NumericsError, match=r"NAS acts on optimised values, and KN has none\. Use PRUNE or RECT"):
         KN(stabilisers=(NAS(),)).fit(llama, REQUESTS, progress=False)
-    with pytest.raises(NumericsError, match=r"no neuron passes 0.99 .* Lower threshold or share"):
-        KN(threshold=0.99, share=0.99, steps=2, prefix_lengths=((2, 3),)).fit(llama, REQUESTS, progress=False)
+    quick = KN(threshold=0.99, share=0.99, steps=2, prefix_lengths=((2, 1),))
+    prefixes = edit.sample_prefixes(llama, ((2, 1),))[1:]
+    found = locate.knowledge_neurons(llama, TOWER, prefixes=prefixes, steps=2, threshold=0.99, progress=False)
+    away = int((found.kept.sum("neuron").isel(fact=0) == 0).values.argmax())
+    assert float(found.kept.sel(layer=away).sum()) == 0
+    with pytest.raises(NumericsError, match=rf"no neuron of layers \[{away}\] passes 0.99 .* allow more layers"):
+        quick.fit(llama, REQUESTS[:1], layer=away, progress=False)
+
+
+def test_kn_lowers_the_share_until_enough_neurons_pass(llama):
+    strict = KN(threshold=0.5, share=0.99, least=3, steps=2, prefix_lengths=((2, 3),))
+    update = strict.fit(llama, REQUESTS[:1], progress=False)
+    assert len(update.info["edits"][0]["neurons"]) >= 3
+    single = dataclasses.replace(strict, least=0)
+    assert len(single._neurons(locate.knowledge_neurons(llama, TOWER, steps=2, progress=False), 0, None)) >= 1
 
 
 @pytest.mark.parametrize("name", [*METHODS, "KN"])
@@ -353,3 +366,22 @@ def test_statistics_must_cover_the_layers(llama, prepared):
     one = collect_statistics(llama, [1], corpus=method.corpus, tokens=1500, progress=False)
     with pytest.raises(NumericsError, match=r"of layer 1, the edit is in layer 2"):
         dataclasses.replace(method, statistics=one).fit(llama, REQUESTS, progress=False)
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ROME"])
+def test_each_by_itself_is_what_fit_gives_for_one(name, llama, prepared):
+    other = prepared("EMMET" if name == "ROME" else name)
+    method = other
+    if name == "ROME":
+        method = ROME(layer=2, objective=OBJECTIVE, prefixes=PREFIXES, corpus=other.corpus, statistics_tokens=1500)
+    again = EditRequest(TOWER, "London")
+    before = prints(llama)
+    found = list(method.fit_each(llama, [*REQUESTS, again], progress=False))
+    assert prints(llama) == before
+    for update, request in zip(found, [*REQUESTS, again], strict=True):
+        alone = method.fit(llama, request, progress=False)
+        assert [edited["request"] for edited in update.info["edits"]] == [request.describe()]
+        layer = alone.info["layers"][-1]
+        assert (dense(llama, update, layer) - dense(llama, alone, layer)).norm() < 2e-3 * dense(
+            llama, alone, layer
+        ).norm()

@@ -1,10 +1,13 @@
-"""Greedy generation against transformers, its natural stop, and exact match."""
+"""Greedy generation against transformers, its natural stop, exact match, and fluency."""
 
+import math
 import unicodedata
 
 import pytest
 import torch
 
+from edit.evaluation import fluency, generation
+from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
 from tests import tiny
 
@@ -62,6 +65,18 @@ def test_a_batch_says_what_each_prompt_says_alone(model):
     together = generate_greedily(model, PROMPTS)
     assert together == [generate_greedily(model, [prompt])[0] for prompt in PROMPTS]
     assert len(set(together)) > 1
+
+
+def test_large_batches_are_split(model, monkeypatch):
+    whole, sizes = generate_greedily(model, PROMPTS * 3), []
+    monkeypatch.setattr(generation, "_ROWS", 2)
+    real = generation._decode
+    monkeypatch.setattr(
+        generation, "_decode", lambda m, tokens, most: sizes.append(len(tokens)) or real(m, tokens, most)
+    )
+    assert generate_greedily(model, PROMPTS * 3) == whole
+    assert max(sizes) == 2
+    assert sum(sizes) == 12
 
 
 @pytest.mark.parametrize(
@@ -166,3 +181,56 @@ def test_exact_match(generation, answer, matches):
 def test_any_alias_matches_and_none_does_not():
     assert exact_match(" the Eternal City", ["Rome", "Eternal City"])
     assert not exact_match(" Rome", [])
+
+
+@torch.no_grad()
+def literal_sample(plain, prompt, seed, length, top):
+    """One token at a time over the whole text, drawn by its place among the cumulated shares."""
+    draws = torch.rand(length, generator=torch.Generator().manual_seed(seed)).tolist()
+    tokens = ids(prompt)
+    for draw in draws[: length - len(tokens)]:
+        best = plain(torch.tensor([tokens])).logits[0, -1].topk(top)
+        cumulated = best.values.softmax(-1).cumsum(-1).tolist()
+        chosen = next((i for i, share in enumerate(cumulated) if share >= draw), top - 1)
+        tokens.append(int(best.indices[chosen]))
+    return tiny.tokenizer().decode(tokens, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_samples_as_a_literal_loop_does_whatever_stands_in_the_batch(kind, monkeypatch):
+    monkeypatch.setattr(fluency, "_ROWS", 2)
+    plain, prompts = tiny.hf_model(kind, scale=2.0), [*PROMPTS, PROMPTS[0]]
+    texts = sample_texts(tiny.bridge(kind, scale=2.0), prompts, [0, 1, 2, 3, 4], tokens=30)
+    assert texts == [literal_sample(plain, prompt, seed, 30, 5) for seed, prompt in enumerate(prompts)]
+    assert texts[0] != texts[4]
+
+
+def test_a_text_counts_its_prompt(model):
+    length = len(ids(PROMPTS[0]))
+    assert sample_texts(model, PROMPTS[:1], [0], tokens=length) == PROMPTS[:1]
+    assert sample_texts(model, PROMPTS[:1], [0], tokens=1) == PROMPTS[:1]
+
+
+def test_ngram_entropy_is_the_published_one():
+    # Pairs: ab, bc, ca twice each and once ad; triples: abc, bca twice each and cab, cad once.
+    words = "a b c a b c a d"
+    pairs = -(3 * 2 / 7 * math.log2(2 / 7) + 1 / 7 * math.log2(1 / 7))
+    triples = -(2 * 2 / 6 * math.log2(2 / 6) + 2 / 6 * math.log2(1 / 6))
+    assert ngram_entropy(words) == pytest.approx((2 / 3 * pairs + 4 / 3 * triples) / 2)
+    # A hundred different words: 99 pairs and 98 triples, each once.
+    varied = " ".join(f"w{i}" for i in range(100))
+    assert ngram_entropy(varied) == pytest.approx((2 / 3 * math.log2(99) + 4 / 3 * math.log2(98)) / 2)
+    assert ngram_entropy("no no no no no") == 0
+    assert ngram_entropy("") == ngram_entropy("one") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("It doesn't, does it?", ["It", "does", "n't", ",", "does", "it", "?"]),
+        ("The city’s well-known: 1,000 people.", ["The", "city", "'s", "well-known", ":", "1,000", "people", "."]),
+        ("Wait... “São Paulo”", ["Wait", "...", "“", "São", "Paulo", "”"]),
+    ],
+)
+def test_words_and_marks_are_counted_apart(text, words):
+    assert fluency._WORD.findall(text.replace("’", "'")) == words

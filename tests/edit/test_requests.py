@@ -1,11 +1,18 @@
 """What may be asked for."""
 
+import json
+from dataclasses import asdict
+
 import pytest
+from pydantic import TypeAdapter
 
 import edit
 import locate
+from edit.requests import Unrelated
 
-FACT = locate.Fact(prompt="{} is in", subject="The Louvre", target="Paris", target_new="Rome")
+FACT = locate.Fact(
+    prompt="{} is in", subject="The Louvre", target="Paris", target_new="Rome", paraphrases=("Where is {}? In",)
+)
 
 
 def test_the_facts_own_counterfactual_is_the_default():
@@ -25,3 +32,50 @@ def test_unusable_targets_are_refused(target_new, message):
 def test_a_fact_without_counterfactual_needs_a_target():
     with pytest.raises(locate.FactError, match="has no new target"):
         edit.EditRequest(locate.Fact(prompt="{} is in", subject="The Louvre", target="Paris"))
+
+
+def test_paraphrases_are_templates_and_texts():
+    request = edit.EditRequest(FACT, paraphrase_texts=("The museum is in",))
+    assert request.paraphrases == ("Where is The Louvre? In", "The museum is in")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"aliases": ("Roma", " ")}, "aliases: is empty"),
+        ({"aliases_before": ("Paname ",)}, "aliases_before: 'Paname ' has space around it"),
+        ({"paraphrase_texts": ("",)}, "paraphrase_texts: a prompt is empty"),
+        ({"generation_prompts": (" ",)}, "generation_prompts: a prompt is empty"),
+        ({"attribute_prompts": ("",)}, "attribute_prompts: a prompt is empty"),
+    ],
+)
+def test_empty_texts_are_refused(fields, message):
+    with pytest.raises(locate.FactError, match=message):
+        edit.EditRequest(FACT, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"prompt": " "}, "prompt: a prompt is empty"),
+        ({"target": ""}, "target: is empty"),
+        ({"target": " Homer"}, "target: ' Homer' has space around it"),
+        ({"aliases": ("",)}, "aliases: is empty"),
+    ],
+)
+def test_unusable_unrelated_prompts_are_refused(fields, message):
+    with pytest.raises(locate.FactError, match=message):
+        Unrelated(**{"prompt": "Who wrote the Iliad?", "target": "Homer", **fields})
+
+
+def test_hashes_by_content_and_returns_from_plain_data():
+    def make():
+        return edit.EditRequest(
+            FACT, "Oslo", aliases=("Christiania",), aliases_before=("Lutetia",), paraphrase_texts=("The museum is in",),
+            unrelated=(Unrelated(prompt="Who wrote the Iliad?", target="Homer", aliases=("Homeros",)),),
+            generation_prompts=("The Louvre is",), attribute_prompts=("Munch lived in",),
+        )  # fmt: skip
+
+    assert len({make(), make(), edit.EditRequest(FACT, "Oslo")}) == 2
+    plain = json.loads(json.dumps(asdict(make())))
+    assert TypeAdapter(edit.EditRequest).validate_python(plain) == make()

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from edit.evaluation import scoring
-from edit.evaluation.scoring import next_token_logprobs, score_targets
+from edit.evaluation.scoring import agreement, score_targets
 from locate import FactError
+from locate.engine.readout import read_logits
 from tests import tiny
 
 KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
@@ -30,13 +31,14 @@ def ids(text):
 
 @torch.no_grad()
 def literal(model, prompt, target):
-    """Mean and first log-probability and rank, from one whole pass over one unpadded text."""
+    """Mean and first log-probability, rank, tokens and first choices, from one whole pass over one unpadded text."""
     space = "" if prompt.endswith("(") else " "
     start, tokens = len(ids(prompt)), ids(prompt + space + target)
     logprobs = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
     own = [float(logprobs[i - 1, tokens[i]]) for i in range(start, len(tokens))]
     ranked = logprobs[start - 1].argsort(descending=True).tolist()
-    return sum(own) / len(own), own[0], ranked.index(tokens[start]) + 1
+    chosen = tuple(int(logprobs[i - 1].argmax()) for i in range(start, len(tokens)))
+    return sum(own) / len(own), own[0], ranked.index(tokens[start]) + 1, tuple(tokens[start:]), chosen
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,45 +46,86 @@ def test_equals_one_plain_pass_per_pair(kind):
     plain = tiny.hf_model(kind)
     scores = score_targets(tiny.bridge(kind), PAIRS)
     for score, (prompt, target) in zip(scores, PAIRS, strict=True):
-        mean, first, rank = literal(plain, prompt, target)
+        mean, first, rank, tokens, chosen = literal(plain, prompt, target)
         assert (score.mean_logprob, score.first_logprob) == pytest.approx((mean, first), abs=2e-5)
-        assert score.rank == rank
+        assert (score.rank, score.tokens, score.predicted) == (rank, tokens, chosen)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_next_tokens_equal_a_plain_pass_each(kind):
-    plain = tiny.hf_model(kind)
-    prompts = [prompt for prompt, _ in PAIRS]
-    with torch.no_grad():
-        expected = [plain(torch.tensor([ids(prompt)])).logits[0, -1].log_softmax(-1) for prompt in prompts]
-    torch.testing.assert_close(next_token_logprobs(tiny.bridge(kind), prompts), torch.stack(expected))
+def test_the_same_pass_shows_the_next_token_of_each_prompt_once(kind, monkeypatch):
+    monkeypatch.setattr(scoring, "_TOKENS", 30)
+    plain, bridge, seen = tiny.hf_model(kind), tiny.bridge(kind), {}
+
+    def see(prompts, logprobs, residuals):
+        assert not seen.keys() & set(prompts)
+        seen.update(zip(prompts, zip(logprobs, residuals, strict=True), strict=True))
+
+    pairs = [*PAIRS, *[(prompt, "the capital") for prompt, _ in PAIRS], PAIRS[0]]
+    score_targets(bridge, pairs, see=see)
+    assert set(seen) == {prompt for prompt, _ in PAIRS}
+    for prompt, (logprobs, residual) in seen.items():
+        with torch.no_grad():
+            expected = plain(torch.tensor([ids(prompt)])).logits[0, -1].log_softmax(-1)
+            again = read_logits(bridge, residual[None])[0].log_softmax(-1)
+        torch.testing.assert_close(logprobs, expected, atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(again, expected, atol=2e-5, rtol=1e-5)
+
+
+def count_rows(monkeypatch):
+    batches = []
+    real = scoring._read
+
+    def count(model, rows, places):
+        batches.append([len(row) for row in rows])
+        assert len(set(places)) == len(places)
+        return real(model, rows, places)
+
+    monkeypatch.setattr(scoring, "_read", count)
+    return batches
 
 
 def test_batches_change_nothing(model, monkeypatch):
     together = score_targets(model, PAIRS)
-    batches = []
-    real = scoring._logprobs
-
-    def count(model, rows, places):
-        batches.append(len(rows))
-        return real(model, rows, places)
-
-    monkeypatch.setattr(scoring, "_logprobs", count)
-    monkeypatch.setattr(scoring, "_BUDGET", 30)
+    batches = count_rows(monkeypatch)
+    monkeypatch.setattr(scoring, "_TOKENS", 30)
     apart = score_targets(model, PAIRS)
     assert len(batches) > 1
-    assert sum(batches) == len(PAIRS)
+    assert sum(len(batch) for batch in batches) == len(PAIRS)
     for one, other in zip(together, apart, strict=True):
         assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-5)
-        assert one.rank == other.rank
+        assert (one.rank, one.predicted) == (other.rank, other.predicted)
+
+
+def test_what_begins_another_run_is_not_run_itself(model, monkeypatch):
+    prompt = "The Colosseum stands in"
+    long = [(prompt, "Rome in Italy"), (prompt, "Rome in France"), (f"{prompt} Rome", "in"), (prompt, "Paris")]
+    alone = [score_targets(model, [pair])[0] for pair in long]
+    batches = count_rows(monkeypatch)
+    together = score_targets(model, long)
+    size = len(ids(prompt))
+    # The first two differ in their last word; if that is one token, they are one run, and all others begin it.
+    starts = {tuple(ids(f"{p} {t}")[:-1]) for p, t in long}
+    needed = [row for row in starts if not any(other[: len(row)] == row and other != row for other in starts)]
+    assert sum(len(batch) for batch in batches) == len(needed) < len(starts)
+    assert size < min(len(row) for row in needed)
+    for one, other in zip(alone, together, strict=True):
+        assert one.mean_logprob == pytest.approx(other.mean_logprob, abs=1e-5)
+        assert (one.rank, one.tokens, one.predicted) == (other.rank, other.tokens, other.predicted)
+
+
+def test_agreement_is_the_share_of_equal_places():
+    assert agreement((1, 2, 3), (1, 3, 3)) == pytest.approx(2 / 3)
+    assert agreement((1,), (2,)) == 0
 
 
 def test_no_batch_is_larger_than_the_budget(monkeypatch):
-    monkeypatch.setattr(scoring, "_BUDGET", 30)
+    monkeypatch.setattr(scoring, "_TOKENS", 30)
     lengths = [7, 40, 3, 12, 10, 5]
-    groups = scoring._batches(lengths)
+    groups = scoring._batches(lengths, 99)
     assert sorted(index for group in groups for index in group) == list(range(6))
     assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 30 for group in groups)
+    assert max(len(group) for group in groups) == 3
+    assert max(len(group) for group in scoring._batches(lengths, 2)) == 2
 
 
 def test_refuses_targets_that_cannot_follow(model):

@@ -207,7 +207,23 @@ def test_refuses_a_corpus_that_is_missing_or_too_short(model, tmp_path, monkeypa
     monkeypatch.setattr(collect, "token_batches", lambda *_, **__: iter([row]))
     with pytest.raises(DataError, match=r"gave only 20 keys; the statistics of layer 1 need at least 80,"):
         key_statistics(model, 1, corpus="sampled")
-    assert not cache.exists()
+    assert not any(path.is_file() for path in cache.iterdir())  # only the text that was written is kept
+
+
+def test_text_that_the_model_wrote_is_not_written_again(model, cache, small_batches, monkeypatch):
+    first = collect_statistics(model, [1], tokens=300, progress=False)[1]
+    kept = sorted(path.name for path in (cache / "text").rglob("*.safetensors"))
+    assert len(kept) == 3
+    whole = collect_statistics(model, [1, 2], tokens=500, cache=False, progress=False)
+    asked = []
+    real = collect.token_batches
+    monkeypatch.setattr(collect, "token_batches", lambda *a, **o: asked.append(o["first"]) or real(*a, **o))
+    found = collect_statistics(model, [2], tokens=300, progress=False)
+    more = collect_statistics(model, [1, 2], tokens=500, progress=False)
+    assert asked == [3]  # only what was not there
+    assert first.count == found[2].count == 384
+    for layer in (1, 2):
+        assert torch.equal(more[layer].second_moment, whole[layer].second_moment)
 
 
 KNOWN = {"layer": 2, "corpus": "text.txt", "seed": 0, "fingerprint": "abc"}
@@ -395,12 +411,12 @@ def test_a_killed_collection_goes_on_bit_for_bit(corpus, shard, model, text, kil
         killed(batches)
         with pytest.raises(Killed):
             collect_statistics(model, [1, 3], **options)
-        assert all(path.name.endswith(".partial.safetensors") for path in cache.iterdir())
+        assert all(path.name.endswith(".partial.safetensors") for path in cache.iterdir() if path.is_file())
     left = whole[1].count // 128 - 3
     killed(left)  # no batch is run again
     found = collect_statistics(model, [1, 3], **options)
     assert all(same(found[layer], whole[layer]) for layer in (1, 3))
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("*.safetensors"))) == 2
     assert not list(cache.glob("*partial*"))
 
 

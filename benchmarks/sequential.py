@@ -1,0 +1,148 @@
+"""Many edits in sequence: what is left of the first ones, and of the model.
+
+    python -m benchmarks.sequential --data counterfact_flat_1000.json --text wikitext.txt [--edits 500] [--batch 50]
+
+Edits a public data set batch by batch with each method, and after every batch asks all edits so far again (the
+probability comparison), measures perplexity on held-out text, and the norm of what was changed. Writes a table and a
+figure. Batches and measurements are kept in a folder: a run that was stopped goes on where it was.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import torch
+
+import edit
+import locate
+from benchmarks.family import usable
+from benchmarks.timing import machine, seconds
+from edit.corpus import SAMPLED, token_batches
+from edit.evaluation.scoring import score_targets
+from edit.weights import hf_parameters
+from locate.plots import save_figure
+
+METHODS: dict[str, Any] = {
+    "MEMIT": lambda **o: edit.MEMIT(**o),
+    "MEMIT without earlier keys": lambda **o: edit.MEMIT(remember=False, **o),
+    "AlphaEdit": lambda **o: edit.AlphaEdit(**o),
+    "ROME": lambda **o: edit.ROME(**o),
+}
+# Okabe and Ito's colours, with markers for print.
+_STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "^")]
+
+
+def main() -> None:
+    """Run the sequences."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--text", type=Path, required=True, help="held-out text for the perplexity")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--edits", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=50)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--anchored", nargs="*", default=["no", "yes"], choices=["no", "yes"], help="without, with NAS")
+    parser.add_argument("--corpus", default=SAMPLED, help="for key statistics")
+    parser.add_argument("--work", type=Path, default=Path("runs/sequential"))
+    parser.add_argument("--out", type=Path, default=Path("docs"))
+    arguments = parser.parse_args()
+    model = locate.load_model(arguments.model)
+    requests, left_out = usable(model, _distinct(edit.load_counterfact(arguments.data)), arguments.edits)
+    text = next(token_batches(model, str(arguments.text), rows=32))
+    print(f"{machine()}; {arguments.model}; {len(requests)} edits in batches of {arguments.batch}, {left_out} left out")
+    print(f"unedited: perplexity {_perplexity(model, text):.2f}", flush=True)
+    tables = []
+    for anchored in arguments.anchored:
+        for name in arguments.methods:
+            stabilisers = (edit.NAS(),) if anchored == "yes" else ()
+            label = f"{name}, NAS" if stabilisers else name
+            method = METHODS[name](corpus=arguments.corpus, stabilisers=stabilisers)
+            folder = arguments.work / label.replace(" ", "-").replace(",", "")
+            took = seconds(lambda m=method, f=folder: _sequence(model, m, requests, arguments.batch, text, f))
+            table = pd.DataFrame([json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()])
+            tables.append(table.assign(method=label))
+            last = table.iloc[-1]
+            print(
+                f"{label}: of {int(last['edits'])} edits {last['kept']:.1f}% in place at the end, first batch "
+                f"{last['first_batch']:.1f}%; perplexity {last['perplexity']:.2f}; ‖Δ‖/‖W‖ {last['norm']:.3f}; "
+                f"this run {took:.0f} s",
+                flush=True,
+            )
+    everything = pd.concat(tables, ignore_index=True)
+    everything.round(4).to_csv(arguments.out / "sequential.csv", index=False)
+    save_figure(_figure(everything), arguments.out, "sequential")
+
+
+def _distinct(requests: list[edit.EditRequest]) -> list[edit.EditRequest]:
+    """Without those about a subject and relation that came before."""
+    kept: list[edit.EditRequest] = []
+    for request in requests:
+        if not edit.find_conflicts([request], kept):
+            kept.append(request)
+    return kept
+
+
+def _sequence(model: Any, method: Any, requests: list[Any], size: int, text: torch.Tensor, folder: Path) -> None:
+    log = folder / "measured.jsonl"
+    with edit.EditSession(model, method, folder=folder / "session") as session:
+        log.touch()
+        measured = len(log.read_text().splitlines())
+        for start in range(0, len(requests), size):
+            if start // size < measured:
+                continue
+            session.edit(requests[start : start + size])
+            row = _measure(model, session, requests[: start + size], size, text)
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _measure(model: Any, session: edit.EditSession, done: list[Any], size: int, text: torch.Tensor) -> dict[str, float]:
+    pairs = [(r.fact.text, target) for r in done for target in (r.target_new, r.fact.target)]
+    scores = score_targets(model, pairs)
+    kept = [new.mean_logprob > old.mean_logprob for new, old in zip(scores[::2], scores[1::2], strict=True)]
+    update = session.update
+    original = {name: dict(hf_parameters(model))[name].detach() for name in update.parameters}
+    changed = sum(update.norm(name) ** 2 for name in update.parameters) ** 0.5
+    whole = sum(float((weight - update.delta(name)).norm()) ** 2 for name, weight in original.items()) ** 0.5
+    return {
+        "edits": len(done), "kept": 100 * sum(kept) / len(kept), "first_batch": 100 * sum(kept[:size]) / size,
+        "last_batch": 100 * sum(kept[-size:]) / size, "perplexity": _perplexity(model, text), "norm": changed / whole,
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def _perplexity(model: Any, text: torch.Tensor) -> float:
+    losses = []
+    for rows in text.split(8):
+        logits = model(rows)[:, :-1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()))
+    return float(torch.stack(losses).mean().exp())
+
+
+def _figure(table: pd.DataFrame) -> Any:
+    with plt.rc_context({"font.size": 9, "pdf.fonttype": 42}):
+        figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.1), layout="constrained")
+        panels = {
+            "kept": "edits in place (%)", "first_batch": "first batch in place (%)",
+            "perplexity": "perplexity", "norm": "‖Δ‖ ∕ ‖W‖",
+        }  # fmt: skip
+        for number, (method, own) in enumerate(table.groupby("method", sort=False)):
+            colour, marker = _STYLES[number % len(_STYLES)]
+            line = "-" if number < len(_STYLES) else "--"
+            for panel, column in zip(axes, panels, strict=True):
+                panel.plot(own["edits"], own[column], color=colour, marker=marker, linestyle=line, markersize=3.5,
+                           linewidth=1.2, label=method)  # fmt: skip
+        for panel, label in zip(axes, panels.values(), strict=True):
+            panel.set(xlabel="edits", ylabel=label)
+            panel.spines[["top", "right"]].set_visible(False)
+        axes[2].set_yscale("log")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    plt.close(figure)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

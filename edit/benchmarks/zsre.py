@@ -1,0 +1,78 @@
+"""zsRE (Levy et al. 2017) in MEND's form: questions, a rephrasing of each, and an unrelated question."""
+
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel
+
+from edit.benchmarks.records import Answer, Text, as_templates, load_requests
+from edit.requests import EditRequest, Unrelated
+from locate.errors import DataError, FactError
+from locate.facts import Fact
+
+Taught = Literal["alt", "answers"]
+
+
+def load_zsre(path: str | Path, *, limit: int | None = None, target_new: Taught | str = "alt") -> list[EditRequest]:
+    """Read zsRE's questions. The prompt is the question itself, and the answer follows it after a space.
+
+    Two edits are published for these records. ``"alt"`` teaches the record's alternative answer, against
+    the first of its ``answers`` that differs from it, or else against ``pred``, what an earlier model said.
+    ``"answers"`` (Meng et al. 2023) teaches the first right answer, against ``pred`` or, where that is right,
+    against ``alt``. Further right answers are aliases. The unrelated question gets its question mark.
+
+    Args:
+        path: the JSON file.
+        limit: read the first records only.
+        target_new: ``"alt"`` or ``"answers"``.
+
+    Raises:
+        DataError: the file is missing or not of that form, or a record is bad: the message names the
+            file, the record's index and the field.
+
+    >>> record = {"subject": "Rome", "src": "Where is Rome?", "rephrase": "Rome is where?", "pred": "Spain",
+    ...           "alt": "France", "answers": ["Italy"], "loc": "nq question: who wrote the iliad",
+    ...           "loc_ans": "Homer"}
+    >>> _ = Path("zsre.json").write_text(str([record]).replace("'", '"'))
+    >>> [load_zsre("zsre.json", target_new=kind)[0].describe() for kind in ("alt", "answers")]
+    ['Where is Rome?: Italy → France', 'Where is Rome?: Spain → Italy']
+    """
+    if target_new not in get_args(Taught):
+        raise DataError(f"target_new: must be one of {', '.join(get_args(Taught))}, found {target_new!r}.")
+    return load_requests(path, lambda index, record: _parse(index, record, target_new), limit)
+
+
+class _Record(BaseModel):
+    subject: Text
+    src: Text
+    rephrase: Text
+    alt: Answer
+    answers: list[str]
+    pred: str = ""
+    loc: Text
+    loc_ans: Answer
+
+
+def _parse(index: int, record: Any, target_new: str) -> EditRequest:
+    read = _Record.model_validate(record)
+    answers = [answer.strip() for answer in read.answers if answer.strip()]
+    said = [read.pred.strip()] if read.pred.strip() else []
+    if target_new == "alt":
+        new, others, names = read.alt, [*answers, *said], []
+    elif answers:
+        new, others, names = answers[0], [*said, read.alt], answers[1:]
+    else:
+        raise FactError("answers: is empty, so there is no right answer to teach.")
+    olds = [old for old in dict.fromkeys(others) if old not in (new, *names)]
+    if not olds:
+        raise FactError(f"{target_new}: {new!r} is the only answer of the record, so there would be nothing to change.")
+    templates, texts = as_templates([read.rephrase], read.subject)
+    question = read.loc if read.loc.endswith("?") else f"{read.loc}?"
+    fact = Fact.from_text(
+        read.src, subject=read.subject, target=olds[0], target_new=new, id=f"zsre-{index}", paraphrases=templates
+    )
+    return EditRequest(
+        fact, aliases=tuple(names), paraphrase_texts=texts,
+        aliases_before=tuple(old for old in olds[1:] if target_new == "alt" and old in answers),
+        unrelated=(Unrelated(prompt=question, target=read.loc_ans),),
+    )  # fmt: skip

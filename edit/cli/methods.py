@@ -1,0 +1,79 @@
+"""From the options of the command line to an editing method."""
+
+from typing import Annotated, Any, Literal, get_args
+
+import typer
+
+from edit.cli.options import METHOD, read_names, read_numbers
+from edit.corpus import SAMPLED
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, LocateThenEdit
+from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, Stabiliser
+from locate.errors import DataError, suggest
+
+MethodName = Literal["rome", "rome-original", "memit", "emmet", "pmet", "alphaedit", "kn"]
+
+_METHODS: dict[str, type] = {
+    "rome": ROME, "rome-original": ROME, "memit": MEMIT, "emmet": EMMET, "pmet": PMET, "alphaedit": AlphaEdit, "kn": KN,
+}  # fmt: skip
+_STABILISERS: dict[str, type[Stabiliser]] = {"nas": NAS, "encore": ENCORE, "blue": BLUE, "prune": PRUNE, "rect": RECT}
+
+MethodOption = Annotated[
+    MethodName,
+    typer.Option(help="How to edit; rome is R-ROME, rome-original the published form.", rich_help_panel=METHOD),
+]
+LayersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        "--layer",
+        help="Layers to edit, such as 4 or 3-7; by default the method's share of the depth.",
+        rich_help_panel=METHOD,
+    ),
+]
+StabiliseOption = Annotated[
+    str | None,
+    typer.Option(
+        help=f"What keeps many edits from breaking the model: {', '.join(_STABILISERS)}, with commas between them.",
+        rich_help_panel=METHOD,
+    ),
+]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        help=f"Text for key statistics: {SAMPLED} (the model writes it), a text file, or the name of a data set.",
+        rich_help_panel=METHOD,
+    ),
+]
+
+
+def make_method(
+    name: MethodName, *, layers: str | None, stabilise: str | None, corpus: str, seed: int
+) -> LocateThenEdit | KN:
+    """The method that was asked for.
+
+    Raises:
+        DataError: an option that this method does not have, or a name that is not known.
+    """
+    assert name in get_args(MethodName)
+    options: dict[str, Any] = {"seed": seed, "stabilisers": tuple(_stabilisers(stabilise))}
+    chosen = None if layers is None else read_numbers(layers, "--layers")
+    if name == "kn":
+        if chosen is not None or corpus != SAMPLED:
+            raise DataError("--layers and --corpus have no meaning for --method kn; leave them out.")
+        return KN(**options)
+    options["corpus"] = corpus
+    if name in ("rome", "rome-original"):
+        if chosen is not None and len(chosen) != 1:
+            raise DataError(f"--layers: ROME edits one layer, found {layers!r}. Use emmet, memit or another method.")
+        return ROME(layer=None if chosen is None else chosen[0], original=name == "rome-original", **options)
+    return _METHODS[name](layers=chosen, **options)
+
+
+def _stabilisers(text: str | None) -> list[Stabiliser]:
+    if text is None:
+        return []
+    names = read_names(text.casefold(), "--stabilise")
+    for name in names:
+        if name not in _STABILISERS:
+            raise DataError(f"--stabilise: there is no {name!r}. {suggest(name, _STABILISERS)}")
+    return [_STABILISERS[name]() for name in names]

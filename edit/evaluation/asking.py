@@ -1,0 +1,160 @@
+"""What is asked about an edit, and what a model answers, one row per prompt."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.evaluation.fluency import ngram_entropy, sample_texts
+from edit.evaluation.generation import exact_match, generate_greedily
+from edit.evaluation.scoring import See, score_targets
+from edit.requests import EditRequest
+from locate.errors import FactError
+from locate.facts import Fact
+
+_CHANGED = ("efficacy", "paraphrase")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """How the models are asked, which must be the same for both.
+
+    Attributes:
+        generate: whether they speak as well.
+        max_new_tokens: at most, per generation.
+        fluency: whether they write long texts as well.
+        seed: of those texts.
+    """
+
+    generate: bool = True
+    max_new_tokens: int = 16
+    fluency: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One prompt of a case.
+
+    Attributes:
+        case: index of the case.
+        probe: ``"efficacy"``, ``"paraphrase"``, ``"neighbourhood"`` or ``"unrelated"``.
+        subject: of the edited fact.
+        prompt: the prompt.
+        target_new: the edit's new object.
+        target: the fact's own object, or the prompt's own answer where it is unrelated.
+        answers: what a generation should be, with other names of it.
+    """
+
+    case: int
+    probe: str
+    subject: str
+    prompt: str
+    target_new: str
+    target: str
+    answers: tuple[str, ...]
+
+    @property
+    def wants_new(self) -> bool:
+        """Whether the edit should bring the new object here."""
+        return self.probe in _CHANGED
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What a model answers.
+
+    Attributes:
+        rows: one per question, with the columns that one model alone determines.
+        choices: per question, its first choices in place of the wanted answer's tokens, teacher-forced.
+        first: per question, its first choice after the prompt.
+    """
+
+    rows: pd.DataFrame
+    choices: list[tuple[int, ...]]
+    first: list[int]
+
+
+def as_requests(cases: Sequence[EditRequest | Fact]) -> tuple[EditRequest, ...]:
+    """Cases as requests; a fact stands for its own counterfactual.
+
+    Raises:
+        FactError: there are none, or one has no new target.
+    """
+    if not cases:
+        raise FactError("There are no cases to evaluate; give at least one fact with a new target.")
+    return tuple(case if isinstance(case, EditRequest) else EditRequest(case) for case in cases)
+
+
+def questions_of(requests: Sequence[EditRequest]) -> list[Question]:
+    """Every prompt of every case.
+
+    >>> [question.probe for question in questions_of([request])][:2]
+    ['efficacy', 'paraphrase']
+    """
+    questions: list[Question] = []
+    for case, request in enumerate(requests):
+        fact = request.fact
+        new, old = (request.target_new, *request.aliases), (fact.target, *request.aliases_before)
+        asked = [("efficacy", fact.text, fact.target, new)]
+        asked += [("paraphrase", text, fact.target, new) for text in request.paraphrases]
+        asked += [("neighbourhood", text, fact.target, old) for text in fact.neighbours]
+        asked += [("unrelated", o.prompt, o.target, (o.target, *o.aliases)) for o in request.unrelated]
+        questions += [
+            Question(case=case, probe=probe, subject=fact.subject, prompt=prompt, target_new=request.target_new,
+                     target=target, answers=answers)
+            for probe, prompt, target, answers in asked
+        ]  # fmt: skip
+    return questions
+
+
+def ask(model: TransformerBridge, questions: Sequence[Question], how: Asking, see: See) -> Answers:
+    """Score both objects after every prompt and let the model speak; one pass serves all that is scored."""
+    columns = ("case", "subject", "target", "target_new", "probe", "prompt")
+    rows = pd.DataFrame({name: [getattr(question, name) for question in questions] for name in columns})
+    pairs = [(q.prompt, q.target_new) for q in questions] + [(q.prompt, q.target) for q in questions]
+    scores = score_targets(model, pairs, see=see)
+    new, true = scores[: len(questions)], scores[len(questions) :]
+    wanted = [new[i] if question.wants_new else true[i] for i, question in enumerate(questions)]
+    for name, own in (("new", new), ("true", true)):
+        rows[f"logprob_{name}"] = [score.mean_logprob for score in own]
+    for name, own in (("new", new), ("true", true)):
+        rows[f"probability_{name}"] = [math.exp(score.first_logprob) for score in own]
+    for name, own in (("new", new), ("true", true)):
+        rows[f"rank_{name}"] = [score.rank for score in own]
+    # Where nothing should change, success means that the true answer still wins; a tie is a failure either way.
+    rows["success"] = [
+        n.mean_logprob > t.mean_logprob if q.wants_new else t.mean_logprob > n.mean_logprob
+        for q, n, t in zip(questions, new, true, strict=True)
+    ]
+    rows["token_accuracy"] = [score.token_accuracy for score in wanted]
+    if how.generate:
+        unique = list(dict.fromkeys(question.prompt for question in questions))
+        said = dict(zip(unique, generate_greedily(model, unique, max_new_tokens=how.max_new_tokens), strict=True))
+        rows["generation"] = [said[question.prompt] for question in questions]
+        rows["exact_match"] = [exact_match(said[question.prompt], question.answers) for question in questions]
+    return Answers(rows=rows, choices=[score.predicted for score in wanted], first=[s.predicted[0] for s in new])
+
+
+def write_texts(model: TransformerBridge, requests: Sequence[EditRequest], how: Asking) -> pd.DataFrame:
+    """Long texts about every case's subject, and their n-gram entropy.
+
+    Published records repeat a prompt to have several texts from it: each place in a case has its own seed.
+    Cases without generation prompts continue the fact's own prompt.
+    """
+    asked = [
+        (case, how.seed + place, prompt)
+        for case, request in enumerate(requests)
+        for place, prompt in enumerate(request.generation_prompts or (request.fact.text,))
+    ]
+    texts = sample_texts(model, [prompt for *_, prompt in asked], [seed for _, seed, _ in asked])
+    return pd.DataFrame(
+        {
+            "case": [case for case, *_ in asked],
+            "prompt": [prompt for *_, prompt in asked],
+            "text": texts,
+            "entropy": [ngram_entropy(text) for text in texts],
+        }
+    )
