@@ -30,6 +30,7 @@ class Batch:
         written: by layer, keys and wanted values.
         anchor: the mean norm of its values.
         info: how it was made.
+        file: the name of the file that holds it, where there is one.
     """
 
     requests: tuple[EditRequest, ...]
@@ -37,6 +38,7 @@ class Batch:
     written: Mapping[int, Written]
     anchor: float | None
     info: Mapping[str, Any]
+    file: str | None = None
 
 
 def save_batch(batch: Batch, folder: Path) -> Path:
@@ -76,7 +78,7 @@ def load_batch(path: Path) -> Batch:
     except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
         raise DataError(f"{path} is not a batch of a session: {error}") from error
     return Batch(
-        requests=tuple(requests), anchor=described["anchor"], info=described["info"],
+        requests=tuple(requests), file=path.name, anchor=described["anchor"], info=described["info"],
         deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
         written={
             n: Written(layer=n, keys=tensors[f"written.{n}.keys"], values=tensors[f"written.{n}.values"])

@@ -24,6 +24,8 @@ from edit.weights import DownProjection, down_projection, fingerprint, hf_parame
 from locate.errors import FactError, UpdateError
 from locate.runs import RunFolder
 
+_STATE = "standing"
+
 
 class EditSession:
     """A model that is edited in batches, each with the earlier ones in place.
@@ -67,11 +69,8 @@ class EditSession:
         self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
         if self._folder is not None:
             try:
-                self._batches = [
-                    load_batch(self._folder.path / str(record.file))
-                    for _, record in sorted(self._folder.done.items())
-                    if record.found.get("standing", True)
-                ]
+                standing = self._folder.done[_STATE].found["batches"] if _STATE in self._folder.done else []
+                self._batches = [load_batch(self._folder.path / "batches" / name) for name in standing]
                 self._put(self._batches)
             except BaseException:
                 self._folder.close()
@@ -178,7 +177,7 @@ class EditSession:
         if left:
             size = len(batches[-1].requests)
             batches[-1] = self._without(batches, len(batches) - 1, set(range(size - left, size)))
-        self._replace_all(batches)
+        self._stand(batches)
         return gone
 
     def remove(self, request: EditRequest | str) -> EditRequest:
@@ -193,7 +192,7 @@ class EditSession:
         for index, batch in enumerate(self._batches):
             for place, own in enumerate(batch.requests):
                 if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
-                    self._replace_all(self._solved_again(index, place))
+                    self._stand(self._solved_again(index, place))
                     return own
         name = request if isinstance(request, str) else request.describe()
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
@@ -215,10 +214,7 @@ class EditSession:
             requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
             anchor=fitted.anchor, info=dict(fitted.update.info),
         )  # fmt: skip
-        batches = [*self._batches, batch]
-        self._put(batches)
-        self._batches = batches
-        self._note(len(batches) - 1)
+        self._stand([*self._batches, batch])
 
     def _know_statistics(self, progress: bool) -> None:
         """Collect the unedited model's statistics once: those of an edited one would be collected for every batch."""
@@ -259,23 +255,15 @@ class EditSession:
         before = {name: self._before[name] for name in changes}
         return WeightUpdate(deltas=changes, before=before, method=type(self.method).__name__, info=info)
 
-    def _replace_all(self, batches: list[Batch]) -> None:
+    def _stand(self, batches: list[Batch]) -> None:
+        """Let these be the session's batches: in the model, and on disk by one line that names all their files."""
         self._put(batches)
         self._batches = batches
         if self._folder is None:
             return
-        for index in range(len(batches)):
-            self._note(index)
-        for key in list(self._folder.done):
-            if int(key.removeprefix("batch-")) >= len(batches):
-                self._folder.record(key, {"standing": False})
-
-    def _note(self, index: int) -> None:
-        if self._folder is None:
-            return
-        batch, key = self._batches[index], f"batch-{index:06d}"
-        file = save_batch(batch, self._folder.path / "batches")
-        self._folder.record(key, {"standing": True, "edits": len(batch.requests)}, file=file)
+        where = self._folder.path / "batches"
+        self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
+        self._folder.record(_STATE, {"batches": [batch.file for batch in self._batches]})
 
     def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
         """What is left of the requests if the session was stopped and the same call is made again."""
@@ -302,7 +290,7 @@ class EditSession:
         kept = [i for i in range(len(batch.requests)) if i not in places]
         requests = tuple(batch.requests[i] for i in kept)
         if not kept:
-            return replace(batch, requests=(), deltas={}, written={})
+            return replace(batch, requests=(), deltas={}, written={}, file=None)
         if isinstance(self.method, KN) or not batch.written or getattr(self.method, "original", False):
             if not places and isinstance(self.method, KN):
                 return batch  # what each edit adds does not depend on the others
@@ -319,7 +307,7 @@ class EditSession:
             own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
             delta = self._solved_layer(own, down, earlier)
             deltas[down.name], written[layer] = delta, own
-        return replace(batch, requests=requests, deltas=deltas, written=written)
+        return replace(batch, requests=requests, deltas=deltas, written=written, file=None)
 
     def _solved_layer(self, own: Written, down: DownProjection, earlier: EarlierEdits) -> LowRank:
         method = self._fitting
@@ -332,10 +320,13 @@ class EditSession:
             change = earlier.changes[down.name].dense().double()
             weight = weight + (change.T if down.transposed else change)
         residuals = own.values.double() - own.keys.double() @ weight.T
-        before = earlier.written.get(down.layer)
-        keys = torch.zeros(0, own.keys.shape[1]) if before is None else before.keys
+        known = earlier.written.get(down.layer)
+        keys = torch.zeros(0, own.keys.shape[1]) if known is None else known.keys
         factors = method.solve(own.keys, residuals, statistics, keys)
-        return method.stabilised(stored(*factors, down), down, earlier)
+        # A stabiliser sees the weights as they were before this batch.
+        then = (weight.T if down.transposed else weight).to(down.parameter.dtype)
+        before = replace(down, parameter=torch.nn.Parameter(then, requires_grad=False))
+        return method.stabilised(stored(*factors, down), before, earlier)
 
     def _original(self, down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
         if self._applied is None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,7 @@ import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
 
-@dataclass(frozen=True, kw_only=True)
-class Measure:
+class Measure(NamedTuple):
     """A line of the summary: the mean over cases of a column's mean over a case's prompts of one kind.
 
     Attributes:
@@ -20,65 +20,43 @@ class Measure:
         probe: the kind of prompts.
         column: of the rows.
         meaning: in a few words, with the published name where it has one.
-        share: whether it is a share of successes, so that an interval of a proportion applies.
     """
 
     name: str
     probe: str
     column: str
     meaning: str
-    share: bool = True
 
 
 # The honest ones first: what the model says by itself, and whether anything else moved.
 _MEASURES = (
-    Measure(name="exact match", probe="efficacy", column="exact_match", meaning="greedy answer to the prompt is o*"),
+    Measure("exact match", "efficacy", "exact_match", "prompt: greedy answer is o*"),
+    Measure("paraphrase exact match", "paraphrase", "exact_match", "paraphrases: greedy answer is o*"),
+    Measure("locality", "neighbourhood", "same_answer", "neighbours: first answer as before the edit"),
+    Measure("unrelated locality", "unrelated", "same_answer", "unrelated: first answer as before the edit"),
+    Measure("first answer", "efficacy", "first_answer", "prompt: o*'s first token ranks first"),
+    Measure("efficacy", "efficacy", "success", "prompt: o* above o (CounterFact ES)"),
+    Measure("paraphrase", "paraphrase", "success", "paraphrases: o* above o (CounterFact PS)"),
+    Measure("neighbourhood", "neighbourhood", "success", "neighbours: o above o* (CounterFact NS)"),
+    Measure("efficacy magnitude", "efficacy", "magnitude", "prompt: P(o*) − P(o) (CounterFact EM)"),
+    Measure("paraphrase magnitude", "paraphrase", "magnitude", "paraphrases: P(o*) − P(o) (CounterFact PM)"),
+    Measure("neighbourhood magnitude", "neighbourhood", "magnitude", "neighbours: P(o) − P(o*) (CounterFact NM)"),
+    Measure("efficacy tokens", "efficacy", "token_accuracy", "prompt: tokens of o*, forced (zsRE efficacy)"),
+    Measure("paraphrase tokens", "paraphrase", "token_accuracy", "paraphrases: tokens of o*, forced (zsRE paraphrase)"),
     Measure(
-        name="paraphrase exact match", probe="paraphrase", column="exact_match", meaning="… to the paraphrases is o*"
+        "specificity tokens",
+        "unrelated",
+        "token_accuracy",
+        "unrelated: tokens of the answer, forced (zsRE specificity)",
     ),
     Measure(
-        name="locality", probe="neighbourhood", column="same_answer",
-        meaning="neighbours: first answer as before the edit",
+        "specificity own tokens",
+        "unrelated",
+        "same_tokens",
+        "unrelated: first choices for those tokens as before the edit",
     ),
-    Measure(
-        name="unrelated locality", probe="unrelated", column="same_answer",
-        meaning="unrelated: first answer as before the edit",
-    ),
-    Measure(name="first answer", probe="efficacy", column="first_answer", meaning="o*'s first token ranks first"),
-    Measure(name="efficacy", probe="efficacy", column="success", meaning="CounterFact ES: o* above o, prompt"),
-    Measure(name="paraphrase", probe="paraphrase", column="success", meaning="CounterFact PS: … paraphrases"),
-    Measure(
-        name="neighbourhood", probe="neighbourhood", column="success", meaning="CounterFact NS: o above o*, neighbours"
-    ),
-    Measure(
-        name="efficacy magnitude", probe="efficacy", column="magnitude", share=False,
-        meaning="CounterFact EM: P(o*) − P(o), prompt",
-    ),
-    Measure(
-        name="paraphrase magnitude", probe="paraphrase", column="magnitude", share=False,
-        meaning="CounterFact PM: … paraphrases",
-    ),
-    Measure(
-        name="neighbourhood magnitude", probe="neighbourhood", column="magnitude", share=False,
-        meaning="CounterFact NM: P(o) − P(o*), neighbours",
-    ),
-    Measure(
-        name="efficacy tokens", probe="efficacy", column="token_accuracy",
-        meaning="zsRE efficacy: o*'s tokens, teacher-forced",
-    ),
-    Measure(
-        name="paraphrase tokens", probe="paraphrase", column="token_accuracy",
-        meaning="zsRE paraphrase: … paraphrases",
-    ),
-    Measure(
-        name="specificity tokens", probe="unrelated", column="token_accuracy",
-        meaning="zsRE specificity: recorded answer's tokens",
-    ),
-    Measure(
-        name="specificity own tokens", probe="unrelated", column="same_tokens",
-        meaning="… the unedited model's own tokens",
-    ),
-)  # fmt: skip
+)
+_NO_SHARE = "magnitude"  # every other column counts successes
 _SCORED = ("efficacy", "paraphrase", "neighbourhood")
 
 
@@ -112,8 +90,9 @@ class Evaluation:
         success or failure, the interval is the exact one of a proportion (Clopper-Pearson), which stays wide
         for few cases even if all agree. Otherwise it is a percentile bootstrap over cases, which can only
         show the spread among them: it is too narrow where few cases agree, and missing (NaN) for a single
-        case. The column ``meaning`` says what each line is. The honest ones come first: the model's own
-        words and first answers. After them come those of the published tables, on whose scale they are:
+        case. The column ``meaning`` says what each line is ("forced": each token is predicted from the true
+        ones before it). The honest ones come first: the model's own words and first answers. After them come
+        those of the published tables, on whose scale they are:
         ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where
         the cases have all three; magnitudes compare probabilities per token (geometric means over a target's
         tokens); ``fluency`` is a hundred times the n-gram entropy in bits.
@@ -130,16 +109,16 @@ class Evaluation:
                 values = _per_case(rows.query("probe == @measure.probe"), measure.column)
                 if len(values):
                     means[measure.name] = float(values.mean())
-                    line = _interval(values, state, confidence, seed, measure.share)
+                    line = _interval(values, state, confidence, seed, measure.column != _NO_SHARE)
                     table.setdefault(measure.name, {}).update(line)
                     meanings[measure.name] = measure.meaning
                 if measure.name == _SCORED[-1] and all(name in means for name in _SCORED):
                     table.setdefault("score", {})[state] = 100 * harmonic_mean([means[name] for name in _SCORED])
-                    meanings["score"] = "CounterFact S: harmonic mean of these three"
+                    meanings["score"] = "harmonic mean of these three (CounterFact S)"
             if self.texts is not None:
                 own = _per_case(self.texts.query("model == @state"), "entropy")
-                table.setdefault("fluency", {}).update(_interval(own, state, confidence, seed, share=False))
-                meanings["fluency"] = "GE: n-gram entropy of long texts, bits × 100"
+                table.setdefault("fluency", {}).update(_interval(own, state, confidence, seed, False))
+                meanings["fluency"] = "long texts: n-gram entropy, bits × 100 (GE)"
         return pd.DataFrame.from_dict(table, orient="index").assign(meaning=pd.Series(meanings, dtype=object))
 
     def save(self, path: str | Path) -> Path:

@@ -1,0 +1,125 @@
+"""``locate-edit edit`` of a file of facts."""
+
+import json
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from edit import load_update
+from edit.cli import app
+from edit.methods import MEMIT
+from tests.edit.conftest import FACTS
+
+runner = CliRunner()
+FLAT = [
+    {
+        "case_id": 7, "prompt": "The mother tongue of Marie Curie is", "subject": "Marie Curie",
+        "ground_truth": "Polish", "target_new": "English", "rephrase_prompt": "Marie Curie spoke the language",
+        "locality_prompt": "Frédéric Chopin is a native speaker of", "locality_ground_truth": "Polish",
+    }
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def quick(tmp_path, monkeypatch):
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number:04d}" for number in range(4000)))
+    return ["--corpus", str(text)]
+
+
+@pytest.fixture
+def edit(model_folder, quick):
+    def invoke(*arguments, expect=0):
+        own = [] if "kn" in arguments else quick
+        result = runner.invoke(app, ["edit", "--model", model_folder, *own, *map(str, arguments)])
+        assert result.exit_code == expect, result.output
+        assert "Traceback" not in result.output
+        return result
+
+    return invoke
+
+
+def test_a_file_is_edited_in_batches_evaluated_and_saved(edit, facts_file, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--facts", facts_file(), "--method", "memit", "--layers", "1-2", "--batch-size", 3, "--out", out]
+    result = edit(*arguments, "--export", tmp_path / "edited", "--json")
+    summary = json.loads(result.stdout.strip().splitlines()[-1])
+    assert summary == json.loads((out / "summary.json").read_text())
+    assert (summary["method"], summary["edits"], summary["batch_size"]) == ("MEMIT", 4, 3)
+    assert len(list((out / "session" / "batches").iterdir())) == 2
+    rows = pd.read_csv(out / "evaluation.csv")
+    assert rows["case"].nunique() == 4
+    assert load_update(out / "update.safetensors").parameters == summary["parameters"]
+    assert len(summary["parameters"]) == 2
+    assert (tmp_path / "edited" / "config.json").exists()
+
+
+def test_the_same_command_goes_on_where_it_was_stopped(edit, facts_file, tmp_path, monkeypatch):
+    arguments = [
+        "--facts",
+        facts_file(),
+        "--method",
+        "memit",
+        "--layers",
+        "1",
+        "--batch-size",
+        1,
+        "--out",
+        tmp_path / "r",
+    ]
+    fits = []
+    real = MEMIT.fit_with
+
+    def dying(self, *own, **options):
+        fits.append(own[1])
+        if len(fits) == 3:
+            raise KeyboardInterrupt
+        return real(self, *own, **options)
+
+    monkeypatch.setattr(MEMIT, "fit_with", dying)
+    edit(*arguments, expect=1)
+    fits[:] = [None] * 4
+    result = edit(*arguments)
+    assert "2 of 4 edits are made" in " ".join(result.stderr.split())
+    assert len(fits) == 6
+
+
+def test_counterfact_files_and_stabilisers(edit, tmp_path):
+    path = tmp_path / "flat.json"
+    path.write_text(json.dumps(FLAT))
+    arguments = ["--facts", path, "--format", "counterfact", "--method", "alphaedit", "--layers", "1"]
+    edit(*arguments, "--stabilise", "nas,rect", "--out", tmp_path / "run")
+    batch = load_update(tmp_path / "run" / "update.safetensors").info["batches"][0]
+    assert [one["name"] for one in batch["stabilisers"]] == ["NAS", "RECT"]
+    assert batch["edits"][0]["target_new"] == "English"
+
+
+def test_one_fact_by_another_method(edit, tmp_path):
+    one = ["--prompt", "{} is in", "--subject", "The Louvre", "--target", "Paris", "--target-new", "Rome"]
+    edit(*one, "--method", "kn", "--out", tmp_path / "kn.safetensors")
+    assert load_update(tmp_path / "kn.safetensors").method == "KN"
+
+
+MISTAKES = {
+    "limit of one": (["--limit", "2"], "go with a file of several facts: give --facts FILE"),
+    "both": (["--facts", "x.json", "--fact", "louvre-city"], "A single fact and several exclude each other"),
+    "stabiliser": (["--stabilise", "nase"], "--stabilise: there is no 'nase'. Did you mean nas?"),
+    "two layers for rome": (["--layers", "1,2"], "--layers: ROME edits one layer, found '1,2'"),
+    "missing file": (["--facts", "none.json"], "There is no facts file"),
+    "layers of kn": (["--method", "kn", "--layers", "1"], "--layers and --corpus have no meaning for --method kn"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_a_mistake_is_one_message_and_exit_code_2(case, edit):
+    arguments, message = MISTAKES[case]
+    result = edit(*arguments, expect=2)
+    assert message in " ".join(result.output.split())
+
+
+def test_contradictions_in_a_file_are_refused(edit, facts_file, tmp_path):
+    facts = [*FACTS, {**FACTS[0], "id": "again", "target_new": "Berlin"}]
+    result = edit("--facts", facts_file(facts), "--layers", "1", "--out", tmp_path / "run", expect=2)
+    assert "same subject and relation as another one" in " ".join(result.output.split())
