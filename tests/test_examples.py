@@ -1,9 +1,8 @@
-"""What the documentation shows works: README snippets, docstring examples, notebooks."""
+"""What the documentation shows works: README snippets and docstring examples."""
 
 import doctest
 import importlib
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -69,22 +68,3 @@ def test_docstring_examples_run(name, names, tmp_path, monkeypatch):
     for test in finder.find(module, name, globs=scope):
         result = runner.run(test, out=failed.append)
         assert result.failed == 0, "".join(failed)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
-def test_notebooks_run(path):
-    execute = runpy.run_path(str(ROOT / "scripts" / "run_notebooks.py"))["execute"]
-    notebook = execute(path)
-    assert not any(
-        output.get("output_type") == "error" for cell in notebook.cells for output in cell.get("outputs", [])
-    )
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
-def test_notebooks_keep_their_outputs(path):
-    import nbformat
-
-    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
-    assert all(cell.execution_count for cell in cells)
-    pictures = [o for cell in cells for o in cell.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) >= 2
