@@ -12,7 +12,7 @@ from edit.lowrank import LowRank
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from edit.probes import Probe, probes_for
 from edit.propagation import Propagation, load_propagation, propagate
-from edit.requests import EditRequest
+from edit.requests import EditRequest, Unrelated
 from edit.session import EditSession
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from edit.statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
@@ -43,6 +43,7 @@ __all__ = [
     "Part",
     "Probe",
     "Propagation",
+    "Unrelated",
     "ValueObjective",
     "WeightUpdate",
     "baseline",

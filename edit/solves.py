@@ -42,7 +42,7 @@ def equality(
         NumericsError: A is singular, or keys are so alike that not all can be given their own value.
 
     >>> left, right = equality(torch.eye(3)[:1], torch.ones(1, 2), 5 * torch.eye(3))
-    >>> (left @ right).tolist()
+    >>> (left @ right).round(decimals=6).tolist()
     [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     """
     keys, residuals = keys.double(), residuals.double()
@@ -87,7 +87,7 @@ def solve_positive(matrix: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) 
     Raises:
         NumericsError: A is singular, indefinite or not finite.
 
-    >>> solve_positive(2 * torch.eye(2), torch.ones(2, 1)).tolist()
+    >>> solve_positive(2 * torch.eye(2), torch.ones(2, 1)).round(decimals=6).tolist()
     [[0.5], [0.5]]
     """
     factor, failed = torch.linalg.cholesky_ex(matrix.double())

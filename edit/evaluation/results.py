@@ -43,18 +43,8 @@ _MEASURES = (
     Measure("neighbourhood magnitude", "neighbourhood", "magnitude", "neighbours: P(o) − P(o*) (CounterFact NM)"),
     Measure("efficacy tokens", "efficacy", "token_accuracy", "prompt: tokens of o*, forced (zsRE efficacy)"),
     Measure("paraphrase tokens", "paraphrase", "token_accuracy", "paraphrases: tokens of o*, forced (zsRE paraphrase)"),
-    Measure(
-        "specificity tokens",
-        "unrelated",
-        "token_accuracy",
-        "unrelated: tokens of the answer, forced (zsRE specificity)",
-    ),
-    Measure(
-        "specificity own tokens",
-        "unrelated",
-        "same_tokens",
-        "unrelated: first choices for those tokens as before the edit",
-    ),
+    Measure("specificity tokens", "unrelated", "token_accuracy", "unrelated: its tokens, forced (zsRE specificity)"),
+    Measure("specificity own tokens", "unrelated", "same_tokens", "unrelated: choices as before the edit, forced"),
 )
 _NO_SHARE = "magnitude"  # every other column counts successes
 _SCORED = ("efficacy", "paraphrase", "neighbourhood")

@@ -159,6 +159,22 @@ def test_is_the_same_with_the_update_applied_and_leaves_the_model_as_it_came(mod
     assert prints(model) == plain
 
 
+def test_drift_is_right_where_the_readout_is_edited_too(model):
+    factors = LowRank(left=torch.linspace(-1, 1, tiny.VOCAB)[:, None], right=torch.arange(32.0)[None] / 32)
+    update = WeightUpdate.make(model, {"lm_head.weight": factors}, method="test")
+    apart = evaluate(model, update, [TOWER], generate=False)
+    with update.applied(model):
+        within = evaluate(model, update, [TOWER], generate=False)
+    pd.testing.assert_frame_equal(apart.rows, within.rows)
+    edited = apart.rows[apart.rows["model"] == "edited"]
+    before = [literal(model, prompt, "Rome")[-1] for prompt in edited["prompt"]]
+    with update.applied(model):
+        after = [literal(model, prompt, "Rome")[-1] for prompt in edited["prompt"]]
+    kl = [float((one.exp() * (one - other)).sum()) for one, other in zip(before, after, strict=True)]
+    assert edited["kl"].tolist() == pytest.approx(kl, abs=1e-5)
+    assert min(kl) > 1e-4
+
+
 def test_leaves_the_model_as_it_came_when_it_fails(model, monkeypatch):
     def fail(*_, **__):
         raise KeyboardInterrupt
