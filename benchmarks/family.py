@@ -89,9 +89,9 @@ def main() -> None:
 def _each(model: Any, method: Any, requests: list[edit.EditRequest], baseline: Any) -> edit.Evaluation:
     updates = method.fit_each(model, requests)
     parts = []
-    for request in tqdm(requests, "edits"):
+    for case, request in enumerate(tqdm(requests, "edits")):
         update = next(updates)
-        parts.append(edit.evaluate(model, update, [request], baseline=baseline))
+        parts.append(edit.evaluate(model, update, [request], baseline=baseline.of_case(case)))
     return edit.Evaluation.join(parts)
 
 
