@@ -19,7 +19,7 @@ from edit.requests import EditRequest
 from edit.stabilisers import Stabiliser
 from edit.statistics import KeyStatistics, collect_statistics
 from edit.updates import WeightUpdate
-from edit.values import Value, ValueObjective
+from edit.values import Place, Value, ValueObjective, optimise_values
 from edit.weights import DownProjection, down_projection, model_fingerprint
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
@@ -78,35 +78,20 @@ class Fitted:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocateThenEdit:
-    """A method that finds values for its requests and writes them at their keys.
+class EditingMethod:
+    """Anything that finds updates for requests.
 
     Args:
-        objective: how values are optimised.
-        prefix_lengths: (length, count) of the sampled prefixes; the bare prompt comes on top.
-        prefixes: texts to use instead of sampled ones (the bare prompt is added).
-        statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
-        corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
-        statistics_tokens: how many keys to collect; the method's own number by default.
+        prefix_lengths: (length, count) of the sampled prefixes.
         stabilisers: what keeps many edits from breaking the model: ``NAS``, ``ENCORE``, ``BLUE``, ``PRUNE``, ``RECT``.
-        seed: of the sampled prefixes and text.
+        seed: of what is sampled.
         budget: the most tokens in one pass.
-        precision: of the matrix products while values are optimised.
     """
 
-    # How many keys the statistics take, per dimension of a key.
-    keys_per_dimension: ClassVar[int] = 20
-
-    objective: ValueObjective = field(default_factory=ValueObjective)
     prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
-    prefixes: tuple[str, ...] | None = None
-    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
-    corpus: str = SAMPLED
-    statistics_tokens: int | None = None
     stabilisers: tuple[Stabiliser, ...] = ()
     seed: int = 0
     budget: int = DEFAULT_BUDGET
-    precision: Precision = "model"
 
     def fit(
         self,
@@ -167,6 +152,46 @@ class LocateThenEdit:
         """
         raise NotImplementedError
 
+    def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
+        """The change of a layer after all stabilisers.
+
+        Raises:
+            NumericsError: it is not finite.
+        """
+        for stabiliser in self.stabilisers:
+            delta = stabiliser.change(delta, down.parameter, earlier.changes.get(down.name))
+        if not delta.is_finite():
+            raise NumericsError(
+                f"The change of layer {down.layer} holds NaN or infinite values; nothing was changed. Collect more key "
+                "statistics, or lower the learning rate."
+            )
+        return delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateThenEdit(EditingMethod):
+    """A method that finds values for its requests and writes them at their keys.
+
+    Args:
+        objective: how values are optimised.
+        prefixes: texts to use instead of sampled ones (the bare prompt is added).
+        statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
+        corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
+        statistics_tokens: how many keys to collect; the method's own number by default.
+        precision: of the matrix products while values are optimised.
+    """
+
+    # How many keys the statistics take, per dimension of a key, and where values are optimised.
+    keys_per_dimension: ClassVar[int] = 20
+    place: ClassVar[Place] = "mlp"
+
+    objective: ValueObjective = field(default_factory=ValueObjective)
+    prefixes: tuple[str, ...] | None = None
+    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
+    corpus: str = SAMPLED
+    statistics_tokens: int | None = None
+    precision: Precision = "model"
+
     def solve(
         self,
         keys: Float[Tensor, "edit d_mlp"],
@@ -207,11 +232,7 @@ class LocateThenEdit:
         self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, together: bool = True
     ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
         """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
-        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
-        if not requests:
-            raise FactError("There are no requests to edit; give at least one EditRequest.")
-        if together:
-            check_conflicts(requests)
+        requests = checked(requests, together=together)
         if self.prefixes is None:
             prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
         else:
@@ -231,6 +252,14 @@ class LocateThenEdit:
             objective = stabiliser.objective(objective)
         return objective
 
+    def _values(
+        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, progress: bool
+    ) -> list[Value]:
+        return optimise_values(
+            model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
+            precision=self.precision, progress=progress,
+        )  # fmt: skip
+
     def _with_ridge(self, preserved: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
         ridge = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)
         if not ridge:
@@ -238,21 +267,6 @@ class LocateThenEdit:
         preserved = preserved.clone()
         preserved.diagonal().add_(ridge)
         return preserved
-
-    def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
-        """The change of a layer after all stabilisers.
-
-        Raises:
-            NumericsError: it is not finite.
-        """
-        for stabiliser in self.stabilisers:
-            delta = stabiliser.change(delta, down.parameter, earlier.changes.get(down.name))
-        if not delta.is_finite():
-            raise NumericsError(
-                f"The change of layer {down.layer} holds NaN or infinite values; nothing was changed. Collect more key "
-                "statistics, or lower the learning rate."
-            )
-        return delta
 
     def _statistics(
         self, model: TransformerBridge, downs: Mapping[int, DownProjection], earlier: EarlierEdits, progress: bool
@@ -313,6 +327,20 @@ _NOT_INFO = (
     "budget",
     "layers",
 )
+
+
+def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = True) -> list[EditRequest]:
+    """The requests as a list; ``together`` for those that share a model.
+
+    Raises:
+        FactError: there are none, or some contradict or repeat each other.
+    """
+    requests = [requests] if isinstance(requests, EditRequest) else list(requests)
+    if not requests:
+        raise FactError("There are no requests to edit; give at least one EditRequest.")
+    if together:
+        check_conflicts(requests)
+    return requests
 
 
 def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:

@@ -8,24 +8,22 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.conflicts import check_conflicts
 from edit.contexts import sample_prefixes
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
-from edit.methods.base import EarlierEdits, Fitted, stored
+from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
 from edit.requests import EditRequest
-from edit.stabilisers import PRUNE, RECT, Stabiliser
+from edit.stabilisers import PRUNE, RECT
 from edit.updates import WeightUpdate
 from edit.weights import down_projection
-from locate.engine import DEFAULT_BUDGET
-from locate.errors import FactError, NumericsError
+from locate.errors import NumericsError
 from locate.neurons import NeuronScores, knowledge_neurons
 from locate.prompts import encode_target
 from locate.sites import Site
 
 
 @dataclass(frozen=True, kw_only=True)
-class KN:
+class KN(EditingMethod):
     """Knowledge-neuron editing (Dai et al. 2022, arXiv:2104.08696).
 
     The neurons on which a fact's present answer depends are found by integrated gradients, over its prompt and
@@ -42,8 +40,6 @@ class KN:
         least: neurons per fact to aim for.
         most: at most so many neurons per fact, those of the largest attribution.
         stabilisers: ``PRUNE`` or ``RECT``; the others act on values, which this method has none of.
-        seed: of sampled prefixes.
-        budget: the most tokens in one pass.
 
     >>> update = edit.KN().fit(model, [request])
     >>> update.method
@@ -57,34 +53,6 @@ class KN:
     share: float = 0.5
     least: int = 2
     most: int = 20
-    prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
-    stabilisers: tuple[Stabiliser, ...] = ()
-    seed: int = 0
-    budget: int = DEFAULT_BUDGET
-
-    def fit(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
-        *,
-        layer: Where | None = None,
-        earlier: EarlierEdits | None = None,
-        progress: bool = True,
-    ) -> WeightUpdate:
-        """Find the update that rewrites every request's neurons; the model stays as it was.
-
-        Args:
-            model: a raw-mode bridge.
-            requests: one or several.
-            layer: keeps to neurons of these layers; a ``NeuronScores`` of the same facts gives the neurons themselves.
-            earlier: what earlier edits changed.
-            progress: whether to show a bar.
-
-        Raises:
-            FactError: no requests, or some that contradict or repeat each other.
-            NumericsError: no neuron of a fact passes the threshold for enough of its prompts.
-        """
-        return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
 
     def fit_each(
         self,
@@ -107,11 +75,13 @@ class KN:
         earlier: EarlierEdits | None = None,
         progress: bool = True,
     ) -> Fitted:
-        """The same, in the form that an ``EditSession`` takes."""
-        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
-        if not requests:
-            raise FactError("There are no requests to edit; give at least one EditRequest.")
-        check_conflicts(requests)
+        """See ``EditingMethod.fit``. ``layer`` keeps to neurons of some layers; a ``NeuronScores`` of the same facts
+        gives the neurons themselves.
+
+        Raises:
+            NumericsError: no neuron of a fact passes the threshold for any of its prompts.
+        """
+        requests = checked(requests)
         for stabiliser in self.stabilisers:
             if not isinstance(stabiliser, PRUNE | RECT):
                 raise NumericsError(
@@ -155,10 +125,7 @@ class KN:
             picks = torch.zeros(len(columns), down.key_size)
             picks[torch.arange(len(columns)), torch.tensor(list(columns))] = 1
             delta = stored(torch.stack(list(columns.values()), dim=1), picks, down)
-            for stabiliser in self.stabilisers:
-                before = None if earlier is None else earlier.changes.get(down.name)
-                delta = stabiliser.change(delta, down.parameter, before)
-            deltas[down.name] = delta
+            deltas[down.name] = self.stabilised(delta, down, earlier or EarlierEdits())
         info = {name: getattr(self, name) for name in _NAMED}
         layers = sorted(changes)
         stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,7 @@ from edit.solves import Factors, solve_positive
 from edit.stabilisers import reference_norm
 from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
-from edit.values import Value, optimise_value, optimise_values
+from edit.values import Value
 from edit.weights import DownProjection, down_projection
 from locate.errors import NumericsError
 from locate.sites import check_layer
@@ -47,8 +47,6 @@ class ROME(LocateThenEdit):
     1
     """
 
-    keys_per_dimension: ClassVar[int] = 20
-
     prefix_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
     layer: int | None = None
     original: bool = False
@@ -74,13 +72,12 @@ class ROME(LocateThenEdit):
         earlier: EarlierEdits | None = None,
         progress: bool = True,
     ) -> Fitted:
-        """See ``LocateThenEdit.fit``."""
+        """See ``EditingMethod.fit``."""
         at = self.resolve_layer(model, layer)
         down = down_projection(model, at)
         requests, contexts, prefixes = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
         statistics = self._statistics(model, {at: down}, earlier, progress)[at]
-        objective = self._value_objective()
         changes, delta, written = dict(earlier.changes), None, None
         edits: list[dict[str, Any]] = []
         values: list[Value] = []
@@ -92,7 +89,7 @@ class ROME(LocateThenEdit):
         pairs = zip(requests, contexts, strict=True)
         for request, batch in tqdm(pairs, "ROME", total=len(requests), disable=not progress, delay=1):
             with edited():
-                value = optimise_value(model, batch, at, objective, budget=self.budget, precision=self.precision)
+                (value,) = self._values(model, [batch], at, progress=False)
                 values.append(value)
                 anchor = earlier.anchor or reference_norm(values)
                 own, one = self._write(
@@ -116,15 +113,12 @@ class ROME(LocateThenEdit):
         layer: Where | None = None,
         progress: bool = True,
     ) -> Iterator[WeightUpdate]:
-        """See ``LocateThenEdit.fit_each``."""
+        """See ``EditingMethod.fit_each``."""
         at = self.resolve_layer(model, layer)
         down = down_projection(model, at)
         own, contexts, prefixes = self._prepared(model, requests, together=False)
         statistics = self._statistics(model, {at: down}, EarlierEdits(), progress)[at]
-        values = optimise_values(
-            model, contexts, at, self._value_objective(), budget=self.budget, precision=self.precision,
-            progress=progress,
-        )  # fmt: skip
+        values = self._values(model, contexts, at, progress)
         for request, value in zip(own, values, strict=True):
             delta, _ = self._write(down, request, value, statistics, EarlierEdits(anchor=reference_norm([value])))
             info = self._info([at], prefixes, {at: statistics}, [described_edit(request, value)])

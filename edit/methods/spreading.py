@@ -21,7 +21,7 @@ from edit.stabilisers import reference_norm
 from edit.states import read_at_sites
 from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
-from edit.values import Place, Value, optimise_values
+from edit.values import Place, Value
 from edit.weights import DownProjection, down_projection
 from locate.errors import NumericsError
 from locate.sites import hook_name
@@ -67,7 +67,7 @@ class Spreading(LocateThenEdit):
         earlier: EarlierEdits | None = None,
         progress: bool = True,
     ) -> Fitted:
-        """See ``LocateThenEdit.fit``."""
+        """See ``EditingMethod.fit``."""
         stages = self._stages(model, layer)
         prepared = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
@@ -82,7 +82,7 @@ class Spreading(LocateThenEdit):
         layer: Where | None = None,
         progress: bool = True,
     ) -> Iterator[WeightUpdate]:
-        """See ``LocateThenEdit.fit_each``."""
+        """See ``EditingMethod.fit_each``."""
         stages = self._stages(model, layer)
         own, contexts, prefixes = self._prepared(model, requests, together=False)
         statistics = self._statistics(model, _downs(model, stages), EarlierEdits(), progress)
@@ -133,14 +133,6 @@ class Spreading(LocateThenEdit):
         info = self._info(list(downs), prefixes, statistics, edits)
         update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
         return Fitted(update=update, written=written, anchor=anchor)
-
-    def _values(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, progress: bool
-    ) -> list[Value]:
-        return optimise_values(
-            model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
-            precision=self.precision, progress=progress,
-        )  # fmt: skip
 
     def _missing(
         self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int
