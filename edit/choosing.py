@@ -8,7 +8,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation import evaluate_each
+from edit.evaluation import baseline, evaluate_each
 from edit.layers import Where
 from edit.methods.base import LocateThenEdit
 from edit.requests import EditRequest
@@ -72,9 +72,10 @@ def choose_layer(
     if not any(fact.paraphrases for fact in facts) or not any(fact.neighbours for fact in facts):
         raise FactError("Layers are compared by a score, for which some cases need paraphrases and some neighbours.")
     rows: dict[int, dict[str, float]] = {}
+    before = baseline(model, cases, generate=False)
     for layer in tqdm(tried, "layers", disable=not progress, delay=1):
         there = _At(method=method, layer=layer)
-        result = evaluate_each(model, there, cases, generate=False, progress=False)
+        result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)
         percentages: Any = result.summary()["edited"]
         asked: Any = result.rows.query("model == 'edited' and probe == 'efficacy'")
         named = {name: float(percentages[name]) for name in ("efficacy", "paraphrase", "neighbourhood", "score")}

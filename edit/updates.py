@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.lowrank import LowRank
 from edit.weights import fingerprint, hf_parameters
 from locate.errors import UpdateError, suggest
+from locate.storage import write_whole
 
 _VERSION = 1
 _KEY = "locate_edit_update"
@@ -203,8 +203,7 @@ class WeightUpdate:
         content = {"method": self.method, "info": self.info, "before": self.before}
         header = {"version": _VERSION, **content, "checksum": _checksum(content, tensors)}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_atomically(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header)}))
+            write_whole(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header)}))
         except OSError as error:
             raise UpdateError(f"The update could not be written to {path}: {error}.") from error
         return path
@@ -294,19 +293,6 @@ def _content(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], s
 def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     prints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
     return hashlib.sha256(json.dumps([content, prints], sort_keys=True).encode()).hexdigest()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _find(model: TransformerBridge, deltas: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:

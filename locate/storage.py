@@ -24,7 +24,7 @@ def save_result(path: str | Path, name: str, version: int, data: xr.Dataset, pla
         plain: everything else, as JSON.
     """
     described = data.assign_attrs({name: json.dumps({**plain, "format": version})})
-    with _whole(Path(path)) as partial:
+    with whole_file(path) as partial:
         described.to_netcdf(partial, engine="netcdf4")
     return Path(path)
 
@@ -36,7 +36,7 @@ def save_json(path: str | Path, value: Any) -> Path:
     'summary.json'
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    with _whole(Path(path)) as partial:
+    with whole_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     return Path(path)
 
@@ -62,7 +62,7 @@ def write_whole(path: str | Path, content: bytes) -> Path:
     >>> write_whole("greeting.txt", b"hello").read_bytes()
     b'hello'
     """
-    with _whole(Path(path)) as partial, partial.open("wb") as file:
+    with whole_file(path) as partial, partial.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -70,8 +70,15 @@ def write_whole(path: str | Path, content: bytes) -> Path:
 
 
 @contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of ``path`` once it is complete."""
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of ``path`` once it is complete; its folder is made if need be.
+
+    >>> with whole_file("numbers.txt") as partial:
+    ...     _ = partial.write_text("1 2 3")
+    >>> Path("numbers.txt").read_text()
+    '1 2 3'
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from locate.errors import DataError
+from locate.storage import whole_file
 
 
 def write_tensors(
@@ -27,17 +28,11 @@ def write_tensors(
     >>> write_tensors("ones.safetensors", {"ones": torch.ones(2)}, "ones", "1", {}).name
     'ones.safetensors'
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole_file(path) as partial:
         save_file(tensors, partial, metadata={"format": version, kind: json.dumps(described)})
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def read_tensors(path: str | Path, kind: str, version: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Fixtures of the tests of commands: a model to load and facts to ask it."""
 
 import json
+import random
 
 import pytest
 
@@ -40,3 +41,12 @@ def facts_file(tmp_path):
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A text file of made-up words, long enough for key statistics of a small model."""
+    draw = random.Random(0)
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(1600)))
+    return str(path)

@@ -1,7 +1,6 @@
 """The locate-then-edit family against literal references, its defaults, its stabilisers, and bad input."""
 
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -33,14 +32,6 @@ METHODS = {
     "MEMIT": MEMIT(weight=50.0), "PMET": PMET(weight=50.0), "AlphaEdit": AlphaEdit(ridge=0.5),
     "EMMET": EMMET(slack=0.1),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(1600)))
-    return str(path)
 
 
 @pytest.fixture

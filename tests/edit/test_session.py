@@ -1,7 +1,6 @@
 """Sessions: batches with memory, undo and removal by solving again, checkpoints, conflicts."""
 
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -27,14 +26,6 @@ METHODS = {
     "MEMIT": MEMIT(weight=20.0, layers=(1, 2)), "AlphaEdit": AlphaEdit(ridge=0.5, layers=(1, 2)),
     "EMMET": EMMET(layers=(1,)), "ROME": ROME(layer=1),
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(1600)))
-    return str(path)
 
 
 @pytest.fixture
