@@ -25,6 +25,7 @@ def write_tensors(
         version: of the format.
         described: everything else, as plain data.
 
+    >>> import torch
     >>> write_tensors("ones.safetensors", {"ones": torch.ones(2)}, "ones", "1", {}).name
     'ones.safetensors'
     """
@@ -41,6 +42,7 @@ def read_tensors(path: str | Path, kind: str, version: str) -> tuple[dict[str, T
     Raises:
         DataError: the file is missing, damaged, of another kind, or of another format.
 
+    >>> import torch
     >>> path = write_tensors("twos.safetensors", {"twos": torch.ones(2) * 2}, "twos", "1", {"of": "two"})
     >>> read_tensors(path, "twos", "1")
     ({'twos': tensor([2., 2.])}, {'of': 'two'})
