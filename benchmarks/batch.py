@@ -78,7 +78,10 @@ def _compare(model: Any, name: str, method: Any, requests: list[Any], some: list
         flush=True,
     )
     own = method.fit(model, some, progress=False)
-    for label, update in (("engine", own), ("literal", _update(model, found["literal"], own))):
+    other = _update(model, found["literal"], own)
+    far = max(float((own.delta(n) - other.delta(n)).norm() / other.delta(n).norm()) for n in other.parameters)
+    print(f"  largest difference of a layer's change on the same {len(some)} requests: {far:.1e} of its norm")
+    for label, update in (("engine", own), ("literal", other)):
         scores: Any = edit.evaluate(model, update, some).summary()["edited"]
         shown = ", ".join(f"{key} {value:.1f}" for key, value in scores.items())
         print(f"  {label} on the same {len(some)} requests: {shown}", flush=True)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.family --data counterfact_flat_1000.json [--format counterfact] [--edits 100]
 
-Values are optimised together where methods share an objective's place, which changes nothing but speed; each edit is
-then written and judged alone. Requests that the model answers with the new target already are left out, and counted.
-Prints the published metrics beside what the model says, with 95% intervals. Finished methods are kept in a folder.
+Values are optimised together, and once for methods that share their objective, which changes nothing but speed; each
+edit is then written and judged alone. Requests that the model answers with the new target already are left out, and
+counted. Prints the published metrics beside what the model says, with 95% intervals. What is finished is kept in a
+folder: a run that was stopped goes on where it was.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import locate
 from benchmarks.timing import machine, seconds
 from edit.contexts import already_answered, build_contexts
 from edit.corpus import SAMPLED
+from locate.storage import whole_file
 
 METHODS: dict[str, Any] = {
     "ROME, as published": lambda corpus: edit.ROME(original=True, corpus=corpus),
@@ -29,6 +31,11 @@ METHODS: dict[str, Any] = {
     "AlphaEdit": lambda corpus: edit.AlphaEdit(corpus=corpus),
     "KN": lambda corpus: edit.KN(),
 }
+# The same objective at the same place and layer: values are found once.
+_VALUES_OF = {"R-ROME": "ROME, as published", "AlphaEdit": "MEMIT"}
+_CHUNK = 20
+# No answer of the data is longer.
+_NEW_TOKENS = 8
 _SHOWN = {
     "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S", "exact match": "says o*",
     "paraphrase exact match": "says o*, paraphrase", "locality": "same answer, neighbour",
@@ -64,35 +71,58 @@ def main() -> None:
     load = edit.load_counterfact if arguments.format == "counterfact" else edit.load_zsre
     requests, left_out = usable(model, load(arguments.data), arguments.edits)
     print(f"{machine()}; {arguments.model}; {len(requests)} edits of {arguments.data.name}, {left_out} left out")
-    baseline = edit.baseline(model, requests)
+    for start in range(0, len(requests), _CHUNK):
+        _chunk(model, requests[start : start + _CHUNK], arguments, start)
     for name in arguments.methods:
-        path = arguments.out / f"{name.replace(' ', '-').replace(',', '')}-{arguments.format}-{len(requests)}.csv"
-        took = float("nan")
-        if not path.exists():
-            found: list[edit.Evaluation] = []
-            method = METHODS[name](arguments.corpus)
-            took = seconds(lambda m=method, f=found: f.append(_each(model, m, requests, baseline)))
-            found[0].save(path)
-        summary: Any = edit.Evaluation(rows=pd.read_csv(path)).summary()
+        parts = [pd.read_csv(_path(arguments, name, start)) for start in range(0, len(requests), _CHUNK)]
+        took = sum(float(part["seconds"].to_numpy().sum()) for part in parts)
+        rows = pd.concat([part.assign(case=part["case"] + i * _CHUNK) for i, part in enumerate(parts)])
+        summary: Any = edit.Evaluation(rows=rows.drop(columns="seconds").reset_index(drop=True)).summary()
         shown = [
             f"{short} {summary.loc[key, 'edited']:.1f} [{summary.loc[key, 'edited low']:.1f}, "
             f"{summary.loc[key, 'edited high']:.1f}]"
             for key, short in _SHOWN.items()
             if key in summary.index
         ]
-        print(f"{name}: {'; '.join(shown)}; {took / len(requests):.1f} s per edit with its evaluation", flush=True)
+        print(f"{name}: {'; '.join(shown)}; {took / len(requests):.1f} s per edit", flush=True)
     print("unedited: " + "; ".join(
         f"{short} {summary.loc[key, 'unedited']:.1f}" for key, short in _SHOWN.items() if key in summary.index
     ))  # fmt: skip
 
 
-def _each(model: Any, method: Any, requests: list[edit.EditRequest], baseline: Any) -> edit.Evaluation:
-    updates = method.fit_each(model, requests)
-    parts = []
-    for case, request in enumerate(tqdm(requests, "edits")):
-        update = next(updates)
-        parts.append(edit.evaluate(model, update, [request], baseline=baseline.of_case(case)))
-    return edit.Evaluation.join(parts)
+def _path(arguments: argparse.Namespace, name: str, start: int) -> Path:
+    stem = f"{name.replace(' ', '-').replace(',', '')}-{arguments.format}"
+    return arguments.out / f"{stem}-{start}-{min(start + _CHUNK, arguments.edits)}.csv"
+
+
+def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Namespace, start: int) -> None:
+    """Edit and judge some requests with every method that has not done so yet."""
+    missing: list[str] = [name for name in arguments.methods if not _path(arguments, name, start).exists()]
+    if not missing:
+        return
+    baseline = edit.baseline(model, requests, max_new_tokens=_NEW_TOKENS)
+    values: dict[str, list[Any]] = {}
+    took: dict[str, float] = {}
+    for name in tqdm(missing, f"edits from {start}"):
+        method: Any = METHODS[name](arguments.corpus)
+        own: str = _VALUES_OF.get(name, name)
+        options: dict[str, Any] = {}
+        if name != "KN":
+            if own not in values:
+                method.statistics_for(model)
+                took[own] = seconds(lambda m=method, o=own: values.update({o: m.values_for(model, requests)}))
+            options["values"] = values[own]
+        updates: list[edit.WeightUpdate] = []
+        fitting = seconds(lambda m=method, u=updates, o=options: u.extend(m.fit_each(model, requests, **o)))
+        parts = [
+            edit.evaluate(model, update, [request], baseline=baseline.of_case(case), max_new_tokens=_NEW_TOKENS)
+            for case, (update, request) in enumerate(zip(updates, requests, strict=True))
+        ]
+        rows = edit.Evaluation.join(parts).rows
+        rows["seconds"] = 0.0
+        rows.loc[rows.index[0], "seconds"] = fitting + took.get(own, 0.0)
+        with whole_file(_path(arguments, name, start)) as partial:
+            rows.to_csv(partial, index=False)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
     python -m benchmarks.sequential --data counterfact_flat_1000.json --text wikitext.txt [--edits 500] [--batch 50]
 
 Edits a public data set batch by batch with each method, and after every batch asks all edits so far again (the
-probability comparison), measures perplexity on held-out text, and the norm of what was changed. Writes a table and a
-figure. Batches and measurements are kept in a folder: a run that was stopped goes on where it was.
+probability comparison), measures perplexity on held-out text, and the norm of what was changed. A sequence ends early
+where the perplexity passes ``--collapsed``. All methods use the bare prompt and five prefixes (ROME's own default is
+twenty). Writes a table and a figure. Batches and measurements are kept in a folder: a run that was stopped goes on
+where it was.
 """
 
 import argparse
@@ -29,7 +31,7 @@ METHODS: dict[str, Any] = {
     "MEMIT": lambda **o: edit.MEMIT(**o),
     "MEMIT without earlier keys": lambda **o: edit.MEMIT(remember=False, **o),
     "AlphaEdit": lambda **o: edit.AlphaEdit(**o),
-    "ROME": lambda **o: edit.ROME(**o),
+    "ROME": lambda **o: edit.ROME(prefix_lengths=((10, 5),), **o),
 }
 # Okabe and Ito's colours, with markers for print.
 _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "^")]
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--anchored", nargs="*", default=["no", "yes"], choices=["no", "yes"], help="without, with NAS")
     parser.add_argument("--corpus", default=SAMPLED, help="for key statistics")
+    parser.add_argument("--collapsed", type=float, default=1e4, help="the perplexity at which a sequence ends")
     parser.add_argument("--work", type=Path, default=Path("runs/sequential"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
@@ -61,7 +64,7 @@ def main() -> None:
             label = f"{name}, NAS" if stabilisers else name
             method = METHODS[name](corpus=arguments.corpus, stabilisers=stabilisers)
             folder = arguments.work / label.replace(" ", "-").replace(",", "")
-            took = seconds(lambda m=method, f=folder: _sequence(model, m, requests, arguments.batch, text, f))
+            took = seconds(lambda m=method, f=folder: _sequence(model, m, requests, text, f, arguments))
             table = pd.DataFrame([json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()])
             tables.append(table.assign(method=label))
             last = table.iloc[-1]
@@ -85,18 +88,20 @@ def _distinct(requests: list[edit.EditRequest]) -> list[edit.EditRequest]:
     return kept
 
 
-def _sequence(model: Any, method: Any, requests: list[Any], size: int, text: torch.Tensor, folder: Path) -> None:
-    log = folder / "measured.jsonl"
+def _sequence(
+    model: Any, method: Any, requests: list[Any], text: torch.Tensor, folder: Path, arguments: argparse.Namespace
+) -> None:
+    log, size = folder / "measured.jsonl", arguments.batch
     with edit.EditSession(model, method, folder=folder / "session") as session:
         log.touch()
-        measured = len(log.read_text().splitlines())
-        for start in range(0, len(requests), size):
-            if start // size < measured:
-                continue
+        measured = [json.loads(line) for line in log.read_text().splitlines()]
+        for start in range(len(measured) * size, len(requests), size):
+            if measured and not measured[-1]["perplexity"] < arguments.collapsed:
+                break
             session.edit(requests[start : start + size])
-            row = _measure(model, session, requests[: start + size], size, text)
+            measured.append(_measure(model, session, requests[: start + size], size, text))
             with log.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps(measured[-1]) + "\n")
 
 
 def _measure(model: Any, session: edit.EditSession, done: list[Any], size: int, text: torch.Tensor) -> dict[str, float]:

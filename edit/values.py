@@ -66,6 +66,10 @@ class ValueObjective:
             raise NumericsError(f"probability: must be at least 0 and below 1, found {self.probability}.")
 
 
+# In the residual stream, where v₀ is the sum of all layers before: a larger step and a tighter clamp, as published.
+RESIDUAL_OBJECTIVE = ValueObjective(learning_rate=0.5, clamp=0.75)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Value:
     """An optimised value, with the keys at which it must be written.

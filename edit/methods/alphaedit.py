@@ -9,7 +9,7 @@ from torch import Tensor
 from edit.methods.spreading import Spreading
 from edit.solves import Factors, in_null_space
 from edit.statistics import KeyStatistics
-from edit.values import ValueObjective
+from edit.values import RESIDUAL_OBJECTIVE, ValueObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class AlphaEdit(Spreading):
     # The null space needs more keys than a solve does.
     keys_per_dimension: ClassVar[int] = 40
 
-    objective: ValueObjective = field(default_factory=lambda: ValueObjective(clamp=0.75))
+    objective: ValueObjective = field(default_factory=lambda: RESIDUAL_OBJECTIVE)
     energy: float | None = 0.1
     threshold: float | None = None
     ridge: float | None = None
@@ -56,5 +56,7 @@ class AlphaEdit(Spreading):
             held = (basis * (statistics.second_moment @ basis)).sum()
             ridge = self.relative_ridge * float(held)
         before = earlier.double() @ basis
-        extra = sum(stabiliser.ridge(before.T @ before + ridge) for stabiliser in self.stabilisers)
+        preserved = before.T @ before
+        preserved.diagonal().add_(ridge)
+        extra = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)
         return in_null_space(keys, residuals, basis, earlier, ridge + extra)

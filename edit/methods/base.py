@@ -228,6 +228,45 @@ class LocateThenEdit(EditingMethod):
         """
         raise NotImplementedError
 
+    def values_for(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        progress: bool = True,
+    ) -> list[Value]:
+        """The values that ``fit_each`` would write, to hand to other methods that optimise the same objective.
+
+        Methods share values where they agree in the place and layer of the optimisation, the objective and the
+        prefixes: ROME in both forms, or MEMIT and AlphaEdit at the same layers.
+
+        Raises:
+            FactError, SiteError, NumericsError: as ``fit``.
+
+        >>> method = edit.ROME(layer=4)
+        >>> len(method.values_for(model, [request]))
+        1
+        """
+        _, contexts, _ = self._prepared(model, requests, together=False)
+        return self._values(model, contexts, self._value_layer(model, layer), progress)
+
+    def fit_each(
+        self,
+        model: TransformerBridge,
+        requests: Sequence[EditRequest],
+        *,
+        layer: Where | None = None,
+        values: Sequence[Value] | None = None,
+        progress: bool = True,
+    ) -> Iterator[WeightUpdate]:
+        """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
+        raise NotImplementedError
+
+    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        """The layer at which values are optimised first."""
+        raise NotImplementedError
+
     def _prepared(
         self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, together: bool = True
     ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
@@ -259,6 +298,20 @@ class LocateThenEdit(EditingMethod):
             model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
             precision=self.precision, progress=progress,
         )  # fmt: skip
+
+    def _known_values(
+        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int,
+        known: Sequence[Value] | None, progress: bool,
+    ) -> Sequence[Value]:  # fmt: skip
+        """The values given, checked, or found."""
+        if known is None:
+            return self._values(model, contexts, layer, progress)
+        if len(known) != len(contexts):
+            raise FactError(
+                f"values: one per request is needed, found {len(known)} for {len(contexts)} requests. "
+                "Find them with values_for(model, requests)."
+            )
+        return known
 
     def _with_ridge(self, preserved: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
         ridge = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)

@@ -8,7 +8,7 @@ from torch import Tensor
 from edit.methods.spreading import Spreading, preserved_keys, usual_weight
 from edit.solves import Factors, least_squares
 from edit.statistics import KeyStatistics
-from edit.values import ValueObjective
+from edit.values import RESIDUAL_OBJECTIVE, ValueObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class MEMIT(Spreading):
     2
     """
 
-    objective: ValueObjective = field(default_factory=lambda: ValueObjective(clamp=0.75))
+    objective: ValueObjective = field(default_factory=lambda: RESIDUAL_OBJECTIVE)
     weight: float | None = None
     remember: bool = True
 

@@ -1,11 +1,11 @@
 """PMET: optimise what attention and MLP write together, keep the MLP's part."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 from typing import ClassVar
 
 from edit.methods.memit import MEMIT
-from edit.values import Place
+from edit.values import Place, ValueObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,9 @@ class PMET(MEMIT):
     """
 
     place: ClassVar[Place] = "attn+mlp"
+
+    # ROME's: what a layer adds is much smaller than the stream it adds to, and MEMIT's clamp would stop δ short.
+    objective: ValueObjective = field(default_factory=ValueObjective)
 
     def _share(self, layers_left: int) -> float:
         return 1 / sqrt(layers_left)

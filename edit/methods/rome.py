@@ -111,18 +111,22 @@ class ROME(LocateThenEdit):
         requests: Sequence[EditRequest],
         *,
         layer: Where | None = None,
+        values: Sequence[Value] | None = None,
         progress: bool = True,
     ) -> Iterator[WeightUpdate]:
-        """See ``EditingMethod.fit_each``."""
+        """See ``LocateThenEdit.fit_each``."""
         at = self.resolve_layer(model, layer)
         down = down_projection(model, at)
         own, contexts, prefixes = self._prepared(model, requests, together=False)
         statistics = self._statistics(model, {at: down}, EarlierEdits(), progress)[at]
-        values = self._values(model, contexts, at, progress)
-        for request, value in zip(own, values, strict=True):
+        found = self._known_values(model, contexts, at, values, progress)
+        for request, value in zip(own, found, strict=True):
             delta, _ = self._write(down, request, value, statistics, EarlierEdits(anchor=reference_norm([value])))
             info = self._info([at], prefixes, {at: statistics}, [described_edit(request, value)])
             yield WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
+
+    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        return self.resolve_layer(model, where)
 
     def _write(
         self, down: DownProjection, request: EditRequest, value: Value, statistics: KeyStatistics, earlier: EarlierEdits

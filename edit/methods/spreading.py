@@ -80,17 +80,21 @@ class Spreading(LocateThenEdit):
         requests: Sequence[EditRequest],
         *,
         layer: Where | None = None,
+        values: Sequence[Value] | None = None,
         progress: bool = True,
     ) -> Iterator[WeightUpdate]:
-        """See ``EditingMethod.fit_each``."""
+        """See ``LocateThenEdit.fit_each``."""
         stages = self._stages(model, layer)
         own, contexts, prefixes = self._prepared(model, requests, together=False)
         statistics = self._statistics(model, _downs(model, stages), EarlierEdits(), progress)
-        values = self._values(model, contexts, stages[0][-1], progress)
-        for request, context, value in zip(own, contexts, values, strict=True):
+        found = self._known_values(model, contexts, self._value_layer(model, layer), values, progress)
+        for request, context, value in zip(own, contexts, found, strict=True):
             yield self._fit(
                 model, [request], [context], prefixes, stages, statistics, EarlierEdits(), [value], False
             ).update  # fmt: skip
+
+    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        return self._stages(model, where)[0][-1]
 
     def _fit(
         self, model: TransformerBridge, requests: list[EditRequest], contexts: list[ContextBatch], prefixes: list[str],

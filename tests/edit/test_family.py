@@ -376,3 +376,19 @@ def test_each_by_itself_is_what_fit_gives_for_one(name, llama, prepared):
         assert (dense(llama, update, layer) - dense(llama, alone, layer)).norm() < 2e-3 * dense(
             llama, alone, layer
         ).norm()
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "ROME"])
+def test_methods_with_one_objective_share_its_values(name, llama, prepared):
+    one, other = prepared("MEMIT"), prepared("AlphaEdit")
+    if name == "ROME":
+        one = ROME(layer=2, objective=OBJECTIVE, prefixes=PREFIXES, corpus=one.corpus, statistics_tokens=1500)
+        other = dataclasses.replace(one, original=True)
+    values = one.values_for(llama, REQUESTS, progress=False)
+    shared = list(other.fit_each(llama, REQUESTS, values=values, progress=False))
+    for update, own in zip(shared, other.fit_each(llama, REQUESTS, progress=False), strict=True):
+        assert update.parameters == own.parameters
+        for parameter in own.parameters:
+            assert torch.equal(update.delta(parameter), own.delta(parameter))
+    with pytest.raises(FactError, match=r"found 1 for 3 requests\. Find them with values_for"):
+        list(other.fit_each(llama, REQUESTS, values=values[:1], progress=False))
