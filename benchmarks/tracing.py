@@ -29,7 +29,7 @@ def main() -> None:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="turns against the loop; 0 for work and speed alone")
     parser.add_argument("--kinds", nargs="+", default=["resid", "mlp", "attn"])
     parser.add_argument("--device", default=None)
     parser.add_argument("--budgets", type=int, nargs="*", default=[1024, DEFAULT_BUDGET])
@@ -53,15 +53,8 @@ def main() -> None:
         def loop(kind: str = kind, found: dict[str, torch.Tensor] = found) -> None:
             found["literal"] = literal.causal_trace(model, fact, kind)
 
-        fast, slow, ratios = alternate(lambda: engine("model"), loop, arguments.repeats)
-        faster = [seconds(lambda: engine("bfloat16")) for _ in range(arguments.repeats)]
-        for name, took, each in (("model", fast, ratios), ("bfloat16", median(faster), [slow / t for t in faster])):
-            difference = float((found[name] - found["literal"]).abs().max())
-            print(
-                f"{kind:>5}, {name:>8}: engine {took:6.2f} s, literal loop {slow:6.2f} s, ratio {median(each):.2f} "
-                f"(each turn: {', '.join(f'{ratio:.2f}' for ratio in each)}), largest difference {difference:.1e}",
-                flush=True,
-            )
+        if arguments.repeats:
+            _compare(kind, found, engine, loop, arguments.repeats)
         products = counted(lambda: engine("model"))
         least = least_operations(
             model, kind, len(prompt.tokens), prompt.subject_span[0], 10, min(10, model.cfg.n_layers)
@@ -79,6 +72,19 @@ def main() -> None:
     for budget in arguments.budgets:
         took, memory = peak(lambda budget=budget: trace("mlp", budget=budget))
         print(f"budget {budget} tokens: mlp trace {took:.2f} s, peak memory {memory / 2**20:.0f} MiB above the model's")
+
+
+def _compare(kind: str, found: dict[str, torch.Tensor], engine: Any, loop: Any, repeats: int) -> None:
+    """Wall times in turns, and how far scores differ."""
+    fast, slow, ratios = alternate(lambda: engine("model"), loop, repeats)
+    faster = [seconds(lambda: engine("bfloat16")) for _ in range(repeats)]
+    for name, took, each in (("model", fast, ratios), ("bfloat16", median(faster), [slow / t for t in faster])):
+        difference = float((found[name] - found["literal"]).abs().max())
+        print(
+            f"{kind:>5}, {name:>8}: engine {took:6.2f} s, literal loop {slow:6.2f} s, ratio {median(each):.2f} "
+            f"(each turn: {', '.join(f'{ratio:.2f}' for ratio in each)}), largest difference {difference:.1e}",
+            flush=True,
+        )
 
 
 def peak(work: Any) -> tuple[float, int]:
