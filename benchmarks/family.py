@@ -78,16 +78,17 @@ def main() -> None:
         took = sum(float(part["seconds"].to_numpy().sum()) for part in parts)
         rows = pd.concat([part.assign(case=part["case"] + i * _CHUNK) for i, part in enumerate(parts)])
         summary: Any = edit.Evaluation(rows=rows.drop(columns="seconds").reset_index(drop=True)).summary()
-        shown = [
-            f"{short} {summary.loc[key, 'edited']:.1f} [{summary.loc[key, 'edited low']:.1f}, "
-            f"{summary.loc[key, 'edited high']:.1f}]"
-            for key, short in _SHOWN.items()
-            if key in summary.index
-        ]
+        shown = [f"{short} {_interval(summary.loc[key])}" for key, short in _SHOWN.items() if key in summary.index]
         print(f"{name}: {'; '.join(shown)}; {took / len(requests):.1f} s per edit", flush=True)
     print("unedited: " + "; ".join(
         f"{short} {summary.loc[key, 'unedited']:.1f}" for key, short in _SHOWN.items() if key in summary.index
     ))  # fmt: skip
+
+
+def _interval(row: Any) -> str:
+    """The edited model's value; the score, a harmonic mean of three measures, has no interval of its own."""
+    bounds = "" if pd.isna(row["edited low"]) else f" [{row['edited low']:.1f}, {row['edited high']:.1f}]"
+    return f"{row['edited']:.1f}{bounds}"
 
 
 def _path(arguments: argparse.Namespace, name: str, start: int) -> Path:
