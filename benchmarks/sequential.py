@@ -54,7 +54,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
     requests, left_out = usable(model, _distinct(edit.load_counterfact(arguments.data)), arguments.edits)
-    text = next(token_batches(model, str(arguments.text), rows=32))
+    text = next(token_batches(model, str(arguments.text), rows=8))
     print(f"{machine()}; {arguments.model}; {len(requests)} edits in batches of {arguments.batch}, {left_out} left out")
     print(f"unedited: perplexity {_perplexity(model, text):.2f}", flush=True)
     tables = []
