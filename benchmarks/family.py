@@ -10,7 +10,7 @@ folder: a run that was stopped goes on where it was.
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -20,7 +20,6 @@ import locate
 from benchmarks.timing import machine, seconds
 from edit.contexts import already_answered, build_contexts
 from edit.corpus import SAMPLED
-from locate.storage import whole_file
 
 METHODS: dict[str, Any] = {
     "ROME, as published": lambda corpus: edit.ROME(original=True, corpus=corpus),
@@ -74,10 +73,9 @@ def main() -> None:
     for start in range(0, len(requests), _CHUNK):
         _chunk(model, requests[start : start + _CHUNK], arguments, start)
     for name in arguments.methods:
-        parts = [pd.read_csv(_path(arguments, name, start)) for start in range(0, len(requests), _CHUNK)]
-        took = sum(float(part["seconds"].to_numpy().sum()) for part in parts)
-        rows = pd.concat([part.assign(case=part["case"] + i * _CHUNK) for i, part in enumerate(parts)])
-        summary: Any = edit.Evaluation(rows=rows.drop(columns="seconds").reset_index(drop=True)).summary()
+        starts = range(0, len(requests), _CHUNK)
+        whole = edit.Evaluation.join([edit.Evaluation(rows=pd.read_csv(_path(arguments, name, s))) for s in starts])
+        took, summary = float(whole.rows["seconds"].to_numpy().sum()), cast(Any, whole.summary())
         shown = [f"{short} {_interval(summary.loc[key])}" for key, short in _SHOWN.items() if key in summary.index]
         print(f"{name}: {'; '.join(shown)}; {took / len(requests):.1f} s per edit", flush=True)
     print("unedited: " + "; ".join(
@@ -120,10 +118,9 @@ def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Nam
             for case, (update, request) in enumerate(zip(updates, requests, strict=True))
         ]
         rows = edit.Evaluation.join(parts).rows
-        rows["seconds"] = 0.0
-        rows.loc[rows.index[0], "seconds"] = fitting + took.get(own, 0.0)
-        with whole_file(_path(arguments, name, start)) as partial:
-            rows.to_csv(partial, index=False)
+        # Spread over the rows, so that they add up.
+        rows["seconds"] = (fitting + took.get(own, 0.0)) / len(rows)
+        edit.Evaluation(rows=rows).save(_path(arguments, name, start))
 
 
 if __name__ == "__main__":

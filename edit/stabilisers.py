@@ -32,7 +32,7 @@ class Stabiliser:
         """The values that are written."""
         return list(values)
 
-    def ridge(self, preserved: Float[Tensor, "d d"]) -> float:
+    def ridge(self, diagonal: Float[Tensor, "d"]) -> float:
         """What is added to the diagonal of the matrix of what is to be preserved."""
         return 0.0
 
@@ -102,9 +102,9 @@ class ENCORE(Stabiliser):
         """With the early stop."""
         return replace(objective, stop="first", probability=0.0)
 
-    def ridge(self, preserved: Float[Tensor, "d d"]) -> float:
+    def ridge(self, diagonal: Float[Tensor, "d"]) -> float:
         """λₙ."""
-        return self.strength * float(preserved.diagonal().mean())
+        return self.strength * float(diagonal.mean())
 
 
 @dataclass(frozen=True, kw_only=True)

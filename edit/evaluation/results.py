@@ -11,6 +11,8 @@ import pandas as pd
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
+from locate.storage import whole_file
+
 
 class Measure(NamedTuple):
     """A line of the summary: the mean over cases of a column's mean over a case's prompts of one kind.
@@ -114,10 +116,11 @@ class Evaluation:
     def save(self, path: str | Path) -> Path:
         """Write the rows as CSV, and the texts, where there are any, beside them (``rows.csv``, ``rows.texts.csv``)."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.rows.to_csv(path, index=False)
-        if self.texts is not None:
-            self.texts.to_csv(path.with_suffix(f".texts{path.suffix}"), index=False)
+        tables = {path: self.rows, path.with_suffix(f".texts{path.suffix}"): self.texts}
+        for place, table in tables.items():
+            if table is not None:
+                with whole_file(place) as partial:
+                    table.to_csv(partial, index=False)
         return path
 
     @classmethod

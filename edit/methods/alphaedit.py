@@ -1,6 +1,6 @@
 """AlphaEdit: changes that stay in the null space of what the model's keys span."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 from jaxtyping import Float
@@ -9,7 +9,6 @@ from torch import Tensor
 from edit.methods.spreading import Spreading
 from edit.solves import Factors, in_null_space
 from edit.statistics import KeyStatistics
-from edit.values import RESIDUAL_OBJECTIVE, ValueObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +33,6 @@ class AlphaEdit(Spreading):
     # The null space needs more keys than a solve does.
     keys_per_dimension: ClassVar[int] = 40
 
-    objective: ValueObjective = field(default_factory=lambda: RESIDUAL_OBJECTIVE)
     energy: float | None = 0.1
     threshold: float | None = None
     ridge: float | None = None
@@ -55,8 +53,5 @@ class AlphaEdit(Spreading):
             # Of all keys, and not of the batch's own: a batch and the same edits in sequence must agree.
             held = (basis * (statistics.second_moment @ basis)).sum()
             ridge = self.relative_ridge * float(held)
-        before = earlier.double() @ basis
-        preserved = before.T @ before
-        preserved.diagonal().add_(ridge)
-        extra = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)
-        return in_null_space(keys, residuals, basis, earlier, ridge + extra)
+        held_before = (earlier.double() @ basis).square().sum(0)
+        return in_null_space(keys, residuals, basis, earlier, ridge + self._extra_ridge(held_before + ridge))

@@ -217,8 +217,10 @@ class LocateThenEdit(EditingMethod):
         >>> list(edit.ROME(layer=4).statistics_for(model))
         [4]
         """
-        downs = {one: down_projection(model, one) for one in self.edited_layers(model, layer)}
-        return self._statistics(model, downs, EarlierEdits(), progress)
+        return self._statistics(model, self._downs(model, layer), EarlierEdits(), progress)
+
+    def _downs(self, model: TransformerBridge, where: Where | None) -> dict[int, DownProjection]:
+        return {one: down_projection(model, one) for one in self.edited_layers(model, where)}
 
     def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layers that ``fit`` would edit.
@@ -261,6 +263,18 @@ class LocateThenEdit(EditingMethod):
         progress: bool = True,
     ) -> Iterator[WeightUpdate]:
         """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
+        at, downs = self._value_layer(model, layer), self._downs(model, layer)
+        own, contexts, prefixes = self._prepared(model, requests, together=False)
+        statistics = self._statistics(model, downs, EarlierEdits(), progress)
+        found = self._known_values(model, contexts, at, values, progress)
+        for request, context, value in zip(own, contexts, found, strict=True):
+            yield self._fit_one(model, request, context, prefixes, statistics, value, layer)
+
+    def _fit_one(
+        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
+    ) -> WeightUpdate:  # fmt: skip
+        """The update of one request alone, from its value."""
         raise NotImplementedError
 
     def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
@@ -313,8 +327,11 @@ class LocateThenEdit(EditingMethod):
             )
         return known
 
+    def _extra_ridge(self, diagonal: Float[Tensor, "d"]) -> float:
+        return sum((stabiliser.ridge(diagonal) for stabiliser in self.stabilisers), start=0.0)
+
     def _with_ridge(self, preserved: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-        ridge = sum(stabiliser.ridge(preserved) for stabiliser in self.stabilisers)
+        ridge = self._extra_ridge(preserved.diagonal())
         if not ridge:
             return preserved
         preserved = preserved.clone()

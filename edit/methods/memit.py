@@ -1,6 +1,6 @@
 """MEMIT: write many facts at once, spread over several layers."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor
@@ -8,7 +8,6 @@ from torch import Tensor
 from edit.methods.spreading import Spreading, preserved_keys, usual_weight
 from edit.solves import Factors, least_squares
 from edit.statistics import KeyStatistics
-from edit.values import RESIDUAL_OBJECTIVE, ValueObjective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +27,6 @@ class MEMIT(Spreading):
     2
     """
 
-    objective: ValueObjective = field(default_factory=lambda: RESIDUAL_OBJECTIVE)
     weight: float | None = None
     remember: bool = True
 

@@ -1,6 +1,6 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.contexts import ContextBatch
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, LocateThenEdit, Written, described_edit, matrix_of, stored
@@ -105,25 +106,15 @@ class ROME(LocateThenEdit):
         update = WeightUpdate.make(model, {down.name: delta}, method="ROME", info=info)
         return Fitted(update=update, written={at: written}, anchor=reference_norm(values))
 
-    def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        values: Sequence[Value] | None = None,
-        progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
-        """See ``LocateThenEdit.fit_each``."""
-        at = self.resolve_layer(model, layer)
+    def _fit_one(
+        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
+    ) -> WeightUpdate:  # fmt: skip
+        at = self.resolve_layer(model, where)
         down = down_projection(model, at)
-        own, contexts, prefixes = self._prepared(model, requests, together=False)
-        statistics = self._statistics(model, {at: down}, EarlierEdits(), progress)[at]
-        found = self._known_values(model, contexts, at, values, progress)
-        for request, value in zip(own, found, strict=True):
-            delta, _ = self._write(down, request, value, statistics, EarlierEdits(anchor=reference_norm([value])))
-            info = self._info([at], prefixes, {at: statistics}, [described_edit(request, value)])
-            yield WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
+        delta, _ = self._write(down, request, value, statistics[at], EarlierEdits(anchor=reference_norm([value])))
+        info = self._info([at], prefixes, statistics, [described_edit(request, value)])
+        return WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
 
     def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
         return self.resolve_layer(model, where)

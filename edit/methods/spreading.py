@@ -1,6 +1,6 @@
 """Methods that write all requests together, spread over several layers; a method fills in its solve."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -21,8 +21,8 @@ from edit.stabilisers import reference_norm
 from edit.states import read_at_sites
 from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
-from edit.values import Place, Value
-from edit.weights import DownProjection, down_projection
+from edit.values import RESIDUAL_OBJECTIVE, Place, Value, ValueObjective
+from edit.weights import down_projection
 from locate.errors import NumericsError
 from locate.sites import hook_name
 
@@ -39,6 +39,7 @@ class Spreading(LocateThenEdit):
     place: ClassVar[Place] = "resid"
     depth: ClassVar[tuple[float, float]] = (4 / 32, 8 / 32)
 
+    objective: ValueObjective = RESIDUAL_OBJECTIVE
     layers: tuple[int, ...] | None = None
 
     def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
@@ -71,27 +72,16 @@ class Spreading(LocateThenEdit):
         stages = self._stages(model, layer)
         prepared = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
-        statistics = self._statistics(model, _downs(model, stages), earlier, progress)
+        statistics = self._statistics(model, self._downs(model, layer), earlier, progress)
         return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
 
-    def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        values: Sequence[Value] | None = None,
-        progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
-        """See ``LocateThenEdit.fit_each``."""
-        stages = self._stages(model, layer)
-        own, contexts, prefixes = self._prepared(model, requests, together=False)
-        statistics = self._statistics(model, _downs(model, stages), EarlierEdits(), progress)
-        found = self._known_values(model, contexts, self._value_layer(model, layer), values, progress)
-        for request, context, value in zip(own, contexts, found, strict=True):
-            yield self._fit(
-                model, [request], [context], prefixes, stages, statistics, EarlierEdits(), [value], False
-            ).update  # fmt: skip
+    def _fit_one(
+        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
+    ) -> WeightUpdate:  # fmt: skip
+        stages = self._stages(model, where)
+        none = EarlierEdits()
+        return self._fit(model, [request], [context], prefixes, stages, statistics, none, [value], False).update
 
     def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
         return self._stages(model, where)[0][-1]
@@ -102,7 +92,8 @@ class Spreading(LocateThenEdit):
         first: list[Value] | None, progress: bool,
     ) -> Fitted:  # fmt: skip
         """Write the requests stage by stage; ``first`` are the first stage's values where they are known already."""
-        downs, edits = _downs(model, stages), []
+        downs = {layer: down_projection(model, layer) for stage in stages for layer in stage}
+        edits: list[dict[str, Any]] = []
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
         anchor: float | None = None
@@ -169,10 +160,6 @@ class Spreading(LocateThenEdit):
     def _share(self, layers_left: int) -> float:
         """How much of what is missing a layer writes."""
         return 1 / layers_left
-
-
-def _downs(model: TransformerBridge, stages: tuple[tuple[int, ...], ...]) -> dict[int, DownProjection]:
-    return {layer: down_projection(model, layer) for stage in stages for layer in stage}
 
 
 def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:
