@@ -1,7 +1,6 @@
 """ROME: the value is written exactly, nothing else moves, and bad input is refused."""
 
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -27,14 +26,6 @@ TOWER = Fact(
 )
 LOUVRE = Fact(prompt="{} stands in", subject="The Louvre", target="Paris", target_new="London in France")
 OBJECTIVE = ValueObjective(steps=4)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    draw = random.Random(0)
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text(" ".join("".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=4)) for _ in range(800)))
-    return str(path)
 
 
 @pytest.fixture
