@@ -33,8 +33,8 @@ METHODS: dict[str, Any] = {
 # The same objective at the same place and layer: values are found once.
 _VALUES_OF = {"R-ROME": "ROME, as published", "AlphaEdit": "MEMIT"}
 _CHUNK = 20
-# No answer of the data is longer.
-_NEW_TOKENS = 8
+# More than the longest answer of the data has (3 and 43 of this model's tokens).
+_NEW_TOKENS = {"counterfact": 8, "zsre": 48}
 _SHOWN = {
     "efficacy": "ES", "paraphrase": "PS", "neighbourhood": "NS", "score": "S", "exact match": "says o*",
     "paraphrase exact match": "says o*, paraphrase", "locality": "same answer, neighbour",
@@ -99,7 +99,8 @@ def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Nam
     missing: list[str] = [name for name in arguments.methods if not _path(arguments, name, start).exists()]
     if not missing:
         return
-    baseline = edit.baseline(model, requests, max_new_tokens=_NEW_TOKENS)
+    tokens = _NEW_TOKENS[arguments.format]
+    baseline = edit.baseline(model, requests, max_new_tokens=tokens)
     values: dict[str, list[Any]] = {}
     took: dict[str, float] = {}
     for name in tqdm(missing, f"edits from {start}"):
@@ -114,7 +115,7 @@ def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Nam
         updates: list[edit.WeightUpdate] = []
         fitting = seconds(lambda m=method, u=updates, o=options: u.extend(m.fit_each(model, requests, **o)))
         parts = [
-            edit.evaluate(model, update, [request], baseline=baseline.of_case(case), max_new_tokens=_NEW_TOKENS)
+            edit.evaluate(model, update, [request], baseline=baseline.of_case(case), max_new_tokens=tokens)
             for case, (update, request) in enumerate(zip(updates, requests, strict=True))
         ]
         rows = edit.Evaluation.join(parts).rows
