@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation import baseline, evaluate_each
 from edit.layers import Where
-from edit.methods.base import LocateThenEdit
+from edit.methods.locate_then_edit import LocateThenEdit
 from edit.requests import EditRequest
 from locate.errors import FactError
 from locate.facts import Fact

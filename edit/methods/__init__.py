@@ -1,9 +1,10 @@
 """Editing methods, one file each: hyperparameters as fields, and ``fit(model, requests)``."""
 
 from edit.methods.alphaedit import AlphaEdit
-from edit.methods.base import EarlierEdits, Fitted, LocateThenEdit, Written
+from edit.methods.base import EarlierEdits, Fitted, Written
 from edit.methods.emmet import EMMET
 from edit.methods.kn import KN
+from edit.methods.locate_then_edit import LocateThenEdit
 from edit.methods.memit import MEMIT
 from edit.methods.pmet import PMET
 from edit.methods.rome import ROME

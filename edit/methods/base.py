@@ -1,9 +1,7 @@
-"""What all locate-then-edit methods share: from requests to contexts, statistics and a record of what was written."""
+"""What all editing methods share: the record of what was written, and what a method must do."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -11,19 +9,14 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.conflicts import check_conflicts
-from edit.contexts import ContextBatch, already_answered, build_contexts, sample_prefixes
-from edit.corpus import SAMPLED
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.requests import EditRequest
 from edit.stabilisers import Stabiliser
-from edit.statistics import KeyStatistics, collect_statistics
 from edit.updates import WeightUpdate
-from edit.values import Place, Value, ValueObjective, optimise_values
-from edit.weights import DownProjection, down_projection, model_fingerprint
+from edit.weights import DownProjection
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, NumericsError
-from locate.precision import Precision
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -168,237 +161,6 @@ class EditingMethod:
         return delta
 
 
-@dataclass(frozen=True, kw_only=True)
-class LocateThenEdit(EditingMethod):
-    """A method that finds values for its requests and writes them at their keys.
-
-    Args:
-        objective: how values are optimised.
-        prefixes: texts to use instead of sampled ones (the bare prompt is added).
-        statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
-        corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
-        statistics_tokens: how many keys to collect; the method's own number by default.
-        precision: of the matrix products while values are optimised.
-    """
-
-    # How many keys the statistics take, per dimension of a key, and where values are optimised.
-    keys_per_dimension: ClassVar[int] = 20
-    place: ClassVar[Place] = "mlp"
-
-    objective: ValueObjective = field(default_factory=ValueObjective)
-    prefixes: tuple[str, ...] | None = None
-    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
-    corpus: str = SAMPLED
-    statistics_tokens: int | None = None
-    precision: Precision = "model"
-
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> tuple[Float[Tensor, "d_model edit"], Float[Tensor, "edit d_mlp"]]:
-        """The change of a layer that adds residuals to what its down-projection gives at keys, as two factors.
-
-        Args:
-            keys: where to write.
-            residuals: what to add.
-            statistics: of the layer's keys.
-            earlier: keys of earlier edits.
-        """
-        raise NotImplementedError
-
-    def statistics_for(
-        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
-    ) -> dict[int, KeyStatistics]:
-        """The key statistics that ``fit`` would use on this model, by layer.
-
-        >>> list(edit.ROME(layer=4).statistics_for(model))
-        [4]
-        """
-        return self._statistics(model, self._downs(model, layer), EarlierEdits(), progress)
-
-    def _downs(self, model: TransformerBridge, where: Where | None) -> dict[int, DownProjection]:
-        return {one: down_projection(model, one) for one in self.edited_layers(model, where)}
-
-    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
-        """The layers that ``fit`` would edit.
-
-        >>> edit.ROME(layer=4).edited_layers(model)
-        (4,)
-        """
-        raise NotImplementedError
-
-    def values_for(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        progress: bool = True,
-    ) -> list[Value]:
-        """The values that ``fit_each`` would write, to hand to other methods that optimise the same objective.
-
-        Methods share values where they agree in the place and layer of the optimisation, the objective and the
-        prefixes: ROME in both forms, or MEMIT and AlphaEdit at the same layers.
-
-        Raises:
-            FactError, SiteError, NumericsError: as ``fit``.
-
-        >>> method = edit.ROME(layer=4)
-        >>> len(method.values_for(model, [request]))
-        1
-        """
-        _, contexts, _ = self._prepared(model, requests, together=False)
-        return self._values(model, contexts, self._value_layer(model, layer), progress)
-
-    def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        values: Sequence[Value] | None = None,
-        progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
-        """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
-        at, downs = self._value_layer(model, layer), self._downs(model, layer)
-        own, contexts, prefixes = self._prepared(model, requests, together=False)
-        statistics = self._statistics(model, downs, EarlierEdits(), progress)
-        found = self._known_values(model, contexts, at, values, progress)
-        for request, context, value in zip(own, contexts, found, strict=True):
-            yield self._fit_one(model, request, context, prefixes, statistics, value, layer)
-
-    def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
-        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
-    ) -> WeightUpdate:  # fmt: skip
-        """The update of one request alone, from its value."""
-        raise NotImplementedError
-
-    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
-        """The layer at which values are optimised first."""
-        raise NotImplementedError
-
-    def _prepared(
-        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, together: bool = True
-    ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
-        """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
-        requests = checked(requests, together=together)
-        if self.prefixes is None:
-            prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
-        else:
-            prefixes = ["", *self.prefixes]
-        contexts = [build_contexts(model, request, prefixes) for request in requests]
-        for request, answered in zip(requests, already_answered(model, contexts, budget=self.budget), strict=True):
-            if answered:
-                raise FactError(
-                    f"{request.describe()}: the model already answers {request.target_new!r}, so there is nothing to "
-                    "change. Choose another new target, or drop the request."
-                )
-        return requests, contexts, prefixes
-
-    def _value_objective(self) -> ValueObjective:
-        objective = self.objective
-        for stabiliser in self.stabilisers:
-            objective = stabiliser.objective(objective)
-        return objective
-
-    def _values(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, progress: bool
-    ) -> list[Value]:
-        return optimise_values(
-            model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
-            precision=self.precision, progress=progress,
-        )  # fmt: skip
-
-    def _known_values(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int,
-        known: Sequence[Value] | None, progress: bool,
-    ) -> Sequence[Value]:  # fmt: skip
-        """The values given, checked, or found."""
-        if known is None:
-            return self._values(model, contexts, layer, progress)
-        if len(known) != len(contexts):
-            raise FactError(
-                f"values: one per request is needed, found {len(known)} for {len(contexts)} requests. "
-                "Find them with values_for(model, requests)."
-            )
-        return known
-
-    def _extra_ridge(self, diagonal: Float[Tensor, "d"]) -> float:
-        return sum((stabiliser.ridge(diagonal) for stabiliser in self.stabilisers), start=0.0)
-
-    def _with_ridge(self, preserved: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-        ridge = self._extra_ridge(preserved.diagonal())
-        if not ridge:
-            return preserved
-        preserved = preserved.clone()
-        preserved.diagonal().add_(ridge)
-        return preserved
-
-    def _statistics(
-        self, model: TransformerBridge, downs: Mapping[int, DownProjection], earlier: EarlierEdits, progress: bool
-    ) -> dict[int, KeyStatistics]:
-        """Statistics of each layer: those given, checked, or collected."""
-        if self.statistics is None:
-            size = next(iter(downs.values())).key_size
-            tokens = self.statistics_tokens or self.keys_per_dimension * size
-            return collect_statistics(
-                model, list(downs), corpus=self.corpus, tokens=tokens, seed=self.seed, progress=progress
-            )
-        given = self.statistics
-        if isinstance(given, KeyStatistics):
-            given = dict.fromkeys(downs, given)
-        for layer, down in downs.items():
-            if layer not in given or given[layer].layer != layer:
-                of = given[layer].layer if layer in given else ", ".join(map(str, given)) or "none"
-                raise NumericsError(
-                    f"The statistics are of layer {of}, the edit is in layer {layer}. "
-                    f"Collect them with edit.key_statistics(model, {layer})."
-                )
-            found = len(given[layer].second_moment)
-            if found != down.key_size:
-                raise NumericsError(
-                    f"The statistics are of keys of dimension {found}, layer {layer} of this model has keys "
-                    f"of dimension {down.key_size}. Collect them with edit.key_statistics(model, {layer})."
-                )
-        # Those of the unedited model are the right ones for one with earlier edits.
-        if not earlier.changes and any(given[layer].fingerprint != model_fingerprint(model) for layer in downs):
-            warnings.warn(
-                "The key statistics were collected on another model, or on this one before its weights changed. The "
-                f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {next(iter(downs))}).",
-                stacklevel=4,
-            )
-        return {layer: given[layer] for layer in downs}
-
-    def _info(
-        self, layers: Sequence[int], prefixes: Sequence[str], statistics: Mapping[int, KeyStatistics],
-        edits: Sequence[Mapping[str, Any]],
-    ) -> dict[str, Any]:  # fmt: skip
-        one = next(iter(statistics.values()))
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_INFO}
-        return {
-            **own, "layers": list(layers), "objective": _plain(self._value_objective()), "prefixes": list(prefixes[1:]),
-            "stabilisers": [{"name": type(s).__name__, **_plain(s)} for s in self.stabilisers],
-            "statistics": {"corpus": one.corpus, "count": one.count, "seed": one.seed}, "edits": list(edits),
-        }  # fmt: skip
-
-
-_NOT_INFO = (
-    "layer",
-    "objective",
-    "prefixes",
-    "statistics",
-    "stabilisers",
-    "corpus",
-    "statistics_tokens",
-    "budget",
-    "layers",
-)
-
-
 def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = True) -> list[EditRequest]:
     """The requests as a list; ``together`` for those that share a model.
 
@@ -413,15 +175,6 @@ def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = T
     return requests
 
 
-def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:
-    """What an update's file says of one request."""
-    return {
-        "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
-        "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
-        "stopped": value.stopped, "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
-    }  # fmt: skip
-
-
 def stored(left: Float[Tensor, "d_model rank"], right: Float[Tensor, "rank d_mlp"], down: DownProjection) -> LowRank:
     """Factors of a change of W in the orientation in which the model keeps it."""
     left, right = left.float(), right.float()
@@ -432,7 +185,3 @@ def matrix_of(down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
     """W in float64 on the CPU."""
     weight = down.parameter.detach().cpu().double()
     return weight.T if down.transposed else weight
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}

@@ -14,7 +14,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.contexts import ContextBatch
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
-from edit.methods.base import EarlierEdits, Fitted, LocateThenEdit, Written, described_edit, matrix_of, stored
+from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
+from edit.methods.locate_then_edit import LocateThenEdit, described_edit
 from edit.requests import EditRequest
 from edit.solves import Factors, solve_positive
 from edit.stabilisers import reference_norm

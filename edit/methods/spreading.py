@@ -15,7 +15,8 @@ from edit.contexts import ContextBatch
 from edit.hooks import contribution_hook, key_hook, value_hook
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
-from edit.methods.base import EarlierEdits, Fitted, LocateThenEdit, Written, described_edit, matrix_of, stored
+from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
+from edit.methods.locate_then_edit import LocateThenEdit, described_edit
 from edit.requests import EditRequest
 from edit.stabilisers import reference_norm
 from edit.states import read_at_sites

@@ -93,16 +93,16 @@ def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
 
 
 def test_the_unedited_models_statistics_are_collected_once(llama, method, monkeypatch):
-    import edit.methods.base as base
+    import edit.methods.locate_then_edit as module
 
     calls = []
-    real = base.collect_statistics
+    real = module.collect_statistics
 
     def count(*arguments, **options):
         calls.append(arguments)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(base, "collect_statistics", count)
+    monkeypatch.setattr(module, "collect_statistics", count)
     with edit.EditSession(llama, method()) as session:
         edited(session, REQUESTS[:1], REQUESTS[1:2], REQUESTS[2:3])
     assert len(calls) == 1
