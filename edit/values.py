@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.contexts import AlignedContexts, ContextBatch, align_contexts
 from edit.hooks import contribution_hook, key_hook, value_hook
+from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
 from locate.errors import NumericsError
 from locate.parameters import frozen_parameters
@@ -26,6 +27,9 @@ Place = Literal["mlp", "resid", "attn+mlp"]
 
 # A token takes about as much more memory while gradients are kept for it.
 _GRADIENT_SHARE = 8
+# Padding costs a CPU as much as any token, and small passes little. An accelerator has columns to spare, and
+# more passes take longer.
+_PADDING = {"cpu": 64}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +137,7 @@ def optimise_values(
     """
     values: dict[int, Value] = {}
     with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
-        for group in _groups(contexts, budget):
+        for group in _groups(contexts, budget, _PADDING.get(input_device(model).type, budget)):
             own = [contexts[index] for index in group]
             with computing_in(precision, model):
                 found = _Optimisation(model, own, layer, objective, place, budget).run()
@@ -142,8 +146,11 @@ def optimise_values(
     return [values[index] for index in range(len(contexts))]
 
 
-def _groups(contexts: Sequence[ContextBatch], budget: int) -> list[list[int]]:
-    """Requests that are optimised together: of like length, so that little is padded, and within the budget."""
+def _groups(contexts: Sequence[ContextBatch], budget: int, padding: int) -> list[list[int]]:
+    """Requests that are optimised together: of like length after the site, and within the budget.
+
+    A request that would pad those before it by more than ``padding`` tokens opens a group of its own.
+    """
 
     def extent(index: int) -> tuple[int, int]:
         return contexts[index].tokens.shape[1] - contexts[index].site, contexts[index].site
@@ -152,9 +159,10 @@ def _groups(contexts: Sequence[ContextBatch], budget: int) -> list[list[int]]:
     rows = before = after = 0
     for index in sorted(range(len(contexts)), key=extent):
         suffix, prefix = extent(index)
+        padded = rows * (suffix - after)
         rows, before, after = rows + len(contexts[index].tokens), max(before, prefix), max(after, suffix)
         fits = rows * (before + after) <= budget and rows * after <= max(1, budget // _GRADIENT_SHARE)
-        if groups and fits:
+        if groups and fits and padded <= padding:
             groups[-1].append(index)
         else:
             groups.append([index])

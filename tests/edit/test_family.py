@@ -1,6 +1,7 @@
 """The locate-then-edit family against literal references, its defaults, its stabilisers, and bad input."""
 
 import dataclasses
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from edit.requests import EditRequest
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.statistics import collect_statistics
-from edit.values import ValueObjective, optimise_value, optimise_values
+from edit.values import _PADDING, ValueObjective, _groups, optimise_value, optimise_values
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate import Fact, FactError, NumericsError, Site, SiteError
 from tests import tiny
@@ -84,7 +85,7 @@ def test_equals_the_literal_method(kind, name, prepared):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("place", ["mlp", "resid", "attn+mlp"])
-def test_values_found_together_are_those_found_alone(kind, place):
+def test_values_found_together_are_those_found_alone(kind, place, monkeypatch):
     model = tiny.bridge(kind)
     contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
     # One of them stops early: the others must not notice.
@@ -94,7 +95,9 @@ def test_values_found_together_are_those_found_alone(kind, place):
     objective = dataclasses.replace(objective, loss_threshold=threshold)
     alone = [optimise_value(model, batch, 1, objective, place=place) for batch in contexts]
     assert len({len(value.losses) for value in alone}) > 1
-    for budget in (16_384, 400):
+    # All in one pass, in passes of few tokens, and in passes without padding.
+    for budget, padding in ((16_384, 16_384), (400, 16_384), (16_384, 0)):
+        monkeypatch.setitem(_PADDING, "cpu", padding)
         together = optimise_values(model, contexts, 1, objective, place=place, budget=budget)
         for one, other in zip(together, alone, strict=True):
             assert one.losses == pytest.approx(other.losses, abs=2e-4)
@@ -102,6 +105,20 @@ def test_values_found_together_are_those_found_alone(kind, place):
             torch.testing.assert_close(one.value, other.value, atol=1e-3, rtol=0)
             torch.testing.assert_close(one.keys, other.keys, atol=1e-4, rtol=0)
             torch.testing.assert_close(one.written, other.written, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("padding", [0, 3, 64])
+def test_requests_are_grouped_by_what_they_pad(llama, padding):
+    contexts = [build_contexts(llama, request, ["", *PREFIXES]) for request in REQUESTS * 3]
+    groups = _groups(contexts, 16_384, padding)
+    assert sorted(index for group in groups for index in group) == list(range(9))
+    suffixes = [[contexts[i].tokens.shape[1] - contexts[i].site for i in group] for group in groups]
+    for own in suffixes:
+        assert all((after - before) * n * 4 <= padding for n, (before, after) in enumerate(pairwise(own), start=1))
+    # No more groups than that asks for: the next one's first would have padded them too much.
+    for own, following in pairwise(suffixes):
+        assert (following[0] - own[-1]) * len(own) * 4 > padding
+    assert len(groups) == (1 if padding == 64 else len({length for own in suffixes for length in own}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
