@@ -14,10 +14,12 @@ from edit.requests import EditRequest
 from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.readout import only_logits_at
+from locate.errors import FactError
 from locate.prompts import encode_fact, encode_target, encode_text
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _ESSENCE = "{} is a"
+_SHOWN = 5
 
 
 def sample_prefixes(
@@ -218,3 +220,43 @@ def already_answered(
         right = answers == torch.cat([batch.target for batch in group])
         found += [bool(right[owners == index].all()) for index in range(len(group))]
     return found
+
+
+def check_answered(
+    model: TransformerBridge,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[ContextBatch] | None = None,
+    *,
+    budget: int = DEFAULT_BUDGET,
+) -> None:
+    """Whether all requests ask for something new.
+
+    Args:
+        model: a raw-mode bridge.
+        requests: to be looked at.
+        contexts: theirs, where they are known.
+        budget: the most tokens in one pass.
+
+    Raises:
+        FactError: the model answers some with the new target already; the message names them.
+
+    >>> check_answered(model, [request])
+    """
+    if contexts is None:
+        contexts = [build_contexts(model, request, [""]) for request in requests]
+    answered = already_answered(model, contexts, budget=budget)
+    known = [request for request, is_answered in zip(requests, answered, strict=True) if is_answered]
+    if not known:
+        return
+    if len(known) == 1:
+        raise FactError(
+            f"{known[0].describe()}: the model already answers {known[0].target_new!r}, so there is nothing to "
+            "change. Choose another new target, or drop the request."
+        )
+    shown = [f"  {request.describe()}" for request in known[:_SHOWN]]
+    more = [f"  … and {len(known) - _SHOWN} more"] if len(known) > _SHOWN else []
+    lines = "\n".join([*shown, *more])
+    raise FactError(
+        f"{len(known)} requests ask for what the model already answers, so there is nothing to change. Nothing was "
+        f"changed. Choose other new targets, or drop them:\n{lines}"
+    )

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.batches import Batch, load_batch, save_batch
 from edit.conflicts import check_conflicts, find_conflicts
+from edit.contexts import check_answered
 from edit.exporting import export
 from edit.layers import Where
 from edit.lowrank import LowRank
@@ -140,7 +141,7 @@ class EditSession:
             All edits so far as one update, as ``update`` gives it.
 
         Raises:
-            FactError: requests that conflict; nothing is changed.
+            FactError: requests that conflict, or ask an unedited model for what it answers already; nothing is changed.
             NumericsError: a batch could not be fitted; the batches before it stay.
         """
         requests = [requests] if isinstance(requests, EditRequest) else list(requests)
@@ -150,6 +151,9 @@ class EditSession:
             raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
         check_conflicts(requests)
         requests = self._not_done(requests)
+        # All at once and before anything changes; later batches may find that earlier ones have made theirs true.
+        if requests and not self._batches:
+            check_answered(self.model, requests, budget=self.method.budget)
         if on_conflict == "replace":
             for old, _ in find_conflicts(requests, self.requests):
                 self.remove(old)

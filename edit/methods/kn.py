@@ -8,7 +8,7 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.contexts import sample_prefixes
+from edit.contexts import check_answered, sample_prefixes
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
@@ -81,7 +81,9 @@ class KN(EditingMethod):
         Raises:
             NumericsError: no neuron of a fact passes the threshold for any of its prompts.
         """
-        requests = checked(requests)
+        requests, earlier = checked(requests), earlier or EarlierEdits()
+        if not earlier.changes:
+            check_answered(model, requests, budget=self.budget)
         for stabiliser in self.stabilisers:
             if not isinstance(stabiliser, PRUNE | RECT):
                 raise NumericsError(
@@ -125,7 +127,7 @@ class KN(EditingMethod):
             picks = torch.zeros(len(columns), down.key_size)
             picks[torch.arange(len(columns)), torch.tensor(list(columns))] = 1
             delta = stored(torch.stack(list(columns.values()), dim=1), picks, down)
-            deltas[down.name] = self.stabilised(delta, down, earlier or EarlierEdits())
+            deltas[down.name] = self.stabilised(delta, down, earlier)
         info = {name: getattr(self, name) for name in _NAMED}
         layers = sorted(changes)
         stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.contexts import ContextBatch, already_answered, build_contexts, sample_prefixes
+from edit.contexts import ContextBatch, build_contexts, check_answered, sample_prefixes
 from edit.corpus import SAMPLED
 from edit.layers import Where
 from edit.methods.base import EarlierEdits, EditingMethod, checked
@@ -104,7 +104,7 @@ class LocateThenEdit(EditingMethod):
         >>> len(method.values_for(model, [request]))
         1
         """
-        _, contexts, _ = self._prepared(model, requests, together=False)
+        _, contexts, _ = self._prepared(model, requests, EarlierEdits(), together=False)
         return self._values(model, contexts, self._value_layer(model, layer), progress)
 
     def fit_each(
@@ -118,7 +118,7 @@ class LocateThenEdit(EditingMethod):
     ) -> Iterator[WeightUpdate]:
         """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
         at, downs = self._value_layer(model, layer), self._downs(model, layer)
-        own, contexts, prefixes = self._prepared(model, requests, together=False)
+        own, contexts, prefixes = self._prepared(model, requests, EarlierEdits(), together=False)
         statistics = self._statistics(model, downs, EarlierEdits(), progress)
         found = self._known_values(model, contexts, at, values, progress)
         for request, context, value in zip(own, contexts, found, strict=True):
@@ -136,8 +136,9 @@ class LocateThenEdit(EditingMethod):
         raise NotImplementedError
 
     def _prepared(
-        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, *, together: bool = True
-    ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:
+        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, earlier: EarlierEdits, *,
+        together: bool = True,
+    ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:  # fmt: skip
         """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
         requests = checked(requests, together=together)
         if self.prefixes is None:
@@ -145,12 +146,9 @@ class LocateThenEdit(EditingMethod):
         else:
             prefixes = ["", *self.prefixes]
         contexts = [build_contexts(model, request, prefixes) for request in requests]
-        for request, answered in zip(requests, already_answered(model, contexts, budget=self.budget), strict=True):
-            if answered:
-                raise FactError(
-                    f"{request.describe()}: the model already answers {request.target_new!r}, so there is nothing to "
-                    "change. Choose another new target, or drop the request."
-                )
+        # One that earlier edits have made true is written all the same, so that later edits leave it alone.
+        if not earlier.changes:
+            check_answered(model, requests, contexts, budget=self.budget)
         return requests, contexts, prefixes
 
     def _value_objective(self) -> ValueObjective:

@@ -77,8 +77,8 @@ class ROME(LocateThenEdit):
         """See ``EditingMethod.fit``."""
         at = self.resolve_layer(model, layer)
         down = down_projection(model, at)
-        requests, contexts, prefixes = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
+        requests, contexts, prefixes = self._prepared(model, requests, earlier)
         statistics = self._statistics(model, {at: down}, earlier, progress)[at]
         changes, delta, written = dict(earlier.changes), None, None
         edits: list[dict[str, Any]] = []

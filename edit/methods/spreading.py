@@ -71,8 +71,8 @@ class Spreading(LocateThenEdit):
     ) -> Fitted:
         """See ``EditingMethod.fit``."""
         stages = self._stages(model, layer)
-        prepared = self._prepared(model, requests)
         earlier = earlier or EarlierEdits()
+        prepared = self._prepared(model, requests, earlier)
         statistics = self._statistics(model, self._downs(model, layer), earlier, progress)
         return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
 

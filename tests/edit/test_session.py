@@ -256,6 +256,46 @@ def test_conflicts_are_found_and_refused_before_anything_changes(llama, method):
             session.edit(REQUESTS[3], batch_size=0)
 
 
+def saying(model, word):
+    """The model with one answer to everything."""
+    token = tiny.tokenizer()(f" {word}")["input_ids"][0]
+
+    def say(logits, hook):
+        logits = logits.clone()
+        logits[..., token] += 100
+        return logits
+
+    return model.hooks(fwd_hooks=[("unembed.hook_out", say)])
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "KN"])
+def test_what_the_unedited_model_answers_is_refused_before_anything_changes(name, llama, method):
+    known = [EditRequest(dataclasses.replace(r.fact, target="Rome"), "Paris") for r in REQUESTS[1:3]]
+    own = KN(threshold=0.0) if name == "KN" else method()
+    before = prints(llama)
+    with edit.EditSession(llama, own) as session, saying(llama, "Paris"):
+        with pytest.raises(FactError, match=r"The Louvre.*the model already answers 'Paris', so there is nothing"):
+            session.edit([REQUESTS[0], known[0]], batch_size=1, progress=False)
+        with pytest.raises(FactError, match=r"2 requests ask for what the model already answers[\s\S]*Big Ben"):
+            session.edit([REQUESTS[0], *known], batch_size=1, progress=False)
+        with pytest.raises(FactError, match="already answers"):
+            own.fit(llama, known, progress=False)
+        assert session.requests == []
+        assert prints(llama) == before
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "ROME", "KN"])
+def test_what_earlier_edits_made_true_is_written_all_the_same(name, llama, method):
+    own = KN(threshold=0.0) if name == "KN" else method(name)
+    with edit.EditSession(llama, own) as session:
+        before = edited(session, REQUESTS[:2])
+        with saying(llama, "Rome"):
+            session.edit(REQUESTS[2:4], batch_size=1, progress=False)
+        assert session.requests == REQUESTS[:4]
+        assert (weight(llama) - before).norm() > 0
+        assert name == "KN" or len(session.earlier().written[1].keys) == 4
+
+
 def test_a_batch_that_fails_leaves_the_earlier_ones_in_place(llama, method):
     with edit.EditSession(llama, method()) as session:
         after = edited(session, REQUESTS[:1])
