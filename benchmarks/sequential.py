@@ -33,6 +33,7 @@ METHODS: dict[str, Any] = {
     "AlphaEdit": lambda **o: edit.AlphaEdit(**o),
     "ROME": lambda **o: edit.ROME(prefix_lengths=((10, 5),), **o),
 }
+_ANCHORED = ", NAS"
 # Okabe and Ito's colours, with markers for print.
 _STYLES = [("#0072B2", "o"), ("#D55E00", "s"), ("#009E73", "D"), ("#CC79A7", "^")]
 
@@ -62,7 +63,7 @@ def main() -> None:
     for anchored in arguments.anchored:
         for name in arguments.methods:
             stabilisers = (edit.NAS(),) if anchored == "yes" else ()
-            label = f"{name}, NAS" if stabilisers else name
+            label = name + _ANCHORED if stabilisers else name
             method = METHODS[name](corpus=arguments.corpus, stabilisers=stabilisers)
             folder = arguments.work / label.replace(" ", "-").replace(",", "")
             took = seconds(lambda m=method, f=folder: _sequence(model, m, requests, text, f, arguments))
@@ -135,15 +136,18 @@ def _figure(table: pd.DataFrame) -> Any:
             "kept": "edits in place (%)", "first_batch": "first batch in place (%)",
             "perplexity": "perplexity", "norm": "‖Δ‖ ∕ ‖W‖",
         }  # fmt: skip
-        for number, (method, own) in enumerate(table.groupby("method", sort=False)):
-            colour, marker = _STYLES[number % len(_STYLES)]
-            line = "-" if number < len(_STYLES) else "--"
+        for method, own in table.groupby("method", sort=False):
+            name = str(method)
+            colour, marker = _STYLES[list(METHODS).index(name.removesuffix(_ANCHORED))]
+            line = "--" if name.endswith(_ANCHORED) else "-"
             for panel, column in zip(axes, panels, strict=True):
                 panel.plot(own["edits"], own[column], color=colour, marker=marker, linestyle=line, markersize=3.5,
                            linewidth=1.2, label=method)  # fmt: skip
         for panel, label in zip(axes, panels.values(), strict=True):
             panel.set(xlabel="edits", ylabel=label)
             panel.spines[["top", "right"]].set_visible(False)
+        for panel in axes[:2]:
+            panel.set_ylim(0, 104)
         axes[2].set_yscale("log")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     plt.close(figure)
