@@ -59,10 +59,13 @@ class AverageTrace:
     def peak(self, kind: str, role: str) -> tuple[int, float, float, float]:
         """The layer of the largest effect, the effect, and its interval.
 
+        Effects count in the direction of the total effect: a rank or a divergence is restored by going down.
+
         >>> layer, effect, low, high = average.peak("mlp", "last subject token")
         """
         own = self.data.sel(kind=kind, role=role)
-        best = own.isel(layer=int(own["effect"].argmax("layer")))
+        restored = own["effect"] if self.total_effect[0] >= 0 else -own["effect"]
+        best = own.isel(layer=int(restored.argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])
 
     def to_dataframe(self) -> Any:

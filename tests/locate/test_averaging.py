@@ -20,6 +20,20 @@ def trace(scores, span, n, **info):
     )  # fmt: skip
 
 
+def test_a_metric_that_is_restored_by_going_down_has_its_peak_at_the_lowest():
+    scores = np.full((6, 3), 300.0)
+    scores[5] = [280.0, 20.0, 900.0]
+    table = xr.DataArray(
+        scores[None], coords={"kind": ["mlp"], "position": range(6), "layer": range(3)},
+        dims=("kind", "position", "layer"),
+    )  # fmt: skip
+    tokens = tuple(f" t{i}" for i in range(6))
+    ranks = tiny.made_up_trace(table, clean=1.0, corrupted=300.0, answer=" x", tokens=tokens, span=(1, 3))
+    average = locate.average_traces([ranks, ranks])
+    assert average.total_effect[0] == -299
+    assert average.peak("mlp", "last token")[:2] == (1, -280)
+
+
 def ramp(n, scale=1.0):
     return 0.1 + scale * np.arange(n)[:, None] * np.array([[0.01, 0.02]])
 
