@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 
 from edit.requests import EditRequest
-from locate.errors import FactError
-
-_SHOWN = 5
+from locate.errors import FactError, listed
 
 
 def find_conflicts(
@@ -46,15 +44,13 @@ def check_conflicts(requests: Sequence[EditRequest], earlier: Sequence[EditReque
     conflicts = find_conflicts(requests, earlier)
     if not conflicts:
         return
-    shown = [
-        f"  {old.describe()}  {'and again' if old.target_new == new.target_new else '≠'}  {new.describe()}"
-        for old, new in conflicts[:_SHOWN]
+    pairs = [
+        f"{old.describe()}  {'and again' if old.target_new == new.target_new else '≠'}  {new.describe()}"
+        for old, new in conflicts
     ]
-    more = [f"  … and {len(conflicts) - _SHOWN} more"] if len(conflicts) > _SHOWN else []
-    lines = "\n".join([*shown, *more])
     raise FactError(
         f"{len(conflicts)} request(s) are about the same subject and relation as another one. Nothing was changed. "
-        f"Keep one of each, or remove the earlier edit first:\n{lines}"
+        f"Keep one of each, or remove the earlier edit first:\n{listed(pairs)}"
     )
 
 

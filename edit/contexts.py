@@ -14,12 +14,11 @@ from edit.requests import EditRequest
 from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.readout import only_logits_at
-from locate.errors import FactError
+from locate.errors import FactError, listed
 from locate.prompts import encode_fact, encode_target, encode_text
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _ESSENCE = "{} is a"
-_SHOWN = 5
 
 
 def sample_prefixes(
@@ -253,10 +252,7 @@ def check_answered(
             f"{known[0].describe()}: the model already answers {known[0].target_new!r}, so there is nothing to "
             "change. Choose another new target, or drop the request."
         )
-    shown = [f"  {request.describe()}" for request in known[:_SHOWN]]
-    more = [f"  … and {len(known) - _SHOWN} more"] if len(known) > _SHOWN else []
-    lines = "\n".join([*shown, *more])
     raise FactError(
         f"{len(known)} requests ask for what the model already answers, so there is nothing to change. Nothing was "
-        f"changed. Choose other new targets, or drop them:\n{lines}"
+        f"changed. Choose other new targets, or drop them:\n{listed([request.describe() for request in known])}"
     )

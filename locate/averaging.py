@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from locate.storage import load_result, save_result
-from locate.trace import Trace, check_comparable
+from locate.trace import Trace, check_comparable, restoring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -57,15 +57,12 @@ class AverageTrace:
         return int(self.info["facts"])
 
     def peak(self, kind: str, role: str) -> tuple[int, float, float, float]:
-        """The layer of the largest effect, the effect, and its interval.
-
-        Effects count in the direction of the total effect: a rank or a divergence is restored by going down.
+        """The layer of the largest effect in the direction of the total effect, the effect, and its interval.
 
         >>> layer, effect, low, high = average.peak("mlp", "last subject token")
         """
         own = self.data.sel(kind=kind, role=role)
-        restored = own["effect"] if self.total_effect[0] >= 0 else -own["effect"]
-        best = own.isel(layer=int(restored.argmax("layer")))
+        best = own.isel(layer=int(restoring(own["effect"], self.total_effect[0]).argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])
 
     def to_dataframe(self) -> Any:

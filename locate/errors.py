@@ -3,7 +3,7 @@
 Every message says what was wrong, what was found, and what to do about it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -43,3 +43,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
         return f"Did you mean {' or '.join(close)}?"
     shown = ", ".join(names[:10])
     return f"Known: {shown}{', …' if len(names) > 10 else ''}."
+
+
+def listed(items: Sequence[str], most: int = 5) -> str:
+    """The first of some items, one to a line, and how many more there are."""
+    more = [f"… and {len(items) - most} more"] if len(items) > most else []
+    return "\n".join(f"  {item}" for item in [*items[:most], *more])

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from locate.errors import DataError, FactError
+from locate.errors import DataError, FactError, listed
 
 T = TypeVar("T")
 
@@ -173,9 +173,7 @@ def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any]
         except FactError as error:
             problems.append(f"record {index}, {error}")
     if problems:
-        shown = "\n  ".join(problems[:10])
-        more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n  {shown}{more}")
+        raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n{listed(problems, 10)}")
     return parsed
 
 

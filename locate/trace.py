@@ -105,7 +105,7 @@ class Trace(Measured):
         return self._effect(self.head_scores)
 
     def best(self, kind: str = "mlp", *, within: str = "subject") -> Site:
-        """The site of the largest indirect effect.
+        """The site of the largest indirect effect, in the direction of the total effect.
 
         Args:
             kind: ``resid``, ``mlp``, ``attn`` or ``attn_head``.
@@ -130,6 +130,7 @@ class Trace(Measured):
         table = table.isel(position=np.isin(table["position"], list(spans[within])))
         if table.sizes["position"] == 0:
             raise SiteError(f"This trace visited no position within {within!r}; it has {self.info['positions']}.")
+        table = restoring(table, self.total_effect)
         cell = table.isel(table.argmax(dim=[str(dim) for dim in table.dims]))  # type: ignore[arg-type]
         head = int(cell["head"]) if kind == "attn_head" else None
         return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]), head=head)
@@ -199,3 +200,8 @@ def check_comparable(traces: Sequence[Trace]) -> None:
     found = {trace.metric for trace in traces}
     if len(found) > 1:
         raise LocateError(f"These traces show different metrics: {', '.join(sorted(found))}. Choose one with trace.of.")
+
+
+def restoring(effects: xr.DataArray, total_effect: float) -> xr.DataArray:
+    """Effects, positive where they go the way of the total effect: a rank or a divergence is restored by going down."""
+    return effects if total_effect >= 0 else -effects

@@ -11,14 +11,12 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.cli.facts import Case, Chosen
 from edit.weights import model_fingerprint
-from locate.errors import FactError, LocateError
+from locate.errors import FactError, LocateError, listed
 from locate.facts import Fact
 from locate.prompts import encode_fact
 from locate.runs import RunFolder, fingerprint
 
 Result = TypeVar("Result")
-
-_SHOWN = 5
 
 
 def describe_run(
@@ -109,13 +107,12 @@ def end(summary: dict[str, Any], console: Console) -> None:
     """Say which cases failed, and end with exit code 1 if any did."""
     if not (failed := summary["failed"]):
         return
-    shown = [f"  {one['case']}: {one['error']}" for one in failed[:_SHOWN]]
-    more = [f"  … and {len(failed) - _SHOWN} more"] if len(failed) > _SHOWN else []
     head = (
         f"Failed: {len(failed)} of {summary['facts']['count']} facts; the results of the others are kept. "
         "Once the cause is mended, the same command with --retry-failed tries them again."
     )
-    console.print("\n".join([head, *shown, *more]), style="red", soft_wrap=True)
+    errors = listed([f"{one['case']}: {one['error']}" for one in failed])
+    console.print(f"{head}\n{errors}", style="red", soft_wrap=True)
     raise typer.Exit(1)
 
 

@@ -29,6 +29,7 @@ def test_a_metric_that_is_restored_by_going_down_has_its_peak_at_the_lowest():
     )  # fmt: skip
     tokens = tuple(f" t{i}" for i in range(6))
     ranks = tiny.made_up_trace(table, clean=1.0, corrupted=300.0, answer=" x", tokens=tokens, span=(1, 3))
+    assert ranks.best("mlp", within="last").layer == 1
     average = locate.average_traces([ranks, ranks])
     assert average.total_effect[0] == -299
     assert average.peak("mlp", "last token")[:2] == (1, -280)
