@@ -1,6 +1,6 @@
 """Average indirect effects over many facts, by the role of the token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from locate.errors import SiteError
 from locate.storage import load_result, save_result
-from locate.trace import Trace, check_comparable, restoring
+from locate.trace import Trace, check_comparable, one_table, restoring
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT = 1
+# Sites whose resampled means are held at a time: heads of a large model are many.
+_AT_A_TIME = 4096
 ROLES = (
     "first subject token",
     "middle subject tokens",
@@ -30,8 +33,9 @@ class AverageTrace:
     """Average indirect effects with bootstrap intervals over facts.
 
     Attributes:
-        data: ``effect``, ``low`` and ``high`` with dims ``kind, role, layer`` and ``count`` (how many facts have
-            a token of that role) with dim ``role``.
+        data: ``effect``, ``low`` and ``high`` with dims ``kind, role, layer``, for single heads ``head_effect``,
+            ``head_low`` and ``head_high`` with dims ``role, layer, head``, and ``count`` (how many facts have a token
+            of that role) with dim ``role``.
         metric: what was measured.
         total_effect: mean total effect, with the bounds of its interval.
         info: of the traces, and how they were averaged.
@@ -48,8 +52,25 @@ class AverageTrace:
 
     @property
     def effect(self) -> xr.DataArray:
-        """The average indirect effect (AIE)."""
+        """The average indirect effect (AIE).
+
+        Raises:
+            SiteError: the traces were of single heads alone; see ``head_effect``.
+        """
+        if "effect" not in self.data:
+            raise SiteError("These averages are of single heads alone; see head_effect.")
         return self.data["effect"]
+
+    @property
+    def head_effect(self) -> xr.DataArray:
+        """The same of single heads; dims ``role, layer, head``.
+
+        Raises:
+            SiteError: the traces were made without ``attn_head``.
+        """
+        if "head_effect" not in self.data:
+            raise SiteError(f"These averages have no heads; the traces were made with kinds={self.info['kinds']}.")
+        return self.data["head_effect"]
 
     @property
     def n_facts(self) -> int:
@@ -61,13 +82,27 @@ class AverageTrace:
 
         >>> layer, effect, low, high = average.peak("mlp", "last subject token")
         """
-        own = self.data.sel(kind=kind, role=role)
+        own = xr.Dataset({"effect": self.effect, "low": self.data["low"], "high": self.data["high"]})
+        own = own.sel(kind=kind, role=role)
         best = own.isel(layer=int(restoring(own["effect"], self.total_effect[0]).argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])
 
+    def top_heads(self, role: str, n: int = 10) -> Any:
+        """The heads of the largest effects in the direction of the total effect, as a table with their intervals.
+
+        >>> average.top_heads("last token", 3)                                         # doctest: +SKIP
+        """
+        heads = self._heads().sel(role=role)
+        heads["order"] = restoring(heads["effect"], self.total_effect[0])
+        table = heads.to_dataframe().reset_index().sort_values("order", ascending=False).head(n)
+        return table[["layer", "head", "effect", "low", "high"]].reset_index(drop=True)
+
     def to_dataframe(self) -> Any:
-        """One row per kind, role and layer."""
-        return self.data[["effect", "low", "high"]].to_dataframe().reset_index()
+        """One row per kind, role, layer and head (of heads)."""
+        parts: list[xr.Dataset] = [self.data[["effect", "low", "high"]]] if "effect" in self.data else []
+        if "head_effect" in self.data:
+            parts.append(self._heads().expand_dims(kind=["attn_head"]))
+        return one_table(parts)
 
     def plot(self, **options: Any) -> "Figure":
         """Heat maps by role of the token; see ``locate.plots.plot_average``."""
@@ -81,6 +116,12 @@ class AverageTrace:
 
         return plot_average_lines(self, **options)
 
+    def plot_heads(self, **options: Any) -> "Figure":
+        """A heat map of single heads at the tokens of one role; see ``locate.plots.plot_average_heads``."""
+        from locate.plots import plot_average_heads
+
+        return plot_average_heads(self, **options)
+
     def save(self, path: str | Path) -> Path:
         """Write everything to one netCDF file, which ``load_average`` reads back.
 
@@ -89,6 +130,9 @@ class AverageTrace:
         """
         plain = {"metric": self.metric, "total_effect": self.total_effect, "info": self.info}
         return save_result(path, "average", _FORMAT, self.data, plain)
+
+    def _heads(self) -> xr.Dataset:
+        return xr.Dataset({"effect": self.head_effect, "low": self.data["head_low"], "high": self.data["head_high"]})
 
 
 def load_average(path: str | Path) -> AverageTrace:
@@ -129,29 +173,30 @@ def average_traces(
     6
     """
     check_comparable(traces)
-    values = np.stack([_by_role(trace) for trace in traces])
     totals = np.array([trace.total_effect for trace in traces])
     generator = np.random.default_rng(seed)
     n = len(traces)
     # How often each fact is drawn in each resample.
     draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-    present = ~np.isnan(values)
-    effect, low, high = _interval(np.where(present, values, 0.0), present, draws, confidence)
-    total = _interval(totals[:, None], np.ones((n, 1), dtype=bool), draws, confidence)
-    kinds = [str(kind) for kind in traces[0].data.coords["kind"].values]
-    dims = ("kind", "role", "layer")
-    data = xr.Dataset(
-        {"effect": (dims, effect), "low": (dims, low), "high": (dims, high),
-         "count": ("role", present[:, 0, :, 0].sum(0))},
-        coords={"kind": kinds, "role": list(ROLES), "layer": traces[0].data.coords["layer"].values},
-    )  # fmt: skip
+    total = _interval(totals[:, None], draws, confidence)
+    data: dict[str, Any] = {}
+    for before, effects in _AVERAGED.items():
+        if f"{before}scores" in traces[0].data:
+            # Roles stand where positions stood; a fact without a token of a role does not count there.
+            dims = effects(traces[0]).rename(position="role").dims
+            averaged = _interval(np.stack([_by_role(trace, effects(trace)) for trace in traces]), draws, confidence)
+            for name, values in zip(("effect", "low", "high"), averaged, strict=True):
+                data[before + name] = (dims, values)
+    data["count"] = ("role", sum(np.array([bool(group) for group in token_roles(trace).values()]) for trace in traces))
+    coords = {name: traces[0].data[name].values for name in ("kind", "layer", "head") if name in traces[0].data.coords}
     shared = {name: traces[0].info[name] for name in ("model", "kinds", "window", "direction", "severed", "corruption")}
     info = {
         **shared, "label": traces[0].info["metrics"][traces[0].metric], "facts": n, "confidence": confidence,
         "resamples": resamples, "seed": seed,
     }  # fmt: skip
     mean, bottom, top = (float(bound[0]) for bound in total)
-    return AverageTrace(data=data, metric=traces[0].metric, total_effect=(mean, bottom, top), info=info)
+    averages = xr.Dataset(data, coords={**coords, "role": list(ROLES)})
+    return AverageTrace(data=averages, metric=traces[0].metric, total_effect=(mean, bottom, top), info=info)
 
 
 def token_roles(trace: Trace) -> dict[str, list[int]]:
@@ -178,28 +223,35 @@ def token_roles(trace: Trace) -> dict[str, list[int]]:
     return roles
 
 
-def _by_role(trace: Trace) -> np.ndarray:
-    """Kind, role, layer: mean indirect effect, NaN where the fact has no such token."""
-    effects = trace.indirect_effect.transpose("kind", "position", "layer")
-    missing = np.full((effects.sizes["kind"], effects.sizes["layer"]), np.nan)
-    groups = token_roles(trace).values()
+_AVERAGED: dict[str, Callable[[Trace], xr.DataArray]] = {
+    "": lambda trace: trace.indirect_effect,
+    "head_": lambda trace: trace.head_effect,
+}
+
+
+def _by_role(trace: Trace, effects: xr.DataArray) -> np.ndarray:
+    """Mean effects with roles in place of positions, NaN where the fact has no such token."""
+    missing = effects.isel(position=0, drop=True) * np.nan
     return np.stack(
-        [effects.sel(position=group).mean("position").values if group else missing for group in groups], axis=1
+        [
+            (effects.sel(position=group).mean("position") if group else missing).values
+            for group in token_roles(trace).values()
+        ],
+        axis=effects.get_axis_num("position"),
     )
 
 
-def _interval(
-    values: np.ndarray, present: np.ndarray, draws: np.ndarray, confidence: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis where present, with percentile bounds over resamples."""
-    shape = values.shape[1:]
-    flat, there = values.reshape(len(values), -1), present.reshape(len(values), -1).astype(float)
+def _interval(values: np.ndarray, draws: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis, leaving out NaN, with percentile bounds over resamples."""
+    shape, there = values.shape[1:], ~np.isnan(values.reshape(len(values), -1))
+    flat, there = np.where(there, values.reshape(len(values), -1), 0.0), there.astype(float)
+    tail = 50 * (1 - confidence)
+    bounds = np.full((2, flat.shape[1]), np.nan)
+    known = (there.sum(0) > 1).nonzero()[0]  # one fact has no spread
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = flat.sum(0) / there.sum(0)
-        means = (draws @ flat) / (draws @ there)
-    tail = 50 * (1 - confidence)
-    bounds = np.full((2, means.shape[1]), np.nan)
-    known = there.sum(0) > 1  # one fact has no spread
-    if known.any():
-        bounds[:, known] = np.nanpercentile(means[:, known], [tail, 100 - tail], axis=0)
+        for first in range(0, len(known), _AT_A_TIME):
+            some = known[first : first + _AT_A_TIME]
+            means = (draws @ flat[:, some]) / (draws @ there[:, some])
+            bounds[:, some] = np.nanpercentile(means, [tail, 100 - tail], axis=0)
     return mean.reshape(shape), bounds[0].reshape(shape), bounds[1].reshape(shape)

@@ -16,7 +16,7 @@ from locate.errors import FactError, SiteError
 from locate.facts import Fact
 from locate.measured import Measured
 from locate.metrics import Metric, Plain, Questions, as_metrics, joint_measure
-from locate.precision import Precision, computing_in
+from locate.precision import Precision, check_precision, computing_in
 from locate.prompts import Positions, encode_fact, encode_target, resolve_positions, token_strings
 from locate.storage import load_result, save_result
 from locate.sweep import check_window, window_layers
@@ -127,6 +127,7 @@ def attention_knockout(
     n_layers = model.cfg.n_layers
     window = 1 if heads else check_window(window, n_layers)
     metrics = as_metrics(metric)
+    check_precision(precision)
     check_live(model, f"blocks.0.{_SCORES}")
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)

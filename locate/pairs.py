@@ -16,7 +16,7 @@ from locate.grafting import Pairing
 from locate.metrics import Questions
 from locate.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
 
-Text = Fact | str | Int[Tensor, "position"]
+Text = Fact | str | Int[Tensor, "position"] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,9 +50,9 @@ def make_pairs(
     >>> pairs[0].first
     1
     """
-    several: list[Text] = list(clean) if isinstance(clean, list | tuple) else [clean]  # type: ignore[list-item]
+    several: list[Text] = list(clean) if _are_several(clean) else [clean]  # type: ignore[arg-type, list-item]
     others: list[Corruption | Text] = (
-        list(corrupt) if isinstance(corrupt, list | tuple) else [corrupt] * len(several)  # type: ignore[list-item]
+        list(corrupt) if _are_several(corrupt) else [corrupt] * len(several)  # type: ignore[arg-type, list-item]
     )
     if not several:
         raise FactError("There is no clean prompt; give at least one.")
@@ -65,10 +65,15 @@ def make_pairs(
     return pairs
 
 
+def _are_several(given: object) -> bool:
+    """Whether these are prompts, and not the token ids of one."""
+    return isinstance(given, list | tuple) and not (given and all(isinstance(one, int) for one in given))
+
+
 def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> Pair:
     prompt = _encode(model, clean)
     target_new = clean.target_new if isinstance(clean, Fact) else None
-    if isinstance(corrupt, Fact | str | Tensor):
+    if not isinstance(corrupt, Corruption):
         other = _encode(model, corrupt)
         check_alike(model, prompt, other)
         corrupted = Corrupted(tokens=other.tokens[None])
@@ -97,7 +102,11 @@ def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> 
 def _encode(model: TransformerBridge, text: Text) -> Prompt:
     if isinstance(text, Fact):
         return encode_fact(model, text)
-    tokens = encode_text(model, text) if isinstance(text, str) else text.cpu()
+    if not isinstance(text, str | Tensor | list | tuple):
+        raise FactError(f"A prompt must be a Fact, a text or token ids; found {type(text).__name__}.")
+    tokens = encode_text(model, text) if isinstance(text, str) else torch.as_tensor(text).cpu()
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise FactError(f"Token ids must be integers, found {tokens.dtype}.")
     if tokens.ndim != 1 or len(tokens) == 0:
         raise FactError(f"A prompt's tokens must be one row of at least one id, found shape {tuple(tokens.shape)}.")
     if int(tokens.min()) < 0 or int(tokens.max()) >= model.cfg.d_vocab:

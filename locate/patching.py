@@ -22,7 +22,7 @@ from locate.metrics import Metric, Plain, as_metrics, joint_measure
 from locate.pairs import PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
 from locate.patchsites import PatchSite, patch_site
-from locate.precision import Precision, computing_in
+from locate.precision import Precision, check_precision, computing_in
 from locate.prompts import Positions, resolve_positions
 from locate.sites import check_layer
 from locate.tracing import Direction
@@ -51,7 +51,7 @@ def patch(
 
     Args:
         model: a raw-mode bridge.
-        clean: a fact, a text, or token ids; or a list of them with as many tokens each, over which is averaged.
+        clean: a fact, a text, or token ids; or a list of those with as many tokens each, over which is averaged.
         corrupt: the same, or a corruption of the clean fact's subject.
         sites: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``; of single heads
             ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``,
@@ -82,6 +82,7 @@ def patch(
     """
     if direction not in get_args(Direction):
         raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+    check_precision(precision)
     site = patch_site(model, sites, by)
     wanted = [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
     if not wanted:

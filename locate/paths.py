@@ -69,7 +69,7 @@ def path_patch(
     clean: Text | Sequence[Text],
     corrupt: Corruption | Text | Sequence[Text],
     *,
-    receivers: Sequence[str] = ("logits",),
+    receivers: str | Sequence[str] = ("logits",),
     senders: Literal["heads", "mlps"] | Sequence[str] = "heads",
     through: Through = "direct",
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
@@ -86,7 +86,7 @@ def path_patch(
         model: a raw-mode bridge.
         clean: as in ``patch``.
         corrupt: as in ``patch``.
-        receivers: heads by their input (``a9.h6.q``), MLPs (``m9``) or ``logits``; all of them together.
+        receivers: one or more heads by their input (``a9.h6.q``), MLPs (``m9``) or ``logits``; all of them together.
         senders: all ``"heads"``, all ``"mlps"``, or components by name.
         through: ``"direct"`` keeps every component between sender and receivers at its clean output; ``"mlps"`` lets
             the MLPs between them respond, so that paths through MLPs count as well; ``"all"`` lets everything respond.
@@ -108,6 +108,7 @@ def path_patch(
     """
     if through not in get_args(Through):
         raise SiteError(f"through must be one of {', '.join(get_args(Through))}, found {through!r}.")
+    receivers = [receivers] if isinstance(receivers, str) else receivers
     reached = [_checked(model, Node.parse(name), name, receiver=True) for name in receivers]
     if not reached:
         raise SiteError("receivers: give at least one.")

@@ -13,6 +13,16 @@ from locate.errors import LocateError
 Precision = Literal["model", "bfloat16"]
 
 
+def check_precision(precision: Precision | str) -> None:
+    """Whether there is such a precision.
+
+    Raises:
+        LocateError: there is not.
+    """
+    if precision not in get_args(Precision):
+        raise LocateError(f"precision must be one of {', '.join(get_args(Precision))}, found {precision!r}.")
+
+
 @contextmanager
 def computing_in(precision: Precision | str, model: TransformerBridge) -> Iterator[None]:
     """While active, matrix products run in this precision; the residual stream keeps the model's own.
@@ -23,8 +33,7 @@ def computing_in(precision: Precision | str, model: TransformerBridge) -> Iterat
     >>> with computing_in("bfloat16", model):
     ...     logits = model(torch.tensor([[1, 2, 3]]))
     """
-    if precision not in get_args(Precision):
-        raise LocateError(f"precision must be one of {', '.join(get_args(Precision))}, found {precision!r}.")
+    check_precision(precision)
     if precision == "model":
         yield
     else:

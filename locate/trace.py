@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from locate.errors import LocateError, SiteError
@@ -54,14 +55,12 @@ class Trace(Measured):
         Raises:
             SiteError: the trace was made of single heads alone; see ``head_scores``.
         """
-        if "scores" not in self.data:
-            raise SiteError("This trace has single heads alone; see head_scores.")
-        return self._view("scores")
+        return self._of_kinds("scores")
 
     @property
     def standard_error(self) -> xr.DataArray:
         """Of each score, over the corrupted samples (NaN for a single one)."""
-        return self._view("standard_error")
+        return self._of_kinds("standard_error")
 
     @property
     def head_scores(self) -> xr.DataArray:
@@ -70,9 +69,12 @@ class Trace(Measured):
         Raises:
             SiteError: the trace was made without ``attn_head``.
         """
-        if "head_scores" not in self.data:
-            raise SiteError(f"This trace has no heads; it was made with kinds={self.info['kinds']}.")
-        return self._view("head_scores")
+        return self._of_heads("head_scores")
+
+    @property
+    def head_standard_error(self) -> xr.DataArray:
+        """Of each head's score, over the corrupted samples (NaN for a single one)."""
+        return self._of_heads("head_standard_error")
 
     @property
     def corrupted(self) -> float:
@@ -136,13 +138,16 @@ class Trace(Measured):
         return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]), head=head)
 
     def to_dataframe(self) -> Any:
-        """One row per site, with its kind, position, token, layer, score and indirect effect."""
-        table = xr.Dataset({"score": self.scores, "standard_error": self.standard_error}).to_dataframe().reset_index()
+        """One row per site, with its kind, position, token, layer, head (of heads), score and indirect effect."""
+        parts: list[xr.Dataset] = []
+        if "scores" in self.data:
+            parts.append(_columns(self.scores, self.standard_error, self.indirect_effect))
+        if "head_scores" in self.data:
+            heads = _columns(self.head_scores, self.head_standard_error, self.head_effect)
+            parts.append(heads.expand_dims(kind=["attn_head"]))
+        table = one_table(parts)
         table["token"] = [self.tokens[position] for position in table["position"]]
-        table["indirect_effect"] = [
-            float(effect) for effect in self._effect(xr.DataArray(table["score"].to_numpy())).values
-        ]
-        return table.drop(columns="metric", errors="ignore")
+        return table
 
     def plot(self, **options: Any) -> "Figure":
         """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
@@ -161,6 +166,16 @@ class Trace(Measured):
             "subject_span": self.subject_span, "info": self.info,
         }  # fmt: skip
         return save_result(path, "trace", _FORMAT, self.data, plain)
+
+    def _of_kinds(self, name: str) -> xr.DataArray:
+        if name not in self.data:
+            raise SiteError("This trace has single heads alone; see head_scores, and plot_trace_heads for a figure.")
+        return self._view(name)
+
+    def _of_heads(self, name: str) -> xr.DataArray:
+        if name not in self.data:
+            raise SiteError(f"This trace has no heads; it was made with kinds={self.info['kinds']}.")
+        return self._view(name)
 
     def _effect(self, scores: xr.DataArray) -> xr.DataArray:
         sign = 1.0 if self.info["direction"] == "restore" else -1.0
@@ -200,6 +215,18 @@ def check_comparable(traces: Sequence[Trace]) -> None:
     found = {trace.metric for trace in traces}
     if len(found) > 1:
         raise LocateError(f"These traces show different metrics: {', '.join(sorted(found))}. Choose one with trace.of.")
+
+
+def one_table(parts: Sequence[xr.Dataset]) -> Any:
+    """One table of all rows; those of single heads have one more column, which is empty for the others."""
+    table = pd.concat([part.to_dataframe().reset_index() for part in parts], ignore_index=True)
+    if "head" in table:
+        table["head"] = table["head"].astype("Int64")
+    return table
+
+
+def _columns(scores: xr.DataArray, error: xr.DataArray, effect: xr.DataArray) -> xr.Dataset:
+    return xr.Dataset({"score": scores, "standard_error": error, "indirect_effect": effect})
 
 
 def restoring(effects: xr.DataArray, total_effect: float) -> xr.DataArray:

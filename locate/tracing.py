@@ -19,7 +19,7 @@ from locate.errors import FactError, LocateError, SiteError
 from locate.facts import Fact
 from locate.metrics import Metric, Plain, as_metrics, joint_measure
 from locate.pairs import Pair, PairedRuns, make_pairs, run_pairs
-from locate.precision import Precision, computing_in
+from locate.precision import Precision, check_precision, computing_in
 from locate.prompts import Positions, Prompt, rank_of, resolve_positions, token_strings
 from locate.sites import TRACED, Kind, check_kind, check_traced, hook_name
 from locate.sweep import check_window, kept_hooks, sweep, sweep_heads
@@ -102,7 +102,7 @@ def causal_trace(
         model: a raw-mode bridge.
         fact: what to ask, one or many; the first token of its target is the answer. Facts whose prompts are
             of one length are traced together.
-        kinds: ``resid`` (one state), ``mlp`` and ``attn`` (a window of that module's outputs) and
+        kinds: one or more of ``resid`` (one state), ``mlp`` and ``attn`` (a window of that module's outputs) and
             ``attn_head`` (one head's output before the output projection).
         window: layers in a window, centred: [l − 5, l + 5) for 10, the default (or all layers of a smaller model).
         corruption: by default ``GaussianNoise(scale=3.0, samples=10, seed=1)``.
@@ -134,7 +134,8 @@ def causal_trace(
     facts = [fact] if isinstance(fact, Fact) else list(fact)
     if not facts:
         raise FactError("There are no facts to trace; give at least one.")
-    kinds = tuple(check_traced(kind) for kind in kinds)
+    check_precision(precision)
+    kinds = tuple(check_traced(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
     if not kinds or len(set(kinds)) < len(kinds):
         raise SiteError(f"Give at least one kind of {TRACED}, each once; found {kinds}.")
     if direction not in get_args(Direction):

@@ -204,8 +204,8 @@ def _save_figures(trace: Trace, folder: Path, name: str) -> None:
 
 
 def _average(traces: list[Trace], folder: Path) -> dict[str, AverageTrace]:
-    """Averages by metric, written to the folder; those of single heads have no roles to average by."""
-    if len(traces) < 2 or "scores" not in traces[0].data:
+    """Averages by metric, written to the folder."""
+    if len(traces) < 2:
         return {}
     averages: dict[str, AverageTrace] = {}
     for metric in traces[0].metrics:
@@ -213,23 +213,31 @@ def _average(traces: list[Trace], folder: Path) -> dict[str, AverageTrace]:
         name = "average" if len(averages) == 1 else f"average_{metric}"
         average.save(folder / f"{name}.nc")
         average.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
-        save_figure(average.plot(), folder, name)
-        save_figure(average.plot_lines(), folder, f"{name}_lines")
+        if "effect" in average.data:
+            save_figure(average.plot(), folder, name)
+            save_figure(average.plot_lines(), folder, f"{name}_lines")
+        for role in _roles(average) if "head_effect" in average.data else ():
+            save_figure(average.plot_heads(role=role), folder, f"{name}_heads_{role.replace(' ', '_')}")
     return averages
 
 
 def _peaks(average: AverageTrace) -> dict[str, Any]:
     """The largest average effect of every kind and role of the token, with its layer and interval."""
-    roles = [str(role) for role in average.data["role"].values if int(average.data["count"].sel(role=role))]
-    kinds = [str(kind) for kind in average.data["kind"].values]
-    named = ("layer", "effect", "low", "high")
+    roles, named = _roles(average), ("layer", "effect", "low", "high")
+    kinds = [str(kind) for kind in average.data["kind"].values] if "effect" in average.data else []
+    peaks = {kind: {role: dict(zip(named, average.peak(kind, role), strict=True)) for role in roles} for kind in kinds}
+    if "head_effect" in average.data:
+        peaks["attn_head"] = {role: average.top_heads(role, 1).to_dict("records")[0] for role in roles}
     return {
         "facts": average.n_facts,
         "total_effect": dict(zip(("mean", "low", "high"), average.total_effect, strict=True)),
-        "peaks": {
-            kind: {role: dict(zip(named, average.peak(kind, role), strict=True)) for role in roles} for kind in kinds
-        },
+        "peaks": peaks,
     }
+
+
+def _roles(average: AverageTrace) -> list[str]:
+    """Those that any fact has a token of."""
+    return [str(role) for role in average.data["role"].values if int(average.data["count"].sel(role=role))]
 
 
 def _table(average: AverageTrace) -> Table:
@@ -241,5 +249,6 @@ def _table(average: AverageTrace) -> Table:
     for kind, roles in peaks["peaks"].items():
         for role, peak in roles.items():
             interval = f"{peak['low']:.3f} to {peak['high']:.3f}"
-            table.add_row(kind, role, str(peak["layer"]), f"{peak['effect']:.3f}", interval)
+            head = f", head {peak['head']}" if "head" in peak else ""
+            table.add_row(kind, role, f"{peak['layer']}{head}", f"{peak['effect']:.3f}", interval)
     return table

@@ -18,7 +18,7 @@ from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
-from locate.errors import FactError, ModelError
+from locate.errors import FactError, LocateError, ModelError
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
 # architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
@@ -56,11 +56,14 @@ def freeze(
         SiteError: a hook point that the model does not have.
         ModelError: the model has no stack of blocks to run, or a kept state has no position axis.
         FactError: the prompt is longer than the model's context.
+        LocateError: a budget of less than one token.
 
     >>> run = freeze(model, locate.encode_fact(model, fact).tokens[None])
     >>> run.logits.shape
     torch.Size([1, 49152])
     """
+    if budget < 1:
+        raise LocateError(f"budget must be at least one token, found {budget}.")
     device = input_device(model)
     tokens = tokens.to(device)
     if attention_mask is not None:

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.averaging import ROLES, AverageTrace
 from locate.errors import SiteError
-from locate.plots.style import HUES, STYLE, add_colorbar, even_lightness, heat_map
+from locate.plots.style import HUES, STYLE, add_colorbar, even_lightness, head_figure, heat_map
 from locate.plots.traces import MODULES
 
 # Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
@@ -74,8 +76,8 @@ def plot_average_lines(
     >>> figure = average.plot_lines(roles=["last subject token", "last token"])
     """
     wanted = _wanted(average, kinds)
-    if unknown := [role for role in roles if role not in ROLES]:
-        raise SiteError(f"There is no role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    for role in roles:
+        _check_role(role)
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (max(3.5, 2.4 * len(wanted)), 2.9), layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
@@ -101,8 +103,43 @@ def plot_average_lines(
     return figure
 
 
+def plot_average_heads(
+    average: AverageTrace,
+    *,
+    role: str = "last token",
+    cmap: str | Colormap = "RdBu_r",
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """A heat map of the average indirect effect of single heads at the tokens of one role: heads down, layers across.
+
+    Args:
+        average: of traces with ``attn_head`` among their kinds.
+        role: of the tokens.
+        cmap: a diverging colour map.
+        figsize: width and height in inches.
+
+    Raises:
+        SiteError: the traces had no heads, an unknown role, or one that no fact has a token of.
+
+    >>> figure = average.plot_heads(role="last subject token")                         # doctest: +SKIP
+    """
+    _check_role(role)
+    values = average.head_effect.sel(role=role).transpose("head", "layer").values
+    if np.isnan(values).all():
+        raise SiteError(f"No fact has a {role} that was visited.")
+    return head_figure(
+        values, reach=float(np.abs(values).max()), title=f"head output at the {role}", headline=_headline(average),
+        unit=_unit(average), cmap=cmap, figsize=figsize,
+    )  # fmt: skip
+
+
+def _check_role(role: str) -> None:
+    if role not in ROLES:
+        raise SiteError(f"There is no role {role!r}; roles are {', '.join(ROLES)}.")
+
+
 def _wanted(average: AverageTrace, kinds: Sequence[str] | None) -> list[str]:
-    present = [str(kind) for kind in average.data.coords["kind"].values]
+    present = [str(kind) for kind in average.effect["kind"].values]
     wanted = present if kinds is None else list(kinds)
     if not wanted or not set(wanted) <= set(present):
         raise SiteError(f"These averages can be plotted for the kinds {present}, found {wanted}.")

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
@@ -60,6 +62,31 @@ def even_lightness(name: str, steps: int = 256) -> ListedColormap:
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
     nearest = np.searchsorted(-lightness, -np.linspace(_LIGHTEST, _DARKEST, steps))
     return ListedColormap(colours[nearest], name=f"{name}_even")
+
+
+def head_figure(
+    values: Float[np.ndarray, "head layer"],
+    *,
+    reach: float,
+    title: str,
+    headline: str,
+    unit: str,
+    cmap: str | Colormap,
+    figsize: tuple[float, float] | None,
+) -> Figure:
+    """A heat map of single heads, heads down and layers across, even about zero."""
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * len(values)), layout="constrained")
+        axes = figure.subplots()
+        mesh = heat_map(axes, values, cmap, -reach, reach)
+        axes.set_ylabel("head")
+        axes.set_yticks(range(len(values)))
+        axes.invert_yaxis()
+        axes.set_title(title, parse_math=False)
+        add_colorbar(figure, mesh, axes, unit)
+        figure.suptitle(headline, parse_math=False)
+    plt.close(figure)
+    return figure
 
 
 def add_colorbar(figure: Figure, mesh: Any, axes: Axes | Sequence[Axes], unit: str) -> None:

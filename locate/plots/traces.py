@@ -16,6 +16,7 @@ from locate.plots.style import (
     STYLE,
     add_colorbar,
     even_lightness,
+    head_figure,
     heat_map,
     metric_label,
     shown_number,
@@ -50,12 +51,12 @@ def plot_trace(
         The figure, already closed in pyplot, so that a notebook shows it once: end a cell with it.
 
     Raises:
-        SiteError: a kind that the trace does not have.
+        SiteError: a kind that the trace does not have, or it has single heads alone.
 
     >>> figure = plot_trace(trace, kinds=["mlp"])
     >>> png, pdf = locate.plots.save_figure(figure, "figures", "eiffel-mlp")
     """
-    present = [str(kind) for kind in trace.data.coords["kind"].values] if "kind" in trace.data.coords else []
+    present = [str(kind) for kind in trace.scores["kind"].values]
     wanted = present if kinds is None else list(kinds)
     if not wanted or not set(wanted) <= set(present):
         raise SiteError(f"This trace can be plotted for the kinds {present}, found {wanted}.")
@@ -107,19 +108,10 @@ def plot_trace_heads(
         raise SiteError(f"This trace did not visit position {position}; it has {trace.info['positions']}.")
     values, low, high, unit = _scale(trace, scores, "indirect")
     here = values.sel(position=place).transpose("head", "layer")
-    reach = max(abs(low), abs(high))
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * here.sizes["head"]), layout="constrained")
-        axes = figure.subplots()
-        mesh = heat_map(axes, here.values, cmap, -reach, reach)
-        axes.set_ylabel("head")
-        axes.set_yticks(range(here.sizes["head"]))
-        axes.invert_yaxis()
-        axes.set_title(f"{_verb(trace)} head output at “{token_label(trace.tokens[place], False)}”", parse_math=False)
-        add_colorbar(figure, mesh, axes, unit)
-        figure.suptitle(_headline(trace), parse_math=False)
-    plt.close(figure)
-    return figure
+    return head_figure(
+        here.values, reach=max(abs(low), abs(high)), unit=unit, headline=_headline(trace), cmap=cmap, figsize=figsize,
+        title=f"{_verb(trace)} head output at “{token_label(trace.tokens[place], False)}”",
+    )  # fmt: skip
 
 
 def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArray, float, float, str]:

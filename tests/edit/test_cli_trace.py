@@ -197,10 +197,14 @@ def test_figures_of_every_fact_only_where_asked(trace, facts_file, tmp_path):
     assert not (single / "average.nc").exists()
 
 
-def test_heads_alone_are_traced_but_not_averaged(trace, facts_file, tmp_path):
+def test_heads_are_averaged_by_role_too(trace, facts_file, tmp_path):
     out = tmp_path / "run"
     result = trace("--facts", facts_file(), "--out", out, "--kinds", "attn_head", *QUICK, "--json")
-    assert json.loads(result.stdout)["average"] == {}
+    peaks = json.loads(result.stdout)["average"]["probability"]["peaks"]
+    assert set(peaks) == {"attn_head"}
+    assert set(peaks["attn_head"]["last token"]) == {"layer", "head", "effect", "low", "high"}
+    assert (out / "average_heads_last_token.png").exists()
+    assert "head" in (out / "average.csv").read_text().splitlines()[0].split(",")
     assert {"layer", "head", "position", "token"} == set(json.loads(result.stdout)["cases"][0]["best"]["attn_head"])
 
 

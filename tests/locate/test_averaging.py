@@ -1,11 +1,13 @@
 """Average indirect effects by role of the token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import xarray as xr
 
 import locate
-from locate import DataError, LocateError
+from locate import DataError, LocateError, SiteError
 from locate.averaging import ROLES, token_roles
 from tests import tiny
 
@@ -80,6 +82,48 @@ def test_the_seed_decides():
     assert not first.data.equals(locate.average_traces(traces, seed=2, resamples=50).data)
 
 
+def with_heads(trace, scores, *, alone):
+    """The trace with scores of its heads, of dims position, layer, head; without others where they are alone."""
+    heads = xr.DataArray(np.asarray(scores)[None], dims=("metric", "position", "layer", "head"))
+    data = trace.data.assign(head_scores=heads, head_standard_error=heads * 0).assign_coords(head=range(heads.shape[3]))
+    if alone:
+        data = data.drop_vars(["scores", "standard_error", "kind"])
+    return replace(trace, data=data, info={**trace.info, "kinds": ["attn_head"] if alone else ["mlp", "attn_head"]})
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_heads_are_averaged_like_states(alone, tmp_path):
+    generator = np.random.default_rng(0)
+    spans = [((1, 5), 9), ((1, 3), 6), ((0, 1), 4)]
+    plain = [trace(generator.uniform(0.1, 0.9, size=(n, 2)), span, n) for span, n in spans]
+    scores = [generator.uniform(0.1, 0.9, size=(n, 2, 3)) for _, n in spans]
+    average = locate.average_traces([with_heads(*both, alone=alone) for both in zip(plain, scores, strict=True)])
+    assert average.head_effect.dims == ("role", "layer", "head")
+    # Each head's own numbers, averaged as those of a kind.
+    for head in range(3):
+        alike = locate.average_traces([trace(s[:, :, head], *span) for s, span in zip(scores, spans, strict=True)])
+        for name in ("effect", "low", "high"):
+            own = average.data[f"head_{name}"].sel(head=head, drop=True)
+            np.testing.assert_allclose(own, alike.data[name].sel(kind="mlp"))
+    assert average.data["count"].values.tolist() == [2, 1, 3, 3, 3, 3]
+    last = average.head_effect.sel(role="last token")
+    top = average.top_heads("last token", 2)
+    assert top["effect"].tolist() == sorted(last.values.ravel(), reverse=True)[:2]
+    assert float(last.sel(layer=top["layer"][0], head=top["head"][0])) == top["effect"][0]
+    table = average.to_dataframe()
+    assert len(table) == average.head_effect.size + (0 if alone else average.effect.size)
+    xr.testing.assert_equal(locate.load_average(average.save(tmp_path / "a.nc")).data, average.data)
+    figure = average.plot_heads(role="last token")
+    figure.draw_without_rendering()
+    np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), last.transpose("head", "layer"))
+    with pytest.raises(SiteError, match="There is no role 'end'"):
+        average.plot_heads(role="end")
+    if alone:
+        for ask in (lambda: average.effect, average.plot, lambda: average.peak("mlp", "last token")):
+            with pytest.raises(SiteError, match="single heads alone; see head_effect"):
+                ask()
+
+
 def test_only_like_is_averaged_with_like():
     with pytest.raises(LocateError, match="no traces"):
         locate.average_traces([])
@@ -87,6 +131,8 @@ def test_only_like_is_averaged_with_like():
         locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, window=10)])
     with pytest.raises(LocateError, match="differ in their direction: break, restore"):
         locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, direction="break")])
+    with pytest.raises(SiteError, match=r"have no heads; the traces were made with kinds=\['mlp'\]"):
+        locate.average_traces([trace(ramp(6), (1, 3), 6)]).plot_heads()
 
 
 def test_saving_loading_and_figures(tmp_path):
@@ -102,7 +148,7 @@ def test_saving_loading_and_figures(tmp_path):
     lines = average.plot_lines(roles=["last token"])
     lines.draw_without_rendering()
     np.testing.assert_allclose(lines.axes[0].lines[0].get_ydata(), average.effect.sel(kind="mlp", role="last token"))
-    with pytest.raises(locate.SiteError, match="There is no role 'end'"):
+    with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_lines(roles=["end"])
-    with pytest.raises(locate.SiteError, match=r"can be plotted for the kinds \['mlp'\], found \['attn'\]"):
+    with pytest.raises(SiteError, match=r"can be plotted for the kinds \['mlp'\], found \['attn'\]"):
         average.plot(kinds=["attn"])

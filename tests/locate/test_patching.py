@@ -1,5 +1,6 @@
 """Activation patching against whole passes with one hook each, and against TransformerLens."""
 
+import inspect
 import warnings
 from functools import cache
 
@@ -10,7 +11,7 @@ import xarray as xr
 from transformer_lens import patching as tl
 
 import locate
-from locate import DataError, Fact, FactError, LocateError, SiteError
+from locate import DataError, Fact, FactError, LocateError, SiteError, pairs
 from locate.patchsites import patch_site
 from tests import tiny
 
@@ -326,6 +327,20 @@ def test_prompts_that_do_not_fit_are_refused():
         locate.patch(model("llama"), CLEAN, locate.GaussianNoise(), metric=difference)
     with pytest.raises(FactError, match="2 clean prompts and 1 corrupted"):
         locate.patch(model("llama"), [CLEAN, CLEAN], [CORRUPT], metric=difference)
+    encode = inspect.unwrap(pairs._encode)  # past the checks of types that users do not have
+    with pytest.raises(FactError, match="must be a Fact, a text or token ids; found ndarray"):
+        encode(model("llama"), np.array([1, 2]))
+    with pytest.raises(FactError, match="Token ids must be integers, found torch"):
+        encode(model("llama"), [1.0, 2.0])
+
+
+def test_token_ids_may_be_a_list():
+    ids = model("llama").tokenizer([CLEAN, CORRUPT])["input_ids"]
+    found = locate.patch(model("llama"), *ids, metric=difference, progress=False)
+    expected = locate.patch(model("llama"), CLEAN, CORRUPT, metric=difference, progress=False)
+    np.testing.assert_allclose(found.values, expected.values, rtol=1e-5)
+    several = locate.patch(model("llama"), [ids[0]] * 2, [ids[1]] * 2, metric=difference, progress=False)
+    np.testing.assert_allclose(several.values, expected.values, rtol=1e-5)
 
 
 def test_a_corruption_without_effect_is_warned_about():

@@ -114,6 +114,8 @@ def test_heads_and_mlps_equal_three_whole_passes(kind, receivers, through):
 def test_named_senders_are_labelled():
     found = patched("llama", senders=["a1.h2", "m0"], receivers=["a3.h1.q"])
     assert list(found.values["sender"].values) == ["a1.h2", "m0"]
+    alone = patched("llama", senders=["a1.h2", "m0"], receivers="a3.h1.q")
+    np.testing.assert_allclose(alone.values, found.values, rtol=1e-5)
     every = patched("llama", receivers=["a3.h1.q"])
     assert float(found.values.sel(sender="a1.h2")) == pytest.approx(float(every.values[1, 2]), abs=1e-6)
 

@@ -484,6 +484,29 @@ def test_bfloat16_is_near():
         quiet_trace("llama", precision="int8")
 
 
+def test_a_budget_of_nothing_is_refused():
+    with pytest.raises(LocateError, match="budget must be at least one token, found 0"):
+        quiet_trace("llama", budget=0)
+
+
+def test_heads_have_tables_of_their_own():
+    heads, both = quiet_trace("llama", kinds="attn_head"), quiet_trace("llama", kinds=["mlp", "attn_head"])
+    table = heads.to_dataframe()
+    assert len(table) == heads.head_scores.size
+    row = table.set_index(["position", "layer", "head"]).loc[(3, 2, 1)]
+    assert row["kind"] == "attn_head"
+    assert row["token"] == heads.tokens[3]
+    assert row["score"] == pytest.approx(float(heads.head_scores.sel(position=3, layer=2, head=1)))
+    assert row["indirect_effect"] == pytest.approx(float(heads.head_effect.sel(position=3, layer=2, head=1)))
+    assert row["standard_error"] == pytest.approx(float(heads.head_standard_error.sel(position=3, layer=2, head=1)))
+    mixed = both.to_dataframe()
+    assert len(mixed) == both.scores.size + both.head_scores.size
+    assert mixed.loc[mixed["kind"] == "mlp", "head"].isna().all()
+    for ask in (lambda: heads.scores, lambda: heads.standard_error, heads.plot):
+        with pytest.raises(SiteError, match="single heads alone; see head_scores, and plot_trace_heads"):
+            ask()
+
+
 def test_no_facts_are_refused():
     with pytest.raises(locate.FactError, match="no facts to trace"):
         quiet_trace("llama", ())
