@@ -1,5 +1,6 @@
 """Figures of average indirect effects."""
 
+import re
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from locate.averaging import ROLES, AverageTrace
 from locate.errors import SiteError
-from locate.plots.style import HUES, STYLE, add_colorbar, even_lightness, head_figure, heat_map
+from locate.plots.style import HUES, STYLE, add_colorbar, add_headline, even_lightness, head_figure, heat_map
 from locate.plots.traces import MODULES
 
 # Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
@@ -21,6 +22,10 @@ _ROLE_STYLES: dict[str, tuple[str, str]] = dict(
         strict=True,
     )
 )
+
+
+# Of an entry, in inches.
+_LEGEND_WIDTH = 1.9
 
 
 def plot_average(
@@ -39,7 +44,8 @@ def plot_average(
     >>> figure = average.plot()
     """
     wanted = _wanted(average, kinds)
-    effect = average.effect.sel(kind=wanted)
+    roles = _present(average)
+    effect = average.effect.sel(kind=wanted, role=roles)
     low, high = min(0.0, float(effect.min())), float(effect.max())
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (max(3.5, 1.3 + 2.0 * len(wanted)), 2.2), layout="constrained")
@@ -48,9 +54,9 @@ def plot_average(
             mesh = heat_map(axes, effect.sel(kind=kind).values, even_lightness(HUES[kind]), low, high)
             axes.set_title(_title(average, kind))
             add_colorbar(figure, mesh, axes, _unit(average))
-        panels[0].set_yticks(range(len(ROLES)), ROLES)
+        panels[0].set_yticks(range(len(roles)), roles)
         panels[0].invert_yaxis()
-        figure.suptitle(_headline(average))
+        add_headline(figure, _headline(average))
     plt.close(figure)
     return figure
 
@@ -59,7 +65,7 @@ def plot_average_lines(
     average: AverageTrace,
     *,
     kinds: Sequence[str] | None = None,
-    roles: Sequence[str] = ROLES,
+    roles: Sequence[str] | None = None,
     figsize: tuple[float, float] | None = None,
 ) -> Figure:
     """The average indirect effect over layers, a line per role of the token, with its interval shaded.
@@ -67,7 +73,7 @@ def plot_average_lines(
     Args:
         average: what ``average_traces`` gave.
         kinds: the panels, in order; by default all.
-        roles: the lines.
+        roles: the lines; by default all that any fact has a token of.
         figsize: width and height in inches.
 
     Raises:
@@ -76,10 +82,11 @@ def plot_average_lines(
     >>> figure = average.plot_lines(roles=["last subject token", "last token"])
     """
     wanted = _wanted(average, kinds)
+    roles = _present(average) if roles is None else roles
     for role in roles:
         _check_role(role)
     with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (max(3.5, 2.4 * len(wanted)), 2.9), layout="constrained")
+        figure = plt.figure(figsize=figsize or (max(4.0, 2.4 * len(wanted)), 2.9), layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
         for kind, axes in zip(wanted, panels, strict=True):
             for role in roles:
@@ -97,8 +104,9 @@ def plot_average_lines(
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel(_unit(average))
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
-        figure.suptitle(_headline(average))
+        columns = max(1, int(figure.get_figwidth() / _LEGEND_WIDTH))
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        add_headline(figure, _headline(average))
     plt.close(figure)
     return figure
 
@@ -133,6 +141,10 @@ def plot_average_heads(
     )  # fmt: skip
 
 
+def _present(average: AverageTrace) -> list[str]:
+    return [role for role in ROLES if int(average.data["count"].sel(role=role))]
+
+
 def _check_role(role: str) -> None:
     if role not in ROLES:
         raise SiteError(f"There is no role {role!r}; roles are {', '.join(ROLES)}.")
@@ -160,7 +172,9 @@ def _unit(average: AverageTrace) -> str:
 def _headline(average: AverageTrace) -> str:
     mean, low, high = average.total_effect
     done = "restoring" if average.info["direction"] == "restore" else "breaking"
+    # As words: GaussianNoise is Gaussian noise.
+    corruption = re.sub(r"(?<=[a-z])([A-Z])", lambda found: " " + found[1].lower(), average.info["corruption"])
     return (
-        f"Average indirect effect of {done} one site: {average.n_facts} facts, {average.info['corruption']}; "
-        f"average total effect {mean:.2f} [{low:.2f}, {high:.2f}]"
+        f"{corruption}, {average.n_facts} facts: average indirect effect of {done} one site; "
+        f"total effect {mean:.2f} [{low:.2f}, {high:.2f}]"
     )

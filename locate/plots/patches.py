@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from locate.errors import SiteError
 from locate.knockout import Knockout
 from locate.patches import Patches
-from locate.plots.style import STYLE, add_colorbar, heat_map, metric_label, shown_number, token_label
+from locate.plots.style import STYLE, add_colorbar, add_headline, heat_map, metric_label, shown_number, token_label
 
 _TITLES = {
     "resid_pre": "residual stream before the block", "resid_mid": "residual stream before the MLP",
@@ -103,10 +103,8 @@ def plot_patches(
         axes.set_title(f"{title} {verb}", parse_math=False)
         add_colorbar(figure, mesh, axes, unit)
         label = metric_label(patches.metric, patches.info, patches.info["answer"])
-        figure.suptitle(
-            f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted",
-            parse_math=False,
-        )
+        ends = f"{shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
+        add_headline(figure, f"{label}: {ends}")
     plt.close(figure)
     return figure
 
@@ -150,6 +148,6 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
             axes.set_ylabel(f"change of {label} [%]", parse_math=False)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
-        figure.suptitle(f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked", parse_math=False)
+        add_headline(figure, f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")
     plt.close(figure)
     return figure

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -22,6 +23,8 @@ STYLE: dict[Any, Any] = {
 HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 # CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
 _LIGHTEST, _DARKEST = 99.9, 27.0
+# Of a headline: a little fewer than there is room for.
+_CHARACTERS_PER_INCH = 16
 _WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
 
 
@@ -64,6 +67,11 @@ def even_lightness(name: str, steps: int = 256) -> ListedColormap:
     return ListedColormap(colours[nearest], name=f"{name}_even")
 
 
+def add_headline(figure: Figure, text: str) -> None:
+    """A title over the whole figure, on as many lines as its width asks for."""
+    figure.suptitle(fill(text, int(_CHARACTERS_PER_INCH * figure.get_figwidth())), parse_math=False)
+
+
 def head_figure(
     values: Float[np.ndarray, "head layer"],
     *,
@@ -84,7 +92,7 @@ def head_figure(
         axes.invert_yaxis()
         axes.set_title(title, parse_math=False)
         add_colorbar(figure, mesh, axes, unit)
-        figure.suptitle(headline, parse_math=False)
+        add_headline(figure, headline)
     plt.close(figure)
     return figure
 

@@ -15,6 +15,7 @@ from locate.plots.style import (
     HUES,
     STYLE,
     add_colorbar,
+    add_headline,
     even_lightness,
     head_figure,
     heat_map,
@@ -77,7 +78,7 @@ def plot_trace(
         if long:
             figure.supxlabel(unit, fontsize=8, parse_math=False)
         _label_tokens(panels[0], labels)
-        figure.suptitle(_headline(trace), parse_math=False)
+        add_headline(figure, _headline(trace))
     plt.close(figure)
     return figure
 

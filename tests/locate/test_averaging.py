@@ -10,6 +10,7 @@ import locate
 from locate import DataError, LocateError, SiteError
 from locate.averaging import ROLES, token_roles
 from tests import tiny
+from tests.figures import check_fits
 
 
 def trace(scores, span, n, **info):
@@ -114,7 +115,7 @@ def test_heads_are_averaged_like_states(alone, tmp_path):
     assert len(table) == average.head_effect.size + (0 if alone else average.effect.size)
     xr.testing.assert_equal(locate.load_average(average.save(tmp_path / "a.nc")).data, average.data)
     figure = average.plot_heads(role="last token")
-    figure.draw_without_rendering()
+    check_fits(figure)
     np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), last.transpose("head", "layer"))
     with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_heads(role="end")
@@ -143,11 +144,18 @@ def test_saving_loading_and_figures(tmp_path):
     with pytest.raises(DataError, match="There is no average file"):
         locate.load_average(tmp_path / "none.nc")
     heat = average.plot()
-    heat.draw_without_rendering()
+    check_fits(heat)
     assert [label.get_text() for label in heat.axes[0].get_yticklabels()] == list(ROLES)
+    check_fits(average.plot_lines())
     lines = average.plot_lines(roles=["last token"])
-    lines.draw_without_rendering()
+    check_fits(lines)
     np.testing.assert_allclose(lines.axes[0].lines[0].get_ydata(), average.effect.sel(kind="mlp", role="last token"))
+    # A role that no fact has a token of is neither a row nor a line.
+    ends = locate.average_traces([trace(ramp(4), (2, 3), 4)] * 2)
+    there = ["last subject token", "last token"]
+    assert [label.get_text() for label in ends.plot().axes[0].get_yticklabels()] == there
+    assert [text.get_text() for text in ends.plot_lines().legends[0].get_texts()] == there
+    assert ends.plot().get_suptitle().startswith("Gaussian noise, 2 facts: ")
     with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_lines(roles=["end"])
     with pytest.raises(SiteError, match=r"can be plotted for the kinds \['mlp'\], found \['attn'\]"):

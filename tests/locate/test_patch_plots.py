@@ -11,6 +11,7 @@ import locate
 from locate import Fact, SiteError
 from locate.plots import plot_patches, plot_trace_heads
 from tests import tiny
+from tests.figures import check_fits
 
 FACT = Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new="Rome")
 
@@ -36,23 +37,12 @@ def closed():
     plt.close("all")
 
 
-def fits(figure):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figure.draw_without_rendering()
-    width, height = figure.get_size_inches() * figure.dpi
-    box = figure.get_tightbbox()
-    assert min(box.x0, box.y0) >= 0
-    assert box.x1 * figure.dpi <= width
-    assert box.y1 * figure.dpi <= height
-
-
 @pytest.mark.parametrize("sites", ["resid_pre", "attn_head_z", "mlp_neurons", "attn_head_pattern"])
 @pytest.mark.parametrize("direction", ["restore", "break"])
 def test_colours_diverge_from_the_patched_run(sites, direction):
     found = patches(sites, direction)
     figure = found.plot()
-    fits(figure)
+    check_fits(figure)
     mesh = figure.axes[0].collections[0]
     low, high = mesh.get_clim()
     assert (low + high) / 2 == pytest.approx(0.0 if direction == "restore" else 1.0)
@@ -95,7 +85,7 @@ def test_paths_name_their_receivers():
             model(), FACT, locate.TokenSwap("Rome"), receivers=["a3.h1.q"], metric="logit_diff", progress=False
         )
     figure = found.plot()
-    fits(figure)
+    check_fits(figure)
     assert figure.axes[0].get_title() == "paths to a3.h1.q corrupted in the clean run"
 
 
@@ -104,12 +94,12 @@ def test_knockouts_are_lines_or_maps():
         model(), FACT, source={"subject": "subject", "last": "last"}, window=2, progress=False
     )
     figure = lines.plot()
-    fits(figure)
+    check_fits(figure)
     for line, source in zip(figure.axes[0].lines, ("subject", "last"), strict=False):
         np.testing.assert_allclose(line.get_ydata(), 100 * lines.change.sel(source=source))
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["last ↛ subject", "last ↛ last"]
     heads = locate.attention_knockout(model(), FACT, heads=True, progress=False)
-    fits(heads.plot())
+    check_fits(heads.plot())
 
 
 def test_heads_of_a_trace():
@@ -119,7 +109,7 @@ def test_heads_of_a_trace():
             model(), FACT, kinds=["attn_head"], corruption=locate.TokenSwap("Rome"), positions="last", progress=False
         )
     figure = plot_trace_heads(trace)
-    fits(figure)
+    check_fits(figure)
     np.testing.assert_allclose(
         figure.axes[0].collections[0].get_array().reshape(4, 4), trace.head_effect[0].T.values, rtol=1e-5
     )
@@ -134,7 +124,7 @@ def test_long_units_are_written_once_and_broken_states_show_their_effect():
             model(), FACT, corruption=locate.TokenSwap("Rome"), direction="break", metric="logit_diff", progress=False
         )
     figure = trace.plot()
-    fits(figure)
+    check_fits(figure)
     assert figure.get_supxlabel() == "change of logit(Paris) − logit(Rome)"
     mesh = figure.axes[0].collections[0]
     np.testing.assert_allclose(

@@ -1,6 +1,5 @@
 """Figures of traces."""
 
-import warnings
 from dataclasses import replace
 
 import matplotlib as mpl
@@ -12,6 +11,7 @@ import xarray as xr
 from locate import SiteError
 from locate.plots import plot_trace, save_figure
 from tests import tiny
+from tests.figures import check_fits
 
 TOKENS = ("I", " like", " The", " £$x$", "\n", "  ", " a_b^2", " of")
 SPAN = (2, 4)
@@ -116,15 +116,7 @@ def test_a_colour_map_and_size_may_be_given(trace):
 @pytest.mark.parametrize("kinds", [["mlp"], ["resid", "attn"], None])
 def test_nothing_is_cut_off_or_overlaps(trace, kinds):
     figure = plot_trace(trace, kinds=kinds)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a missing glyph, or a layout that does not fit
-        figure.draw_without_rendering()
-    width, height = figure.get_size_inches() * figure.dpi
-    box = figure.get_tightbbox()
-    assert box.x0 >= 0
-    assert box.y0 >= 0
-    assert box.x1 * figure.dpi <= width
-    assert box.y1 * figure.dpi <= height
+    check_fits(figure)
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
