@@ -24,6 +24,7 @@ from edit.corpus import SAMPLED
 METHODS: dict[str, Any] = {
     "ROME, as published": lambda corpus: edit.ROME(original=True, corpus=corpus),
     "R-ROME": lambda corpus: edit.ROME(corpus=corpus),
+    "R-ROME, bare prompt half": lambda corpus: edit.ROME(bare_weight=0.5, corpus=corpus),
     "MEMIT": lambda corpus: edit.MEMIT(corpus=corpus),
     "EMMET": lambda corpus: edit.EMMET(corpus=corpus),
     "PMET": lambda corpus: edit.PMET(corpus=corpus),
@@ -31,7 +32,11 @@ METHODS: dict[str, Any] = {
     "KN": lambda corpus: edit.KN(),
 }
 # The same objective at the same place and layer: values are found once.
-_VALUES_OF = {"R-ROME": "ROME, as published", "AlphaEdit": "MEMIT"}
+_VALUES_OF = {
+    "R-ROME": "ROME, as published",
+    "R-ROME, bare prompt half": "ROME, as published",
+    "AlphaEdit": "MEMIT",
+}
 _CHUNK = 20
 # More than the longest answer of the data has (3 and 43 of this model's tokens).
 _NEW_TOKENS = {"counterfact": 8, "zsre": 48}

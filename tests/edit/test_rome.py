@@ -79,6 +79,30 @@ def test_equals_the_literal_update(kind, original, rome):
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5, 1.0])
+def test_the_bare_prompt_may_have_a_weight_of_its_own(weight, llama, rome):
+    weighted = dataclasses.replace(rome, bare_weight=weight)
+    value = optimise_value(llama, build_contexts(llama, EditRequest(TOWER), ["", *PREFIXES]), 1, OBJECTIVE)
+    key = weight * value.keys[0] + (1 - weight) * value.keys[1:].mean(0)
+    with torch.no_grad(), weighted.fit(llama, [EditRequest(TOWER)]).applied(llama):
+        written = llama.blocks[1].mlp.out(key[None, None])[0, 0]
+    torch.testing.assert_close(written, value.value, atol=1e-4, rtol=0)
+
+
+def test_as_much_as_a_prefix_is_the_published_weight(llama, rome):
+    usual = rome.fit(llama, [EditRequest(TOWER)])
+    same = dataclasses.replace(rome, bare_weight=1 / (1 + len(PREFIXES))).fit(llama, [EditRequest(TOWER)])
+    torch.testing.assert_close(dense(llama, same), dense(llama, usual), atol=1e-6, rtol=1e-4)
+    alone = dataclasses.replace(rome, bare_weight=0.5, prefixes=()).fit(llama, [EditRequest(TOWER)])
+    assert alone.rank == 1  # without prefixes there is the bare prompt alone
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
+def test_a_weight_that_is_no_share_is_refused(weight):
+    with pytest.raises(NumericsError, match="bare_weight: must be from 0 to 1, found"):
+        ROME(bare_weight=weight)
+
+
 def test_keys_orthogonal_to_the_mean_key_are_left_alone(llama, rome):
     contexts = build_contexts(llama, EditRequest(TOWER), ["", *PREFIXES])
     key = optimise_value(llama, contexts, 1, OBJECTIVE).keys.mean(0).double()
@@ -116,6 +140,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
     assert info == {
         "layer": 1,
         "original": False,
+        "bare_weight": None,
         "objective": dataclasses.asdict(OBJECTIVE),
         "layers": [1],
         "precision": "model",
