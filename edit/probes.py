@@ -40,7 +40,7 @@ class Probe:
 
 
 def probes_for(request: EditRequest) -> list[Probe]:
-    """All probes that a request's fact provides.
+    """All probes that a request and its fact provide.
 
     Consequences are measured by their own answers. All others are measured by the edit's: a
     neighbour or another relation that gains o* over o has been hit by mistake.
@@ -51,7 +51,7 @@ def probes_for(request: EditRequest) -> list[Probe]:
     fact, new = request.fact, request.target_new
     own: list[tuple[Role, Sequence[str]]] = [
         ("edit", [fact.text]),
-        ("paraphrase", [fact.fill(template) for template in fact.paraphrases]),
+        ("paraphrase", request.paraphrases),
     ]
     rest: list[tuple[Role, Sequence[str]]] = [
         ("same subject", [fact.fill(other.prompt) for other in fact.other_relations]),

@@ -163,6 +163,12 @@ def test_consequences_belong_to_their_own_counterfactual(fact):
     assert roles == ["edit", "paraphrase", "same subject", "neighbour"]
 
 
+def test_paraphrases_that_are_written_out_are_asked_too(fact):
+    request = edit.EditRequest(fact, paraphrase_texts=("It was in",))
+    asked = [probe.text for probe in edit.probes_for(request) if probe.role == "paraphrase"]
+    assert asked == [*(fact.fill(template) for template in fact.paraphrases), "It was in"]
+
+
 def test_bad_probes_are_explained(fact):
     model = tiny.bridge("llama")
     update = random_update(model)
