@@ -64,9 +64,13 @@ class NAS(Stabiliser):
 
     norm: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.norm is not None and not self.norm > 0:
+            raise NumericsError(f"norm: must be positive, found {self.norm}.")
+
     def values(self, values: Sequence[Value], anchor: float | None) -> list[Value]:
         """The values with their MLP parts rescaled."""
-        reference = self.norm or anchor
+        reference = anchor if self.norm is None else self.norm
         if reference is None:
             reference = reference_norm(values)
         return [_rescaled(value, reference) for value in values]
@@ -97,6 +101,10 @@ class ENCORE(Stabiliser):
     """
 
     strength: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not self.strength >= 0:
+            raise NumericsError(f"strength: must be 0 or more, found {self.strength}.")
 
     def objective(self, objective: ValueObjective) -> ValueObjective:
         """With the early stop."""

@@ -64,6 +64,11 @@ class ValueObjective:
         for name in ("steps", "learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
+        if self.steps != int(self.steps):
+            raise NumericsError(f"steps: must be a whole number, found {self.steps}.")
+        for name in ("kl_weight", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise NumericsError(f"{name}: must be 0 or more, found {getattr(self, name)}.")
         if self.stop not in get_args(StopRule):
             raise NumericsError(f"stop: must be one of {', '.join(get_args(StopRule))}, found {self.stop!r}.")
         if not 0 <= self.probability < 1:
@@ -139,8 +144,11 @@ def optimise_values(
     with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
         for group in _groups(contexts, budget, _PADDING.get(input_device(model).type, budget)):
             own = [contexts[index] for index in group]
+            # The first pass in the model's own precision: under bfloat16 the mask of padding would overflow to −∞ and
+            # leave padded rows nothing to attend to.
+            optimisation = _Optimisation(model, own, layer, objective, place, budget)
             with computing_in(precision, model):
-                found = _Optimisation(model, own, layer, objective, place, budget).run()
+                found = optimisation.run()
             values |= dict(zip(group, found, strict=True))
             bar.update(len(group))
     return [values[index] for index in range(len(contexts))]

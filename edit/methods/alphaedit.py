@@ -6,6 +6,7 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from edit.methods.base import check_positive
 from edit.methods.spreading import Spreading
 from edit.solves import Factors, in_null_space
 from edit.statistics import KeyStatistics
@@ -37,6 +38,11 @@ class AlphaEdit(Spreading):
     threshold: float | None = None
     ridge: float | None = None
     relative_ridge: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(energy=self.energy, threshold=self.threshold, ridge=self.ridge)
+        check_positive(relative_ridge=self.relative_ridge)
 
     def solve(
         self,

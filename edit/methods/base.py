@@ -86,6 +86,13 @@ class EditingMethod:
     seed: int = 0
     budget: int = DEFAULT_BUDGET
 
+    def __post_init__(self) -> None:
+        if any(length < 1 or count < 1 for length, count in self.prefix_lengths):
+            raise NumericsError(f"prefix_lengths: lengths and counts must be 1 or more, found {self.prefix_lengths}.")
+        for one in self.stabilisers:
+            if not isinstance(one, Stabiliser):
+                raise NumericsError(f"stabilisers: give them made, such as (edit.NAS(),); found {one!r}.")
+
     def fit(
         self,
         model: TransformerBridge,
@@ -159,6 +166,19 @@ class EditingMethod:
                 "statistics, or lower the learning rate."
             )
         return delta
+
+
+def check_positive(**named: float | None) -> None:
+    """Whether hyperparameters are positive where they are given.
+
+    Raises:
+        NumericsError: one is not.
+
+    >>> check_positive(weight=1.0, ridge=None)
+    """
+    for name, value in named.items():
+        if value is not None and not 0 < value < float("inf"):
+            raise NumericsError(f"{name}: must be positive, found {value}.")
 
 
 def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = True) -> list[EditRequest]:

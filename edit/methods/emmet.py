@@ -6,10 +6,12 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from edit.methods.base import check_positive
 from edit.methods.spreading import Spreading, preserved_keys, usual_weight
 from edit.solves import Factors, equality
 from edit.statistics import KeyStatistics
 from edit.values import Place, ValueObjective
+from locate.errors import NumericsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,12 @@ class EMMET(Spreading):
     objective: ValueObjective = field(default_factory=ValueObjective)
     slack: float = 0.1
     weight: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(weight=self.weight)
+        if not 0 <= self.slack < float("inf"):
+            raise NumericsError(f"slack: must be 0 or more, found {self.slack}.")
 
     def solve(
         self,

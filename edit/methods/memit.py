@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from edit.methods.base import check_positive
 from edit.methods.spreading import Spreading, preserved_keys, usual_weight
 from edit.solves import Factors, least_squares
 from edit.statistics import KeyStatistics
@@ -29,6 +30,10 @@ class MEMIT(Spreading):
 
     weight: float | None = None
     remember: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(weight=self.weight)
 
     def solve(
         self,

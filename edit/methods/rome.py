@@ -58,6 +58,7 @@ class ROME(LocateThenEdit):
     bare_weight: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.bare_weight is not None and not 0 <= self.bare_weight <= 1:
             raise NumericsError(f"bare_weight: must be from 0 to 1, found {self.bare_weight}.")
 

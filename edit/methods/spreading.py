@@ -46,7 +46,7 @@ class Spreading(LocateThenEdit):
     def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layers that will be edited."""
         first, last = (min(round(share * model.cfg.n_layers), model.cfg.n_layers - 1) for share in self.depth)
-        usual = self.layers or tuple(range(first, last + 1))
+        usual = tuple(range(first, last + 1)) if self.layers is None else self.layers
         return layers_at(model, usual if where is None else where, span=len(usual))
 
     def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:

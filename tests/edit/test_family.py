@@ -1,6 +1,7 @@
 """The locate-then-edit family against literal references, its defaults, its stabilisers, and bad input."""
 
 import dataclasses
+import inspect
 from itertools import pairwise
 
 import pytest
@@ -11,6 +12,7 @@ import locate
 from benchmarks import literal_memit
 from edit.contexts import build_contexts
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
+from edit.methods.base import EditingMethod
 from edit.requests import EditRequest
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.statistics import collect_statistics
@@ -342,6 +344,37 @@ def test_bad_requests_are_refused_before_anything_happens(name, llama, prepared)
         method.fit(llama, [*REQUESTS, EditRequest(other)])
     with pytest.raises(FactError, match="and again"):
         method.fit(llama, [*REQUESTS, REQUESTS[0]])
+
+
+@pytest.mark.parametrize(("make", "message"), [
+    (lambda: MEMIT(weight=0.0), r"weight: must be positive, found 0\.0"),
+    (lambda: PMET(weight=float("nan")), "weight: must be positive, found nan"),
+    (lambda: EMMET(weight=-1.0), r"weight: must be positive, found -1\.0"),
+    (lambda: EMMET(slack=-0.1), r"slack: must be 0 or more, found -0\.1"),
+    (lambda: AlphaEdit(ridge=0.0), r"ridge: must be positive, found 0\.0"),
+    (lambda: AlphaEdit(relative_ridge=-1.0), r"relative_ridge: must be positive, found -1\.0"),
+    (lambda: AlphaEdit(energy=0.0), r"energy: must be positive, found 0\.0"),
+    (lambda: NAS(norm=0.0), r"norm: must be positive, found 0\.0"),
+    (lambda: ENCORE(strength=-1.0), r"strength: must be 0 or more, found -1\.0"),
+    (lambda: RECT(share=2.0), r"share: must be above 0 and at most 1, found 2\.0"),
+    (lambda: ROME(prefix_lengths=((0, 5),)), r"lengths and counts must be 1 or more, found \(\(0, 5\),\)"),
+    (lambda: KN(prefix_lengths=((10, -5),)), "lengths and counts must be 1 or more"),
+])  # fmt: skip
+def test_hyperparameters_that_make_no_sense_are_refused(make, message):
+    with pytest.raises(NumericsError, match=message):
+        make()
+
+
+def test_stabilisers_must_be_made():
+    method = MEMIT()
+    object.__setattr__(method, "stabilisers", (NAS,))
+    with pytest.raises(NumericsError, match=r"stabilisers: give them made, such as \(edit.NAS\(\),\); found <class"):
+        inspect.unwrap(EditingMethod.__post_init__)(method)
+
+
+def test_no_layers_are_not_the_usual_ones(llama):
+    with pytest.raises(SiteError, match=r"layers: give one or more layers in ascending order, each once; found \(\)"):
+        MEMIT(layers=()).edited_layers(llama)
 
 
 def test_a_failing_optimisation_names_request_and_step(llama, prepared):
