@@ -12,7 +12,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.benchmarks import load_counterfact, load_zsre
 from edit.cli.facts import one_fact
-from edit.cli.methods import CorpusOption, LayersOption, MethodOption, StabiliseOption, make_method
+from edit.cli.methods import (
+    CorpusOption,
+    LayersOption,
+    MethodOption,
+    StabiliseOption,
+    ValuePrecisionOption,
+    make_method,
+)
 from edit.cli.options import (
     MANY,
     METHOD,
@@ -64,6 +71,7 @@ def run(
     layers: LayersOption = None,
     stabilise: StabiliseOption = None,
     corpus: CorpusOption = SAMPLED,
+    precision: ValuePrecisionOption = "model",
     seed: Annotated[int, typer.Option(help="Of sampled prefixes and text.", rich_help_panel=METHOD)] = 0,
     model: ModelOption = DEFAULT_MODEL,
     out: Annotated[
@@ -84,7 +92,7 @@ def run(
     update.safetensors, evaluation.csv and summary.json.
     """
     with readable_errors() as console:
-        own = make_method(method, layers=layers, stabilise=stabilise, corpus=corpus, seed=seed)
+        own = make_method(method, layers=layers, stabilise=stabilise, corpus=corpus, precision=precision, seed=seed)
         if facts is None:
             if limit is not None or batch_size is not None or form != "facts":
                 raise DataError(

@@ -9,6 +9,7 @@ from edit.corpus import SAMPLED
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, LocateThenEdit
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, Stabiliser
 from locate.errors import DataError, suggest
+from locate.precision import Precision
 
 MethodName = Literal["rome", "rome-original", "memit", "emmet", "pmet", "alphaedit", "kn"]
 
@@ -45,9 +46,13 @@ CorpusOption = Annotated[
     ),
 ]
 
+ValuePrecisionOption = Annotated[
+    Precision, typer.Option(help="Of the matrix products while values are optimised.", rich_help_panel=METHOD)
+]
+
 
 def make_method(
-    name: MethodName, *, layers: str | None, stabilise: str | None, corpus: str, seed: int
+    name: MethodName, *, layers: str | None, stabilise: str | None, corpus: str, precision: Precision, seed: int
 ) -> LocateThenEdit | KN:
     """The method that was asked for.
 
@@ -58,10 +63,10 @@ def make_method(
     options: dict[str, Any] = {"seed": seed, "stabilisers": tuple(_stabilisers(stabilise))}
     chosen = None if layers is None else read_numbers(layers, "--layers")
     if name == "kn":
-        if chosen is not None or corpus != SAMPLED:
-            raise DataError("--layers and --corpus have no meaning for --method kn; leave them out.")
+        if chosen is not None or corpus != SAMPLED or precision != "model":
+            raise DataError("--layers, --corpus and --precision have no meaning for --method kn; leave them out.")
         return KN(**options)
-    options["corpus"] = corpus
+    options |= {"corpus": corpus, "precision": precision}
     if name in ("rome", "rome-original"):
         if chosen is not None and len(chosen) != 1:
             raise DataError(f"--layers: ROME edits one layer, found {layers!r}. Use emmet, memit or another method.")

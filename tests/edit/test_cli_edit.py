@@ -90,10 +90,11 @@ def test_counterfact_files_and_stabilisers(edit, tmp_path):
     path = tmp_path / "flat.json"
     path.write_text(json.dumps(FLAT))
     arguments = ["--facts", path, "--format", "counterfact", "--method", "alphaedit", "--layers", "1"]
-    edit(*arguments, "--stabilise", "nas,rect", "--out", tmp_path / "run")
+    edit(*arguments, "--stabilise", "nas,rect", "--precision", "bfloat16", "--out", tmp_path / "run")
     batch = load_update(tmp_path / "run" / "update.safetensors").info["batches"][0]
     assert [one["name"] for one in batch["stabilisers"]] == ["NAS", "RECT"]
     assert batch["edits"][0]["target_new"] == "English"
+    assert batch["precision"] == "bfloat16"
 
 
 def test_one_fact_by_another_method(edit, tmp_path):
@@ -108,7 +109,8 @@ MISTAKES = {
     "stabiliser": (["--stabilise", "nase"], "--stabilise: there is no 'nase'. Did you mean nas?"),
     "two layers for rome": (["--layers", "1,2"], "--layers: ROME edits one layer, found '1,2'"),
     "missing file": (["--facts", "none.json"], "There is no facts file"),
-    "layers of kn": (["--method", "kn", "--layers", "1"], "--layers and --corpus have no meaning for --method kn"),
+    "layers of kn": (["--method", "kn", "--layers", "1"], "--layers, --corpus and --precision have no meaning"),
+    "precision of kn": (["--method", "kn", "--precision", "bfloat16"], "have no meaning for --method kn"),
 }
 
 
