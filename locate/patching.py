@@ -84,7 +84,7 @@ def patch(
         raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
     check_precision(precision)
     site = patch_site(model, sites, by)
-    wanted = [check_layer(model, layer) for layer in (range(model.cfg.n_layers) if layers is None else layers)]
+    wanted = sorted({check_layer(model, one) for one in (range(model.cfg.n_layers) if layers is None else layers)})
     if not wanted:
         raise SiteError("layers: give at least one.")
     names = [name for layer in wanted for name in site.kept(layer)]
@@ -113,7 +113,7 @@ def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direc
     for unit in units or ():
         if not -n <= unit < n:
             raise SiteError(f"The {site.unit} {unit} is out of range: {site.name} has {n} a layer, 0 to {n - 1}.")
-    return list(range(n)) if units is None else [unit % n for unit in units]
+    return list(range(n)) if units is None else sorted({unit % n for unit in units})
 
 
 @dataclass(frozen=True, eq=False)

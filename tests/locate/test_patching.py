@@ -196,6 +196,18 @@ def test_scores_are_0_corrupt_and_1_clean():
     assert float(both.scores.squeeze()) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("sites", ["attn_head_z", "attn_head_pattern", "mlp_neurons"])
+def test_some_layers_and_units_are_those_of_all(sites):
+    every = quiet_patch("llama", sites=sites)
+    unit = str(every.values.dims[1])
+    n = every.values.sizes[unit]
+    some = quiet_patch("llama", sites=sites, layers=[3, 1, -1], units=[-1, 0, n - 1])
+    assert some.values["layer"].values.tolist() == [1, 3]
+    assert some.values[unit].values.tolist() == [0, n - 1]
+    expected = every.values.sel({"layer": [1, 3], unit: [0, n - 1]})
+    np.testing.assert_allclose(some.values, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_prompts_are_averaged_and_each_counts_once():
     ids, other = prompts("llama")
     second = ids.clone()
