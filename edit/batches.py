@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from edit.lowrank import LowRank
-from edit.methods.base import Written
+from edit.methods.base import EarlierEdits, Written
 from edit.requests import EditRequest
 from locate.errors import DataError
 from locate.storage import write_whole
@@ -28,7 +28,7 @@ class Batch:
         requests: that were edited together.
         deltas: by parameter, what was added.
         written: by layer, keys and wanted values.
-        anchor: the mean norm of its values.
+        anchors: by the layer at which its values were optimised, their mean norm.
         info: how it was made.
         file: the name of the file that holds it, where there is one.
     """
@@ -36,7 +36,7 @@ class Batch:
     requests: tuple[EditRequest, ...]
     deltas: Mapping[str, LowRank]
     written: Mapping[int, Written]
-    anchor: float | None
+    anchors: Mapping[int, float]
     info: Mapping[str, Any]
     file: str | None = None
 
@@ -51,7 +51,7 @@ def save_batch(batch: Batch, folder: Path) -> Path:
     for layer, one in batch.written.items():
         tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
     described = {
-        "requests": [asdict(request) for request in batch.requests], "anchor": batch.anchor, "info": batch.info,
+        "requests": [asdict(request) for request in batch.requests], "anchors": dict(batch.anchors), "info": batch.info,
         "parameters": list(batch.deltas), "layers": list(batch.written),
     }  # fmt: skip
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(described)})
@@ -78,13 +78,25 @@ def load_batch(path: Path) -> Batch:
     except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
         raise DataError(f"{path} is not a batch of a session: {error}") from error
     return Batch(
-        requests=tuple(requests), file=path.name, anchor=described["anchor"], info=described["info"],
+        requests=tuple(requests), file=path.name, info=described["info"],
+        anchors={int(layer): norm for layer, norm in described["anchors"].items()},
         deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
         written={
             n: Written(layer=n, keys=tensors[f"written.{n}.keys"], values=tensors[f"written.{n}.values"])
             for n in described["layers"]
         },
     )  # fmt: skip
+
+
+def joined(memory: EarlierEdits, batch: Batch) -> EarlierEdits:
+    """What earlier edits wrote, with a batch more."""
+    written, changes = dict(memory.written), dict(memory.changes)
+    for layer, one in batch.written.items():
+        written[layer] = written[layer].joined(one) if layer in written else one
+    for name, delta in batch.deltas.items():
+        changes[name] = changes[name].joined(delta) if name in changes else delta
+    # Only the first batch is fitted on the unedited model.
+    return EarlierEdits(written=written, changes=changes, anchors=memory.anchors or batch.anchors)
 
 
 _SIDES = ("left", "right")

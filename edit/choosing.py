@@ -12,7 +12,7 @@ from edit.evaluation import baseline, evaluate_each
 from edit.layers import Where
 from edit.methods.locate_then_edit import LocateThenEdit
 from edit.requests import EditRequest
-from locate.errors import FactError
+from locate.errors import FactError, SiteError
 from locate.facts import Fact
 from locate.sites import check_layer
 
@@ -61,13 +61,15 @@ def choose_layer(
 
     Raises:
         FactError: no cases, or cases without paraphrases or neighbours, of which there is no score.
-        SiteError: no such layer.
+        SiteError: no such layer, or none to try.
 
     >>> edit.choose_layer(model, edit.ROME(), facts[:20], layers=[3, 4, 5]).layer   # doctest: +SKIP
     4
     """
     n = model.cfg.n_layers
     tried = [check_layer(model, layer) for layer in (range(0, max(1, n // 2), 2) if layers is None else layers)]
+    if not tried:
+        raise SiteError("layers: give at least one to try.")
     facts = [case.fact if isinstance(case, EditRequest) else case for case in cases]
     if not any(fact.paraphrases for fact in facts) or not any(fact.neighbours for fact in facts):
         raise FactError("Layers are compared by a score, for which some cases need paraphrases and some neighbours.")

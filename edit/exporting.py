@@ -48,8 +48,7 @@ def export(
     >>> sorted(path.name for path in export(model, update, folder / "edited").glob("*.json"))[:2]
     ['config.json', 'edit.json']
     """
-    target = Path(folder).expanduser().absolute()
-    _check_target(target, overwrite)
+    target = check_target(folder, overwrite)
     edited = nullcontext() if update is None or update.is_applied(model) else update.applied(model)
     record = {
         "method": update.method if update else None,
@@ -110,18 +109,27 @@ def _state(model: TransformerBridge) -> dict[str, Tensor]:
     return state
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def check_target(folder: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The folder to write to, if nothing is in the way.
+
+    Raises:
+        UpdateError: something is.
+    """
+    target = Path(folder).expanduser().absolute()
     if not os.path.lexists(target) or (target.is_dir() and not any(target.iterdir())):
-        return
+        return target
     if not target.is_dir():
         raise UpdateError(f"{target} is a file. Give the name of a new folder.")
     if not overwrite:
-        raise UpdateError(f"The folder {target} is not empty. Choose another, or pass overwrite=True.")
+        raise UpdateError(
+            f"The folder {target} is not empty. Choose another, or overwrite it (overwrite=True, or --overwrite)."
+        )
     if not (target / "config.json").is_file():
         raise UpdateError(
             f"The folder {target} does not hold a model (no config.json), so it is not overwritten. "
             "Choose another folder, or delete it yourself."
         )
+    return target
 
 
 @contextmanager

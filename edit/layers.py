@@ -1,6 +1,7 @@
 """From what ``locate`` found to the layers that are edited."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, Protocol, runtime_checkable
 
 from transformer_lens.model_bridge import TransformerBridge
@@ -54,9 +55,9 @@ def _layer_of(where: Any) -> int:
 
 
 def _whole(layer: Any) -> int:
-    if isinstance(layer, bool) or not isinstance(layer, int):
+    if isinstance(layer, bool) or not isinstance(layer, Integral):
         raise SiteError(
             f"layer: expected a layer's index, a Site, or a result of locate with a best site (such as a Trace); found "
             f"{type(layer).__name__}."
         )
-    return layer
+    return int(layer)

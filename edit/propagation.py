@@ -158,7 +158,7 @@ def propagate(
         probes = [probe for probe in probes_for(probes) if _tellable(model, probe)]
     if not probes:
         raise FactError("There are no probes; give some, or a request whose fact provides them.")
-    kinds = tuple(check_kind(kind) for kind in kinds)
+    kinds = tuple(dict.fromkeys(check_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
     questions = [_question(model, probe) for probe in probes]

@@ -1,27 +1,26 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.batches import Batch, load_batch, save_batch
+from edit.batches import Batch, joined, load_batch, save_batch
 from edit.conflicts import check_conflicts, find_conflicts
-from edit.contexts import check_answered
+from edit.contexts import check_answered, sample_prefixes
 from edit.exporting import export
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.methods import KN, EarlierEdits, LocateThenEdit
-from edit.methods.base import Written, matrix_of, stored
+from edit.methods.base import Written, matrix_of
 from edit.requests import EditRequest
+from edit.rewriting import written_again
 from edit.updates import WeightUpdate
-from edit.weights import DownProjection, down_projection, fingerprint, hf_parameters, model_fingerprint
+from edit.weights import down_projection, fingerprint, hf_parameters, model_fingerprint
 from locate.errors import FactError, UpdateError
 from locate.runs import RunFolder
 
@@ -64,7 +63,10 @@ class EditSession:
         self._layer = layer
         self._fitting = method  # with the unedited model's statistics, once they are known
         self._batches: list[Batch] = []
-        self._applied: WeightUpdate | None = None
+        self._closed = False
+        self._update: WeightUpdate | None = None
+        # What is known of some batches, as later ones build on it.
+        self._known: tuple[tuple[Batch, ...], EarlierEdits] = ((), EarlierEdits())
         # Of the unedited model: what every later state is measured from.
         self._before = {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
         self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
@@ -85,9 +87,9 @@ class EditSession:
 
     def close(self) -> None:
         """Put the model's weights back as they were, bit for bit, and release the folder. The edits stay on disk."""
-        if self._applied is not None and self._applied.is_applied(self.model):
-            self._applied.revert(self.model)
-        self._applied = None
+        if not self._closed and self._update is not None and self._update.is_applied(self.model):
+            self._update.revert(self.model)
+        self._closed = True
         if self._folder is not None:
             self._folder.close()
 
@@ -103,9 +105,9 @@ class EditSession:
         Raises:
             UpdateError: nothing was edited yet.
         """
-        if self._applied is None:
-            raise UpdateError("This session has no edits yet: there is no update.")
-        return self._applied
+        if self._update is None:
+            raise UpdateError("This session has no edits: there is no update.")
+        return self._update
 
     @property
     def log(self) -> list[dict[str, Any]]:
@@ -134,7 +136,7 @@ class EditSession:
             requests: what to change.
             batch_size: how many to edit together; by default all.
             on_conflict: ``"error"`` refuses requests about a subject and relation that was edited before;
-                ``"replace"`` takes the earlier edit back first.
+                ``"replace"`` takes the earlier edits back as the batch is made, or not at all where that fails.
             progress: whether to show bars.
 
         Returns:
@@ -143,7 +145,9 @@ class EditSession:
         Raises:
             FactError: requests that conflict, or ask an unedited model for what it answers already; nothing is changed.
             NumericsError: a batch could not be fitted; the batches before it stay.
+            UpdateError: the session is closed, or an earlier edit cannot be taken back.
         """
+        self._check_open()
         requests = [requests] if isinstance(requests, EditRequest) else list(requests)
         if on_conflict not in ("error", "replace"):
             raise FactError(f"on_conflict: must be 'error' or 'replace', found {on_conflict!r}.")
@@ -154,10 +158,8 @@ class EditSession:
         # All at once and before anything changes; later batches may find that earlier ones have made theirs true.
         if requests and not self._batches:
             check_answered(self.model, requests, budget=self.method.budget)
-        if on_conflict == "replace":
-            for old, _ in find_conflicts(requests, self.requests):
-                self.remove(old)
-        check_conflicts(requests, self.requests)
+        if on_conflict == "error":
+            check_conflicts(requests, self.requests)
         size = batch_size or max(1, len(requests))
         starts = range(0, len(requests), size)
         for start in tqdm(starts, "batches", disable=not progress or len(starts) < 2, delay=1):
@@ -174,6 +176,7 @@ class EditSession:
         """
         if not 1 <= n <= len(self.requests):
             raise UpdateError(f"There are {len(self.requests)} edits in this session; {n} cannot be undone.")
+        self._check_open()
         gone = self.requests[-n:]
         batches, left = list(self._batches), n
         while left and len(batches[-1].requests) <= left:
@@ -193,6 +196,7 @@ class EditSession:
         Raises:
             UpdateError: there is no such edit, or the method cannot solve again.
         """
+        self._check_open()
         for index, batch in enumerate(self._batches):
             for place, own in enumerate(batch.requests):
                 if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
@@ -203,42 +207,62 @@ class EditSession:
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the edited model to a folder that plain ``transformers`` loads."""
+        self._check_open()
         return export(self.model, self.update, folder, overwrite=overwrite)
 
     def earlier(self) -> EarlierEdits:
         """What the standing edits wrote, as ``fit`` takes it."""
-        return _memory(self._batches)
+        return self._memory(self._batches)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise UpdateError("This session is closed, and the model as it was. Open it again to go on.")
 
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
-        self._know_statistics(progress)
-        fitted = self._fitting.fit_with(
-            self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
-        )
-        batch = Batch(
-            requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
-            anchor=fitted.anchor, info=dict(fitted.update.info),
-        )  # fmt: skip
-        self._stand([*self._batches, batch])
-
-    def _know_statistics(self, progress: bool) -> None:
-        """Collect the unedited model's statistics once: those of an edited one would be collected for every batch."""
-        method = self.method
-        if isinstance(method, KN) or method.statistics is not None or self._fitting is not method:
-            return
-        applied = self._applied
-        if applied is not None:
-            applied.revert(self.model)
+        before = self._batches
         try:
-            self._fitting = replace(
-                method, statistics=method.statistics_for(self.model, self._layer, progress=progress)
+            while conflicts := find_conflicts(requests, self.requests):
+                self.remove(conflicts[0][0])
+            self._know_the_unedited(progress)
+            fitted = self._fitting.fit_with(
+                self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
             )
+            batch = Batch(
+                requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
+                anchors=dict(fitted.anchors), info=dict(fitted.update.info),
+            )  # fmt: skip
+            self._stand([*self._batches, batch])
+        except BaseException:
+            if self._batches is not before:
+                self._stand(before)
+            raise
+
+    def _know_the_unedited(self, progress: bool) -> None:
+        """Collect the unedited model's statistics and prefixes once; an edited one's would differ for every batch."""
+        method = self.method
+        if isinstance(method, KN) or self._fitting is not method:
+            return
+        with self._unedited():
+            known = method.statistics or method.statistics_for(self.model, self._layer, progress=progress)
+            prefixes = method.prefixes
+            if prefixes is None:
+                prefixes = tuple(sample_prefixes(self.model, method.prefix_lengths, method.seed)[1:])
+            self._fitting = replace(method, statistics=known, prefixes=prefixes)
+
+    @contextmanager
+    def _unedited(self) -> Iterator[None]:
+        """While active, the model is as it was before the session."""
+        if self._update is not None:
+            self._update.revert(self.model)
+        try:
+            yield
         finally:
-            if applied is not None:
-                applied.apply(self.model)
+            if self._update is not None:
+                self._update.apply(self.model)
 
     def _put(self, batches: Sequence[Batch]) -> None:
         """Give the model the edits of these batches, and no others; as it was if that fails."""
-        old = self._applied
+        old = self._update
         new = self._total(batches)
         if old is not None:
             old.revert(self.model)
@@ -249,12 +273,12 @@ class EditSession:
             if old is not None:
                 old.apply(self.model)
             raise
-        self._applied = new
+        self._update = new
 
     def _total(self, batches: Sequence[Batch]) -> WeightUpdate | None:
         if not batches:
             return None
-        changes = _memory(batches).changes
+        changes = self._memory(batches).changes
         info = {"batches": [batch.info for batch in batches]}
         before = {name: self._before[name] for name in changes}
         return WeightUpdate(deltas=changes, before=before, method=type(self.method).__name__, info=info)
@@ -296,61 +320,33 @@ class EditSession:
         if not kept:
             return replace(batch, requests=(), deltas={}, written={}, file=None)
         if isinstance(self.method, KN) or not batch.written or getattr(self.method, "original", False):
-            if not places and isinstance(self.method, KN):
+            if not places and isinstance(self.method, KN) and not self.method.stabilisers:
                 return batch  # what each edit adds does not depend on the others
             raise UpdateError(
-                f"{type(self.method).__name__} in this form cannot solve a batch again without some of its edits: undo "
-                "the whole batch, or edit in batches of one."
+                f"{type(self.method).__name__} in this form cannot solve a batch again on other edits than it was made "
+                "on: undo whole batches, the last ones first."
             )
-        self._know_statistics(progress=False)
-        earlier = _memory(batches[:index])
+        self._know_the_unedited(progress=False)
+        earlier = self._memory(batches[:index])
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
         for layer, one in batch.written.items():
             down = down_projection(self.model, layer)
             own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
-            delta = self._solved_layer(own, down, earlier)
-            deltas[down.name], written[layer] = delta, own
+            with self._unedited():
+                original = matrix_of(down)
+            deltas[down.name], written[layer] = written_again(self._fitting, own, down, original, earlier), own
         return replace(batch, requests=requests, deltas=deltas, written=written, file=None)
 
-    def _solved_layer(self, own: Written, down: DownProjection, earlier: EarlierEdits) -> LowRank:
-        method = self._fitting
-        assert isinstance(method, LocateThenEdit)
-        statistics = method.statistics if not isinstance(method.statistics, Mapping) else method.statistics[down.layer]
-        assert statistics is not None
-        # The model holds the standing edits now; what counts are those before this batch.
-        weight = self._original(down)
-        if down.name in earlier.changes:
-            change = earlier.changes[down.name].dense().double()
-            weight = weight + (change.T if down.transposed else change)
-        residuals = own.values.double() - own.keys.double() @ weight.T
-        known = earlier.written.get(down.layer)
-        keys = torch.zeros(0, own.keys.shape[1]) if known is None else known.keys
-        factors = method.solve(own.keys, residuals, statistics, keys)
-        # A stabiliser sees the weights as they were before this batch.
-        then = (weight.T if down.transposed else weight).to(down.parameter.dtype)
-        before = replace(down, parameter=torch.nn.Parameter(then, requires_grad=False))
-        return method.stabilised(stored(*factors, down), before, earlier)
-
-    def _original(self, down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
-        if self._applied is None:
-            return matrix_of(down)
-        self._applied.revert(self.model)
-        try:
-            return matrix_of(down)
-        finally:
-            self._applied.apply(self.model)
-
-
-def _memory(batches: Sequence[Batch]) -> EarlierEdits:
-    written: dict[int, Written] = {}
-    changes: dict[str, LowRank] = {}
-    for batch in batches:
-        for layer, one in batch.written.items():
-            written[layer] = written[layer].joined(one) if layer in written else one
-        for name, delta in batch.deltas.items():
-            changes[name] = changes[name].joined(delta) if name in changes else delta
-    return EarlierEdits(written=written, changes=changes, anchor=batches[0].anchor if batches else None)
+    def _memory(self, batches: Sequence[Batch]) -> EarlierEdits:
+        """What these batches wrote; goes on from what was asked last where that is their beginning."""
+        before, memory = self._known
+        if len(before) > len(batches) or any(a.deltas is not b.deltas for a, b in zip(before, batches, strict=False)):
+            before, memory = (), EarlierEdits()
+        for batch in batches[len(before) :]:
+            memory = joined(memory, batch)
+        self._known = tuple(batches), memory
+        return memory
 
 
 def _description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Where | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,9 @@ class Stabiliser:
     >>> Stabiliser().stages((3, 4, 5))
     ((3, 4, 5),)
     """
+
+    # Whether it wants the mean norm of values found on the unedited model.
+    anchored: ClassVar[bool] = False
 
     def objective(self, objective: ValueObjective) -> ValueObjective:
         """How values are optimised."""
@@ -61,6 +65,8 @@ class NAS(Stabiliser):
     >>> edit.MEMIT(stabilisers=(NAS(),)).stabilisers
     (NAS(norm=None),)
     """
+
+    anchored: ClassVar[bool] = True
 
     norm: float | None = None
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -64,7 +65,7 @@ class ValueObjective:
         for name in ("steps", "learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
-        if self.steps != int(self.steps):
+        if not isinstance(self.steps, Integral):
             raise NumericsError(f"steps: must be a whole number, found {self.steps}.")
         for name in ("kl_weight", "weight_decay"):
             if not getattr(self, name) >= 0:

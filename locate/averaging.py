@@ -80,10 +80,20 @@ class AverageTrace:
     def peak(self, kind: str, role: str) -> tuple[int, float, float, float]:
         """The layer of the largest effect in the direction of the total effect, the effect, and its interval.
 
+        Raises:
+            SiteError: a kind or role that was not averaged.
+
         >>> layer, effect, low, high = average.peak("mlp", "last subject token")
         """
         own = xr.Dataset({"effect": self.effect, "low": self.data["low"], "high": self.data["high"]})
+        kinds = [str(known) for known in own["kind"].values]
+        if kind not in kinds or role not in ROLES:
+            raise SiteError(
+                f"There are averages of {', '.join(kinds)} by {', '.join(ROLES)}; found {kind!r}, {role!r}."
+            )
         own = own.sel(kind=kind, role=role)
+        if bool(own["effect"].isnull().all()):
+            raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
         best = own.isel(layer=int(restoring(own["effect"], self.total_effect[0]).argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])
 

@@ -390,5 +390,7 @@ def embedding_std(model: TransformerBridge, prompts: Sequence[Prompt] | Sequence
     >>> std = embedding_std(model, facts)
     >>> noise = GaussianNoise(scale=3.0, std=std)
     """
+    if not prompts:
+        raise LocateError("embedding_std needs at least one prompt or fact.")
     encoded = [one if isinstance(one, Prompt) else encode_fact(model, one) for one in prompts]
     return float(subject_embeddings(model, encoded).float().std())

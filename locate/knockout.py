@@ -1,5 +1,6 @@
 """Attention knockout: cut the flow from some tokens to others, and see whether the answer needed it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _FORMAT = 1
+# As large as the rounding of a divergence from itself.
+_NOTHING = 1e-6
+_WINDOW = 9
 _SCORES = "attn.hook_attn_scores"
 
 
@@ -49,8 +53,13 @@ class Knockout(Measured):
 
     @property
     def change(self) -> xr.DataArray:
-        """The relative change, (m_blocked − m) / |m|."""
-        return (self.values - self.clean) / abs(self.clean)
+        """The relative change, (m_blocked − m) / |m|; where m is 0 unblocked, as a divergence is, m_blocked."""
+        return (self.values - self.clean) / (abs(self.clean) if self.is_relative else 1.0)
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether ``change`` is: a divergence is 0 without a block, and nothing can be relative to it."""
+        return abs(self.clean) > _NOTHING
 
     def to_dataframe(self) -> Any:
         """One row per source and window."""
@@ -90,7 +99,7 @@ def attention_knockout(
     *,
     source: Positions | Mapping[str, Positions] = "subject",
     target: Positions = "last",
-    window: int = 9,
+    window: int | None = None,
     heads: bool = False,
     metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
     precision: Precision | str = "model",
@@ -109,7 +118,7 @@ def attention_knockout(
         source: the tokens that are not attended to: ``"subject"``, ``"last"``, ``"others"`` or any positions; or
             several such sets by name, to compare them.
         target: the tokens that do not attend to them.
-        window: how many layers are blocked together.
+        window: how many layers are blocked together; by default 9 (or all layers of a smaller model).
         heads: block one head at a time, in a window of one layer.
         metric: one or more of the metrics.
         precision: ``"bfloat16"`` runs the matrix products in bfloat16.
@@ -125,9 +134,10 @@ def attention_knockout(
     ('source', 'layer')
     """
     n_layers = model.cfg.n_layers
-    window = 1 if heads else check_window(window, n_layers)
+    window = min(_WINDOW, n_layers) if window is None else check_window(window, n_layers)
+    window = 1 if heads else window
     metrics = as_metrics(metric)
-    check_precision(precision)
+    check_precision(precision, model)
     check_live(model, f"blocks.0.{_SCORES}")
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)
@@ -146,6 +156,12 @@ def attention_knockout(
     if not named:
         raise SiteError("source: give at least one set of positions.")
     queries = resolve_positions(prompt, target)
+    for name, keys in named.items():
+        if min(keys) > max(queries):
+            warnings.warn(
+                f"No target stands at or after the source {name!r}, so nothing flows from it that could be blocked.",
+                stacklevel=2,
+            )
     units = list(range(int(model.cfg.n_heads))) if heads else [None]
     values = clean.expand(len(named), n_layers, len(units), -1).clone()
     with tqdm(total=len(named), desc="attention knockout", disable=not progress, delay=1) as bar:

@@ -40,8 +40,11 @@ class Questions:
         return torch.stack([encode_target(self.model, text, target)[0] for text in self.texts])
 
     def usual_metric(self) -> "Metric":
-        """The logit difference between the two answers where all are known, else the answer's probability."""
-        return logit_diff() if all(new is not None for new in self.targets_new) else probability()
+        """The logit difference of the two answers where all are known and differ, else the answer's probability."""
+        for text, answer, new in zip(self.texts, self.answers.tolist(), self.targets_new, strict=True):
+            if new is None or int(encode_target(self.model, text, new)[0]) == answer:
+                return probability()
+        return logit_diff()
 
 
 @runtime_checkable

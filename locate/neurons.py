@@ -61,8 +61,7 @@ class NeuronScores:
         >>> neurons.refined()[0].kind
         'neuron'
         """
-        if not 0 <= fact < self.data.sizes["fact"]:
-            raise SiteError(f"There is no fact {fact}: these scores are of {self.data.sizes['fact']} fact(s).")
+        self._check(fact)
         own = self.kept.isel(fact=fact).values > share
         order = np.argsort(-self.scores.isel(fact=fact).values[own], kind="stable")
         layers, neurons = np.nonzero(own)
@@ -71,9 +70,13 @@ class NeuronScores:
     def top(self, n: int = 20, fact: int = 0) -> list[Site]:
         """The neurons of the largest attribution, the largest first.
 
+        Raises:
+            SiteError: there is no such fact.
+
         >>> len(neurons.top(5))
         5
         """
+        self._check(fact)
         table = self.scores.isel(fact=fact).values
         order = np.argsort(-table, axis=None, kind="stable")[:n]
         places = np.unravel_index(order, table.shape)
@@ -88,6 +91,10 @@ class NeuronScores:
         table = self.scores.mean("fact").values
         layer, neuron = np.unravel_index(table.argmax(), table.shape)
         return Site("neuron", layer=int(layer), neuron=int(neuron))
+
+    def _check(self, fact: int) -> None:
+        if not 0 <= fact < self.data.sizes["fact"]:
+            raise SiteError(f"There is no fact {fact}: these scores are of {self.data.sizes['fact']} fact(s).")
 
     def save(self, path: str | Path) -> Path:
         """Write the scores to one netCDF file, which ``load_neurons`` reads back.

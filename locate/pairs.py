@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -115,6 +116,16 @@ def _encode(model: TransformerBridge, text: Text) -> Prompt:
     return Prompt(text=words, tokens=tokens, subject_span=(0, 0))
 
 
+def _shared(values: Sequence[Any]) -> Any:
+    """What all of them are; None where they differ."""
+    return values[0] if all(value == values[0] for value in values) else None
+
+
+def _shared_tokens(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Labels of positions: the token that all prompts have there, or the position's number."""
+    return [_shared(column) or f" [{place}]" for place, column in enumerate(zip(*rows, strict=True))]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PairedRuns:
     """The clean and the corrupted runs of some pairs, and which of their rows belong together.
@@ -167,10 +178,13 @@ def run_pairs(
     described = describe(corruption) if corruption is not None else {"corruption": "another prompt"}
     info = {
         "model": str(model.cfg.model_name), "pairs": len(pairs), "prompt": pairs[0].clean.text,
-        "answer": model.tokenizer.decode([answers[0]]), "target_new": pairs[0].target_new,
-        "subject_span": list(pairs[0].clean.subject_span),
-        "tokens": token_strings(model, pairs[0].clean.tokens),
-        "corrupt_tokens": token_strings(model, pairs[0].corrupted.tokens[0]), **described,
+        # What all prompts share; where they differ, no one's own word stands for the others'.
+        "answer": _shared([model.tokenizer.decode([answer]) for answer in answers]) or " answer",
+        "target_new": _shared([pair.target_new for pair in pairs]),
+        "subject_span": _shared([list(pair.clean.subject_span) for pair in pairs]) or [0, 0],
+        "tokens": _shared_tokens([token_strings(model, pair.clean.tokens) for pair in pairs]),
+        "corrupt_tokens": _shared_tokens([token_strings(model, pair.corrupted.tokens[0]) for pair in pairs]),
+        **described,
     }  # fmt: skip
     return PairedRuns(
         clean=clean, corrupted=corrupted, owner=torch.arange(len(pairs)).repeat_interleave(samples),

@@ -16,10 +16,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.attribution import estimate
 from locate.corruption import Corruption
 from locate.engine import DEFAULT_BUDGET, Branch
-from locate.errors import LocateError, SiteError
+from locate.errors import FactError, LocateError, SiteError
 from locate.grafting import Graft
 from locate.metrics import Metric, Plain, as_metrics, joint_measure
-from locate.pairs import PairedRuns, Text, make_pairs, run_pairs
+from locate.pairs import Pair, PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
 from locate.patchsites import PatchSite, patch_site
 from locate.precision import Precision, check_precision, computing_in
@@ -59,8 +59,9 @@ def patch(
             activations ``mlp_neurons``; or the name of a hook point within a block, such as ``mlp.hook_in``.
         by: what the sites are told apart by. By default layer and position, for heads layer and head, for neurons
             layer and neuron. Without ``"position"`` a patch covers all positions (for patterns: all queries).
-        metric: one or more metrics. By default the logit difference between the clean and the corrupted prompt's
-            answers where both are known and differ, else the answer's probability.
+        metric: one or more metrics. By default the logit of the clean answer over the other one, where both are known
+            and their first tokens differ, else the probability of the clean one. The other answer is that of the
+            corrupted fact where one is given, else the clean fact's ``target_new``.
         direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean.
         layers: by default all.
         positions: which positions to visit, where sites are told apart by position.
@@ -72,7 +73,7 @@ def patch(
         progress: whether to show a bar on anything longer than a second.
 
     Raises:
-        FactError: clean and corrupted prompts do not fit each other.
+        FactError: clean and corrupted prompts do not fit each other, or named positions are not the same in all.
         SiteError: an unknown site, or a layer, position, head or neuron out of range.
         LocateError: a metric that does not work, or one without a gradient where sites are screened.
 
@@ -82,7 +83,7 @@ def patch(
     """
     if direction not in get_args(Direction):
         raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
-    check_precision(precision)
+    check_precision(precision, model)
     site = patch_site(model, sites, by)
     wanted = sorted({check_layer(model, one) for one in (range(model.cfg.n_layers) if layers is None else layers)})
     if not wanted:
@@ -97,9 +98,21 @@ def patch(
     )
     site.check(runs.clean if direction == "restore" else runs.corrupted, wanted)
     metrics = as_metrics(runs.questions.usual_metric() if metric is None else metric)
-    columns = resolve_positions(pairs[0].clean, positions)
+    columns = _columns(pairs, positions, site)
     patcher = _Patcher(runs, site, wanted, columns, _units(runs, site, units, direction), metrics, direction, precision)
     return patcher.patch(screen, progress)
+
+
+def _columns(pairs: Sequence[Pair], positions: Positions, site: PatchSite) -> tuple[int, ...]:
+    """The positions to visit, which must be the same in all prompts."""
+    each = [resolve_positions(pair.clean, positions) for pair in pairs]
+    other = next((index for index, own in enumerate(each) if own != each[0]), None)
+    if "position" in site.by and other is not None:
+        raise FactError(
+            f"positions={positions!r} are tokens {list(each[0])} of {pairs[0].clean.text!r} and {list(each[other])} of "
+            f"{pairs[other].clean.text!r}. Patch prompts whose subjects stand elsewhere by themselves, or give indices."
+        )
+    return each[0]
 
 
 def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direction: str) -> list[int]:
@@ -110,6 +123,8 @@ def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direc
         return [0]
     kept = (runs.clean if direction == "restore" else runs.corrupted).kept
     n = site.n_units(next(iter(kept.values())))
+    if units is not None and not units:
+        raise SiteError(f"units: give at least one {site.unit}.")
     for unit in units or ():
         if not -n <= unit < n:
             raise SiteError(f"The {site.unit} {unit} is out of range: {site.name} has {n} a layer, 0 to {n - 1}.")

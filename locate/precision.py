@@ -13,14 +13,18 @@ from locate.errors import LocateError
 Precision = Literal["model", "bfloat16"]
 
 
-def check_precision(precision: Precision | str) -> None:
-    """Whether there is such a precision.
+def check_precision(precision: Precision | str, model: TransformerBridge | None = None) -> None:
+    """Whether there is such a precision, and the model can be run in it.
 
     Raises:
-        LocateError: there is not.
+        LocateError: there is not, or it cannot.
     """
     if precision not in get_args(Precision):
         raise LocateError(f"precision must be one of {', '.join(get_args(Precision))}, found {precision!r}.")
+    if precision == "bfloat16" and model is not None and model.cfg.dtype == torch.float16:
+        raise LocateError(
+            "A float16 model cannot be run in bfloat16: the two do not mix. Load the model in float32 or bfloat16."
+        )
 
 
 @contextmanager
@@ -33,7 +37,7 @@ def computing_in(precision: Precision | str, model: TransformerBridge) -> Iterat
     >>> with computing_in("bfloat16", model):
     ...     logits = model(torch.tensor([[1, 2, 3]]))
     """
-    check_precision(precision)
+    check_precision(precision, model)
     if precision == "model":
         yield
     else:

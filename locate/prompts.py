@@ -13,7 +13,7 @@ from locate.errors import FactError, SiteError
 from locate.facts import Fact
 
 PositionName = Literal["all", "subject", "subject_last", "last", "others"]
-Positions = PositionName | str | Sequence[int]
+Positions = PositionName | str | Sequence[int | str]
 
 _OPENING = "\"'“‘«(["
 
@@ -81,7 +81,7 @@ def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
     """The token positions that are meant, in ascending order.
 
     Names are ``"all"``, ``"subject"``, ``"subject_last"`` (its last token), ``"last"`` (the prompt's last token)
-    and ``"others"`` (all but the subject's and the last).
+    and ``"others"`` (all but the subject's and the last); several may be given together.
 
     Raises:
         SiteError: an unknown name, or a position that the prompt does not have.
@@ -93,7 +93,7 @@ def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
     named: dict[str, Sequence[int]] = {
         "all": range(length),
         "subject": range(start, end),
-        "subject_last": range(end - 1, end),
+        "subject_last": range(max(start, end - 1), end),
     }
     named["last"] = range(length - 1, length)
     named["others"] = [place for place in range(length - 1) if not start <= place < end]
@@ -103,12 +103,17 @@ def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
         if not named[positions]:
             raise SiteError(f"{prompt.text!r} has no {positions!r} tokens; it has no subject, or nothing else.")
         return tuple(named[positions])
+    found: set[int] = set()
     for position in positions:
-        if not -length <= position < length:
+        if isinstance(position, str):
+            found |= set(resolve_positions(prompt, position))
+        elif -length <= position < length:
+            found.add(position % length)
+        else:
             raise SiteError(f"Position {position} is out of range: {prompt.text!r} has {length} tokens.")
-    if not positions:
+    if not found:
         raise SiteError("positions: give at least one.")
-    return tuple(sorted({position % length for position in positions}))
+    return tuple(sorted(found))
 
 
 def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Tensor, "token"]:

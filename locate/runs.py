@@ -215,8 +215,8 @@ def case_keys(facts: Sequence[Fact]) -> list[str]:
     return keys
 
 
-def fingerprint(facts: Iterable[Fact]) -> str:
-    """A hash of the facts' content.
+def fingerprint(facts: Iterable[Any]) -> str:
+    """A hash of the content of facts, or of other plain dataclasses.
 
     >>> fingerprint(facts[:1]) == fingerprint(facts[:2])
     False

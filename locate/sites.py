@@ -92,4 +92,4 @@ def check_layer(model: TransformerBridge, layer: int) -> int:
     n = model.cfg.n_layers
     if not -n <= layer < n:
         raise SiteError(f"Layer {layer} is out of range: the model has {n} layers, 0 to {n - 1}.")
-    return layer % n
+    return int(layer) % n

@@ -122,7 +122,7 @@ class Trace(Measured):
             table = self.head_effect
         else:
             check_kind(kind)
-            if kind not in self.data.coords["kind"].values:
+            if "scores" not in self.data or kind not in self.data.coords["kind"].values:
                 raise SiteError(f"This trace has no {kind!r} scores; it was made with kinds={self.info['kinds']}.")
             table = self.indirect_effect.sel(kind=kind)
         last = len(self.tokens) - 1
@@ -199,15 +199,16 @@ def load_trace(path: str | Path) -> Trace:
 
 
 def check_comparable(traces: Sequence[Trace]) -> None:
-    """Whether traces can be averaged: the same model, metric, kinds, window and direction.
+    """Whether traces can be averaged: the same model, metric, kinds, window, direction, precision and corruption.
 
     Raises:
         LocateError: there are none, or they differ; the message says in what.
     """
     if not traces:
         raise LocateError("There are no traces to average.")
-    for name in ("model", "kinds", "window", "direction", "severed"):
-        found = {str(trace.info[name]) for trace in traces}
+    how = ("model", "kinds", "window", "direction", "severed", "precision", "corruption", "samples", "scale", "std")
+    for name in how:
+        found = {str(trace.info.get(name)) for trace in traces}
         if len(found) > 1:
             raise LocateError(
                 f"These traces differ in their {name}: {', '.join(sorted(found))}. Average like with like."

@@ -134,7 +134,7 @@ def causal_trace(
     facts = [fact] if isinstance(fact, Fact) else list(fact)
     if not facts:
         raise FactError("There are no facts to trace; give at least one.")
-    check_precision(precision)
+    check_precision(precision, model)
     kinds = tuple(check_traced(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))
     if not kinds or len(set(kinds)) < len(kinds):
         raise SiteError(f"Give at least one kind of {TRACED}, each once; found {kinds}.")

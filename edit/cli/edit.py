@@ -37,14 +37,17 @@ from edit.cli.options import (
 from edit.cli.output import print_json, readable_errors
 from edit.corpus import SAMPLED
 from edit.evaluation import Evaluation, evaluate
+from edit.exporting import check_target
 from edit.exporting import export as export_model
 from edit.methods import KN, LocateThenEdit
 from edit.requests import EditRequest
 from edit.session import EditSession
+from edit.weights import model_fingerprint
 from locate.bundled import DEFAULT_MODEL
 from locate.errors import DataError
 from locate.facts import load_facts
 from locate.loading import load_model
+from locate.runs import RunFolder, fingerprint
 from locate.storage import save_json, to_plain
 
 _COLUMNS = ["probe", "prompt", "generation", "probability_new", "probability_true", "success"]
@@ -84,6 +87,9 @@ def run(
     export: Annotated[
         Path | None, typer.Option(help="Also write the edited model to this folder.", rich_help_panel=RUN)
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a model that --export finds there.", rich_help_panel=RUN)
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit one edit or a file of them, evaluate on the final model, and save them as one weight update.
@@ -93,19 +99,32 @@ def run(
     """
     with readable_errors() as console:
         own = make_method(method, layers=layers, stabilise=stabilise, corpus=corpus, precision=precision, seed=seed)
+        place = None if export is None else check_target(export, overwrite)
         if facts is None:
             if limit is not None or batch_size is not None or form != "facts":
                 raise DataError(
                     "--limit, --batch-size and --format go with a file of several facts: give --facts FILE."
                 )
             request = EditRequest(one_fact(fact, prompt, subject, target), target_new or "")
-            _edit_one(load_model(model), own, request, out or Path("runs/update.safetensors"), export, as_json, console)
+            _edit_one(load_model(model), own, request, out or Path("runs/update.safetensors"), place, as_json, console)
             return
         if any((fact, prompt, subject, target, target_new)):
             raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
         requests = _requests(facts, form, limit)
         folder = out or Path(f"runs/edit-{facts.stem}-{method}")
-        _edit_many(load_model(model), own, requests, folder, batch_size, export, as_json, console)
+        bridge = load_model(model)
+        with RunFolder.open(folder, _description(model, bridge, requests, method, batch_size)):
+            _edit_many(bridge, own, requests, folder, batch_size, place, as_json, console)
+
+
+def _description(
+    name: str, bridge: TransformerBridge, requests: Sequence[EditRequest], method: str, batch_size: int | None
+) -> dict[str, Any]:
+    """What the files of a folder belong to; the method's own options stand in its session's."""
+    return {
+        "command": "edit", "model": {"name": name, "fingerprint": model_fingerprint(bridge)}, "method": method,
+        "requests": {"count": len(requests), "fingerprint": fingerprint(requests)}, "batch_size": batch_size,
+    }  # fmt: skip
 
 
 def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:
@@ -122,7 +141,7 @@ def _edit_one(
     evaluation = evaluate(bridge, update, [request])
     update.save(out)
     if export is not None:
-        export_model(bridge, update, export)
+        export_model(bridge, update, export, overwrite=True)
     own: Any = evaluation.rows[evaluation.rows["model"] == "edited"]
     rows = own[_COLUMNS].to_dict(orient="records")
     if as_json:
@@ -143,8 +162,6 @@ def _edit_many(
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
         update = session.edit(requests, batch_size=batch_size)
-        if export is not None:
-            session.export(export)
     evaluation = evaluate(bridge, update, requests)
     update.save(folder / "update.safetensors")
     evaluation.save(folder / "evaluation.csv")
@@ -154,6 +171,8 @@ def _edit_many(
         "evaluation": evaluation.summary().to_dict(orient="index"),
     }  # fmt: skip
     save_json(folder / "summary.json", to_plain(summary))
+    if export is not None:
+        export_model(bridge, update, export, overwrite=True)
     if as_json:
         print_json(to_plain(summary))
         return

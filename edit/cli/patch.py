@@ -162,6 +162,9 @@ def run(
                 for key, patches in done.items():
                     _save_figure(patches, folder.path / "patches", key)
             mean = _mean(list(done.values()))
+            left_out = sum(not np.isfinite(patches.scores.values).all() for patches in done.values())
+            if left_out:
+                console.print(f"{left_out} of {len(done)} facts have equal ends, and no score that could be averaged.")
             summary = {**summarise(folder, chosen, description), "mean_score": _table_of(mean)}
             if mean is not None:
                 mean.to_dataframe().to_csv(folder.path / "mean.csv")
@@ -229,7 +232,7 @@ def _patch_one(
     for site in found["top"]:
         where = ", ".join(f"{dim} {site[dim]}" for dim in patches.info["by"])
         token = f" ({site['token'].strip()!r})" if "token" in site else ""
-        console.print(f"  {where}{token}: score {site['score']:.3f}")
+        console.print(f"  {where}{token}: {_scored(site)}")
     print(out / "patches.nc")
 
 
@@ -243,6 +246,11 @@ def _found(patches: Patches) -> dict[str, Any]:
             "clean": patches.clean, "corrupted": patches.corrupted, "top": table[shown].to_dict(orient="records"),
         }
     )  # fmt: skip
+
+
+def _scored(site: dict[str, Any]) -> str:
+    """The normalised score; the value itself where clean and corrupted are equal, so that there is none."""
+    return f"value {site['value']:.3f}" if site["score"] is None else f"score {site['score']:.3f}"
 
 
 def _save_figure(patches: Patches, folder: Path, name: str) -> None:

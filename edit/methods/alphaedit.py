@@ -10,6 +10,7 @@ from edit.methods.base import check_positive
 from edit.methods.spreading import Spreading
 from edit.solves import Factors, in_null_space
 from edit.statistics import KeyStatistics
+from locate.errors import NumericsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class AlphaEdit(Spreading):
         super().__post_init__()
         check_positive(energy=self.energy, threshold=self.threshold, ridge=self.ridge)
         check_positive(relative_ridge=self.relative_ridge)
+        if self.energy is not None and not self.energy < 1:
+            raise NumericsError(f"energy: must be a share below 1, found {self.energy}.")
 
     def solve(
         self,

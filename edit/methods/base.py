@@ -47,12 +47,12 @@ class EarlierEdits:
     Attributes:
         written: by layer, the keys and values of earlier edits.
         changes: by parameter, what they have changed.
-        anchor: the mean norm of the values solved on the unedited model.
+        anchors: by the layer at which values are optimised, the mean norm of those found on the unedited model.
     """
 
     written: Mapping[int, Written] = field(default_factory=dict)
     changes: Mapping[str, LowRank] = field(default_factory=dict)
-    anchor: float | None = None
+    anchors: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,12 +62,12 @@ class Fitted:
     Attributes:
         update: for the model as it was.
         written: by layer, what it writes.
-        anchor: the mean norm of its values, before any stabiliser.
+        anchors: by the layer at which values are optimised, their mean norm before any stabiliser.
     """
 
     update: WeightUpdate
     written: Mapping[int, Written]
-    anchor: float | None = None
+    anchors: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,17 @@ class EditingMethod:
     budget: int = DEFAULT_BUDGET
 
     def __post_init__(self) -> None:
-        if any(length < 1 or count < 1 for length, count in self.prefix_lengths):
-            raise NumericsError(f"prefix_lengths: lengths and counts must be 1 or more, found {self.prefix_lengths}.")
-        for one in self.stabilisers:
-            if not isinstance(one, Stabiliser):
-                raise NumericsError(f"stabilisers: give them made, such as (edit.NAS(),); found {one!r}.")
+        pairs = [tuple(pair) if isinstance(pair, tuple | list) else () for pair in self.prefix_lengths]
+        if any(len(pair) != 2 or not min(pair) >= 1 for pair in pairs):
+            raise NumericsError(
+                "prefix_lengths: give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); "
+                f"found {self.prefix_lengths}."
+            )
+        several = isinstance(self.stabilisers, tuple | list)
+        if not several or not all(isinstance(one, Stabiliser) for one in self.stabilisers):
+            raise NumericsError(f"stabilisers: give several, or one as (edit.NAS(),); found {self.stabilisers!r}.")
+        # A number from an array is not written to files as such.
+        object.__setattr__(self, "seed", int(self.seed))
 
     def fit(
         self,

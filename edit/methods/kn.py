@@ -16,7 +16,7 @@ from edit.requests import EditRequest
 from edit.stabilisers import PRUNE, RECT
 from edit.updates import WeightUpdate
 from edit.weights import down_projection
-from locate.errors import NumericsError
+from locate.errors import FactError, NumericsError
 from locate.neurons import NeuronScores, knowledge_neurons
 from locate.prompts import encode_target
 from locate.sites import Site
@@ -80,6 +80,7 @@ class KN(EditingMethod):
 
         Raises:
             NumericsError: no neuron of a fact passes the threshold for any of its prompts.
+            FactError: the neurons given are not of a request's fact.
         """
         requests, earlier = checked(requests), earlier or EarlierEdits()
         if not earlier.changes:
@@ -90,6 +91,7 @@ class KN(EditingMethod):
                     f"{type(stabiliser).__name__} acts on optimised values, and KN has none. Use PRUNE or RECT."
                 )
         given = layer if isinstance(layer, NeuronScores) else None
+        places = {} if given is None else _places(given, requests)
         allowed = None if layer is None or given is not None else set(layers_at(model, layer))
         prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)[1:]
         unembedding: Any = model.unembed.original_component.weight
@@ -101,7 +103,7 @@ class KN(EditingMethod):
                 model, fact, prefixes=() if fact.paraphrases else prefixes, steps=self.steps,
                 threshold=self.threshold, budget=self.budget, progress=False,
             )  # fmt: skip
-            sites = self._neurons(scores, index if given else 0, allowed)
+            sites = self._neurons(scores, places.get(index, 0), allowed)
             if not sites:
                 raise NumericsError(
                     f"{request.describe()}: no neuron of layers {sorted(allowed or ())} passes {self.threshold} of the "
@@ -143,6 +145,18 @@ class KN(EditingMethod):
             if len(sites) >= self.least or share <= 0:
                 return sites[: self.most]
             share = max(0.0, share - 0.05)
+
+
+def _places(scores: NeuronScores, requests: Sequence[EditRequest]) -> dict[int, int]:
+    """For each request, which of the scores' facts it is about."""
+    known = [str(text) for text in scores.data["fact"].values]
+    for request in requests:
+        if request.fact.text not in known:
+            raise FactError(
+                f"{request.describe()}: the neurons given are of other facts ({', '.join(map(repr, known[:3]))}). Find "
+                "its own with locate.knowledge_neurons(model, facts)."
+            )
+    return {index: known.index(request.fact.text) for index, request in enumerate(requests)}
 
 
 _NAMED = ("erase", "write", "steps", "threshold", "share", "least", "most", "seed")

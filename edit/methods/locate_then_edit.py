@@ -19,7 +19,7 @@ from edit.updates import WeightUpdate
 from edit.values import Place, Value, ValueObjective, optimise_values
 from edit.weights import DownProjection, down_projection, model_fingerprint
 from locate.errors import FactError, NumericsError
-from locate.precision import Precision
+from locate.precision import Precision, check_precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +38,8 @@ class LocateThenEdit(EditingMethod):
     # How many keys the statistics take, per dimension of a key, and where values are optimised.
     keys_per_dimension: ClassVar[int] = 20
     place: ClassVar[Place] = "mlp"
+    # Whether the requests of a batch are written one after the other.
+    one_by_one: ClassVar[bool] = False
 
     objective: ValueObjective = field(default_factory=ValueObjective)
     prefixes: tuple[str, ...] | None = None
@@ -45,6 +47,14 @@ class LocateThenEdit(EditingMethod):
     corpus: str = SAMPLED
     statistics_tokens: int | None = None
     precision: Precision = "model"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_precision(self.precision)
+        if isinstance(self.prefixes, str):
+            raise NumericsError(f"prefixes: give several texts, or one as ({self.prefixes!r},).")
+        if self.statistics_tokens is not None and self.statistics_tokens < 1:
+            raise NumericsError(f"statistics_tokens: must be 1 or more, found {self.statistics_tokens}.")
 
     def solve(
         self,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -24,7 +24,6 @@ from edit.updates import WeightUpdate
 from edit.values import Value
 from edit.weights import DownProjection, down_projection
 from locate.errors import NumericsError
-from locate.sites import check_layer
 
 # ROME edits an early layer: 5 of 32 in Llama-type models, and 4 of 30 in a sweep (benchmarks/RESULTS.md).
 _DEPTH = 0.145
@@ -52,8 +51,10 @@ class ROME(LocateThenEdit):
     1
     """
 
+    one_by_one: ClassVar[bool] = True
+
     prefix_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
-    layer: int | None = None
+    layer: Where | None = None
     original: bool = False
     bare_weight: float | None = None
 
@@ -68,7 +69,7 @@ class ROME(LocateThenEdit):
             return layers_at(model, where)[-1]
         if self.layer is None:
             return round(_DEPTH * model.cfg.n_layers)
-        return check_layer(model, self.layer)
+        return layers_at(model, self.layer)[-1]
 
     def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layer that ``fit`` would edit."""
@@ -92,6 +93,10 @@ class ROME(LocateThenEdit):
         changes, delta, written = dict(earlier.changes), None, None
         edits: list[dict[str, Any]] = []
         values: list[Value] = []
+        anchors = earlier.anchors
+        if at not in anchors and any(stabiliser.anchored for stabiliser in self.stabilisers):
+            # All on the model as it is: later values of the batch are found on an edited one.
+            anchors = {at: reference_norm(self._values(model, contexts, at, progress))}
 
         def edited() -> Any:
             return nullcontext() if delta is None else WeightUpdate.make(
@@ -102,9 +107,8 @@ class ROME(LocateThenEdit):
             with edited():
                 (value,) = self._values(model, [batch], at, progress=False)
                 values.append(value)
-                anchor = earlier.anchor or reference_norm(values)
                 own, one = self._write(
-                    down, request, value, statistics, replace(earlier, changes=changes, anchor=anchor)
+                    down, request, value, statistics, replace(earlier, changes=changes, anchors=anchors)
                 )
             edits.append(described_edit(request, value))
             written = one if written is None else written.joined(one)
@@ -114,7 +118,7 @@ class ROME(LocateThenEdit):
         assert written is not None
         info = {"layer": at, **self._info([at], prefixes, {at: statistics}, edits)}
         update = WeightUpdate.make(model, {down.name: delta}, method="ROME", info=info)
-        return Fitted(update=update, written={at: written}, anchor=reference_norm(values))
+        return Fitted(update=update, written={at: written}, anchors=anchors or {at: reference_norm(values)})
 
     def _fit_one(
         self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
@@ -122,7 +126,9 @@ class ROME(LocateThenEdit):
     ) -> WeightUpdate:  # fmt: skip
         at = self.resolve_layer(model, where)
         down = down_projection(model, at)
-        delta, _ = self._write(down, request, value, statistics[at], EarlierEdits(anchor=reference_norm([value])))
+        delta, _ = self._write(
+            down, request, value, statistics[at], EarlierEdits(anchors={at: reference_norm([value])})
+        )
         info = self._info([at], prefixes, statistics, [described_edit(request, value)])
         return WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
 
@@ -134,7 +140,7 @@ class ROME(LocateThenEdit):
     ) -> tuple[LowRank, Written]:
         """One request's change of the weights as they are, and what it writes."""
         for stabiliser in self.stabilisers:
-            (value,) = stabiliser.values([value], earlier.anchor)
+            (value,) = stabiliser.values([value], earlier.anchors.get(down.layer))
         try:
             delta = self.stabilised(self._rank_one(down, value, statistics), down, earlier)
         except NumericsError as error:

@@ -24,7 +24,7 @@ from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
 from edit.values import RESIDUAL_OBJECTIVE, Place, Value, ValueObjective
 from edit.weights import down_projection
-from locate.errors import NumericsError
+from locate.errors import NumericsError, SiteError
 from locate.sites import hook_name
 
 
@@ -42,6 +42,11 @@ class Spreading(LocateThenEdit):
 
     objective: ValueObjective = RESIDUAL_OBJECTIVE
     layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and not isinstance(self.layers, tuple | list):
+            raise SiteError(f"layers: give several, or one as (4,); found {self.layers!r}.")
 
     def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layers that will be edited."""
@@ -97,7 +102,7 @@ class Spreading(LocateThenEdit):
         edits: list[dict[str, Any]] = []
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
-        anchor: float | None = None
+        anchors: dict[int, float] = {}
 
         def edited() -> Any:
             return WeightUpdate.make(model, deltas, method="partial").applied(model) if deltas else nullcontext()
@@ -107,10 +112,9 @@ class Spreading(LocateThenEdit):
                 values = first or self._values(model, contexts, stage[-1], progress)
             first = None
             edits = [described_edit(request, value) for request, value in zip(requests, values, strict=True)]
-            # Of several stages the last one's counts.
-            anchor = reference_norm(values)
+            anchors[stage[-1]] = reference_norm(values)
             for stabiliser in self.stabilisers:
-                values = stabiliser.values(values, earlier.anchor)
+                values = stabiliser.values(values, earlier.anchors.get(stage[-1]))
             bar = tqdm(stage, f"{type(self).__name__} layers", disable=not progress, delay=1)
             for index, one in enumerate(bar):
                 with edited():
@@ -128,7 +132,7 @@ class Spreading(LocateThenEdit):
                 deltas[downs[one].name] = delta
         info = self._info(list(downs), prefixes, statistics, edits)
         update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
-        return Fitted(update=update, written=written, anchor=anchor)
+        return Fitted(update=update, written=written, anchors=anchors)
 
     def _missing(
         self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int
@@ -169,7 +173,9 @@ def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:
     It is 1 unless the MLP's output is normalised before it is added: then the scale and gain of that norm are
     undone, with the scale that it has now. Where the gain is zero nothing can be written.
     """
-    outputs, added = torch.cat(found[value_hook(layer)]), torch.cat(found[contribution_hook(layer)])
+    # Under the bare prompt, which is the first row where there are more.
+    outputs = torch.stack([own[0] for own in found[value_hook(layer)]])
+    added = torch.stack([own[0] for own in found[contribution_hook(layer)]])
     if torch.equal(outputs, added):
         return torch.ones_like(outputs)
     return torch.where(added == 0, 0, outputs / added)

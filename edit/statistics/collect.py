@@ -97,6 +97,7 @@ def collect_statistics(
     32768
     """
     _check_options(layers, tokens, shard)
+    seed = int(seed)
     chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
     text = _Text(corpus=corpus, identity=_identity(corpus), seed=seed, index=shard[0], of=shard[1])
     fingerprint = model_fingerprint(model)

@@ -135,9 +135,10 @@ class BlockedAttention:
         before = value.shape[-1] - value.shape[-2]  # the suffix's queries stand at the end of the keys
         for query in self.queries:
             at = query + offset
-            seen = range(at + before + 1)
-            blocked = sorted(set(self.keys) & set(seen))
-            if len(blocked) == len(seen):
+            # Neither what comes later nor what lies before a sliding window: the mask has left its mark there.
+            open_keys = (value[:, :, at].amax((0, 1)) > lowest / 2).nonzero()[:, 0].tolist()
+            blocked = sorted(set(self.keys) & set(open_keys))
+            if len(blocked) == len(open_keys):
                 blocked.remove(at + before)
             keys = torch.tensor(blocked, dtype=torch.long, device=value.device)
             if self.heads is None:

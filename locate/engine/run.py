@@ -257,8 +257,11 @@ class FrozenRun:
         module = self.model.ln_final if branch.layer == self.n_layers else self.model.blocks[branch.layer]
         mask = None if self.attention_mask is None else self.attention_mask[branch.rows]
         handle = module.register_forward_pre_hook(enter, with_kwargs=True)
+        # Under bfloat16 the mask of padding would overflow to −∞, and padded rows have nothing to attend to.
+        device = self.tokens.device.type
+        exact = nullcontext() if mask is None else torch.autocast(device, enabled=False)
         try:
-            with intervening(self.model, [branch], offset=position), only_logits_at(self.model, *at):
+            with exact, intervening(self.model, [branch], offset=position), only_logits_at(self.model, *at):
                 return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
         finally:
             handle.remove()

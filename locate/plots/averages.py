@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from locate.averaging import ROLES, AverageTrace
 from locate.errors import SiteError
-from locate.plots.style import HUES, STYLE, add_colorbar, add_headline, even_lightness, head_figure, heat_map
+from locate.plots.style import HUES, STYLE, add_headline, add_units, even_lightness, fitted, head_figure, heat_map
 from locate.plots.traces import MODULES
 
 # Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
@@ -46,14 +46,17 @@ def plot_average(
     wanted = _wanted(average, kinds)
     roles = _present(average)
     effect = average.effect.sel(kind=wanted, role=roles)
-    low, high = min(0.0, float(effect.min())), float(effect.max())
+    low, high = min(0.0, float(effect.min())), max(0.0, float(effect.max()))
+    falling = average.total_effect[0] < 0
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (max(3.5, 1.3 + 2.0 * len(wanted)), 2.2), layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        meshes = []
         for kind, axes in zip(wanted, panels, strict=True):
-            mesh = heat_map(axes, effect.sel(kind=kind).values, even_lightness(HUES[kind]), low, high)
+            hue = even_lightness(HUES[kind], falling=falling)
+            meshes.append((heat_map(axes, effect.sel(kind=kind).values, hue, low, high), axes))
             axes.set_title(_title(average, kind))
-            add_colorbar(figure, mesh, axes, _unit(average))
+        add_units(figure, meshes, _unit(average))
         panels[0].set_yticks(range(len(roles)), roles)
         panels[0].invert_yaxis()
         add_headline(figure, _headline(average))
@@ -102,7 +105,7 @@ def plot_average_lines(
             axes.set_xlabel("layer")
             axes.set_title(_title(average, kind))
             axes.spines[["top", "right"]].set_visible(False)
-        panels[0].set_ylabel(_unit(average))
+        panels[0].set_ylabel(fitted(_unit(average), 1.6), parse_math=False)
         handles, labels = panels[0].get_legend_handles_labels()
         columns = max(1, int(figure.get_figwidth() / _LEGEND_WIDTH))
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
@@ -134,7 +137,7 @@ def plot_average_heads(
     _check_role(role)
     values = average.head_effect.sel(role=role).transpose("head", "layer").values
     if np.isnan(values).all():
-        raise SiteError(f"No fact has a {role} that was visited.")
+        raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
     return head_figure(
         values, reach=float(np.abs(values).max()), title=f"head output at the {role}", headline=_headline(average),
         unit=_unit(average), cmap=cmap, figsize=figsize,

@@ -5,13 +5,23 @@ from typing import Literal
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import xarray as xr
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.errors import SiteError
 from locate.knockout import Knockout
 from locate.patches import Patches
-from locate.plots.style import STYLE, add_colorbar, add_headline, heat_map, metric_label, shown_number, token_label
+from locate.plots.style import (
+    STYLE,
+    add_headline,
+    add_units,
+    fitted,
+    heat_map,
+    metric_label,
+    shown_number,
+    token_label,
+)  # fmt: skip
 
 _TITLES = {
     "resid_pre": "residual stream before the block", "resid_mid": "residual stream before the MLP",
@@ -58,6 +68,8 @@ def plot_patches(
     title = _TITLES.get(sites, sites)
     if "receivers" in patches.info:
         title = f"paths to {', '.join(patches.info['receivers'])}"
+    if "sender" in shown.dims:
+        return _plot_senders(patches, shown, title, unit_of(patches, values), figsize)
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
         if position is None or position % len(patches.info["tokens"]) not in places:
@@ -68,12 +80,9 @@ def plot_patches(
         shown = shown.sel(position=position)
         title += f" at “{token_label(patches.info['tokens'][position], False)}”"
     restoring = patches.info["direction"] == "restore"
-    if values == "score":
-        centre = 0.0 if restoring else 1.0
-        unit = "normalised score (0 corrupted, 1 clean)"
-    else:
-        centre = patches.corrupted if restoring else patches.clean
-        unit = metric_label(patches.metric, patches.info, patches.info["answer"])
+    corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
+    centre = corrupted if restoring else clean
+    unit = unit_of(patches, values)
     rows = [str(dim) for dim in shown.dims if dim != "layer"]
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
@@ -100,8 +109,38 @@ def plot_patches(
             axes.set_yticks([])
         axes.invert_yaxis()
         verb = "clean in the corrupted run" if restoring else "corrupted in the clean run"
-        axes.set_title(f"{title} {verb}", parse_math=False)
-        add_colorbar(figure, mesh, axes, unit)
+        axes.set_title(fitted(f"{title} {verb}", 0.95 * figure.get_figwidth()), parse_math=False)
+        add_units(figure, [(mesh, axes)], unit)
+        label = metric_label(patches.metric, patches.info, patches.info["answer"])
+        ends = f"{shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
+        add_headline(figure, f"{label}: {ends}")
+    plt.close(figure)
+    return figure
+
+
+def unit_of(patches: Patches, values: str) -> str:
+    """What the colours or bars of a figure say."""
+    if values == "score":
+        return "normalised score (0 corrupted, 1 clean)"
+    return metric_label(patches.metric, patches.info, patches.info["answer"])
+
+
+def _plot_senders(
+    patches: Patches, shown: xr.DataArray, title: str, unit: str, figsize: tuple[float, float] | None
+) -> Figure:
+    """A bar for each sender, from the run that was patched."""
+    names, numbers = [str(name) for name in shown["sender"].values], shown.values
+    start = 1.0 if unit.startswith("normalised") else patches.clean
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(names)), numbers - start, left=start, color=_LINE_STYLES[0][0], height=0.7)
+        axes.axvline(start, color="black", linewidth=0.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel(fitted(unit, 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.set_title(fitted(f"{title} corrupted in the clean run", 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
         label = metric_label(patches.metric, patches.info, patches.info["answer"])
         ends = f"{shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
         add_headline(figure, f"{label}: {ends}")
@@ -118,8 +157,9 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
 
     >>> figure = knocked.plot()
     """
-    change = 100 * knockout.change
+    change = (100 if knockout.is_relative else 1) * knockout.change
     label = metric_label(knockout.metric, knockout.info, knockout.info["answer"])
+    unit = f"change of {label} [%]" if knockout.is_relative else f"change of {label}"
     sources = [str(source) for source in change["source"].values]
     with mpl.rc_context(STYLE):
         if "head" in change.dims:
@@ -127,11 +167,13 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
             figure = plt.figure(figsize=size, layout="constrained")
             panels = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False)[0]
             reach = max(float(np.abs(change.values).max()), 1e-9)
+            meshes = []
             for source, axes in zip(sources, panels, strict=True):
                 table = change.sel(source=source).transpose("head", "layer").values
                 mesh = heat_map(axes, table, "RdBu_r", -reach, reach)
-                axes.set_title(f"{knockout.info['target']} ↛ {source}")
-                add_colorbar(figure, mesh, axes, f"change of {label} [%]")
+                axes.set_title(fitted(f"{knockout.info['target']} ↛ {source}", 1.8), parse_math=False)
+                meshes.append((mesh, axes))
+            add_units(figure, meshes, unit)
             panels[0].set_ylabel("head")
             panels[0].set_yticks(range(change.sizes["head"]))
         else:
@@ -145,7 +187,7 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
                 )  # fmt: skip
             axes.axhline(0, color="black", linewidth=0.5)
             axes.set_xlabel(f"centre of the window of {knockout.info['window']} layers")
-            axes.set_ylabel(f"change of {label} [%]", parse_math=False)
+            axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
             axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
         add_headline(figure, f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")

@@ -23,6 +23,8 @@ STYLE: dict[Any, Any] = {
 HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
 # CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
 _LIGHTEST, _DARKEST = 99.9, 27.0
+# Of a unit, in characters: more do not fit under one of several panels, or a single one.
+_LONG, _LONG_ALONE = 24, 34
 # Of a headline: a little fewer than there is room for.
 _CHARACTERS_PER_INCH = 16
 _WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
@@ -48,28 +50,43 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
 def heat_map(axes: Axes, values: np.ndarray, cmap: str | Colormap, low: float, high: float) -> Any:
     """Rows down, layers across."""
     # Cells drawn as shapes stay sharp in a PDF, and their own edges hide the seams between them.
-    places = [np.arange(n) for n in reversed(values.shape)]
-    mesh = axes.pcolormesh(*places, values, cmap=cmap, vmin=low, vmax=high, edgecolors="face", linewidth=0.2)
+    # Edges and not centres, between which a single row or layer would have no extent.
+    edges = [np.arange(n + 1) - 0.5 for n in reversed(values.shape)]
+    mesh = axes.pcolormesh(*edges, values, cmap=cmap, vmin=low, vmax=high, edgecolors="face", linewidth=0.2)
     axes.set_xlabel("layer")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.tick_params(axis="y", length=0)
     return mesh
 
 
-def even_lightness(name: str, steps: int = 256) -> ListedColormap:
-    """A single-hue colour map resampled so that its lightness (CIE L*) falls in equal steps."""
+def even_lightness(name: str, steps: int = 256, *, falling: bool = False) -> ListedColormap:
+    """A single-hue colour map resampled so that its lightness (CIE L*) falls in equal steps, or rises (``falling``)."""
     tints = mpl.colormaps[name](np.linspace(0, 1, 1024))
     colours = np.vstack([np.linspace(np.ones(4), tints[0], 64), tints])
     srgb = colours[:, :3]
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
     nearest = np.searchsorted(-lightness, -np.linspace(_LIGHTEST, _DARKEST, steps))
-    return ListedColormap(colours[nearest], name=f"{name}_even")
+    return ListedColormap(colours[nearest[::-1]] if falling else colours[nearest], name=f"{name}_even")
 
 
 def add_headline(figure: Figure, text: str) -> None:
     """A title over the whole figure, on as many lines as its width asks for."""
-    figure.suptitle(fill(text, int(_CHARACTERS_PER_INCH * figure.get_figwidth())), parse_math=False)
+    figure.suptitle(fitted(text, figure.get_figwidth()), parse_math=False)
+
+
+def fitted(text: str, inches: float) -> str:
+    """A text on as many lines as a width asks for."""
+    return fill(text, max(12, int(_CHARACTERS_PER_INCH * inches)))
+
+
+def add_units(figure: Figure, meshes: Sequence[tuple[Any, Axes]], unit: str) -> None:
+    """A colour bar under each panel, all of one scale; a long unit is written once below them."""
+    long = len(unit) > (_LONG if len(meshes) > 1 else _LONG_ALONE)
+    for mesh, axes in meshes:
+        add_colorbar(figure, mesh, axes, "" if long else unit)
+    if long:
+        figure.supxlabel(fitted(unit, figure.get_figwidth()), fontsize=8, parse_math=False)
 
 
 def head_figure(
@@ -90,8 +107,8 @@ def head_figure(
         axes.set_ylabel("head")
         axes.set_yticks(range(len(values)))
         axes.invert_yaxis()
-        axes.set_title(title, parse_math=False)
-        add_colorbar(figure, mesh, axes, unit)
+        axes.set_title(fitted(title, 0.95 * figure.get_figwidth()), parse_math=False)
+        add_units(figure, [(mesh, axes)], unit)
         add_headline(figure, headline)
     plt.close(figure)
     return figure

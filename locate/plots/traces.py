@@ -14,8 +14,8 @@ from locate.errors import LocateError, SiteError
 from locate.plots.style import (
     HUES,
     STYLE,
-    add_colorbar,
     add_headline,
+    add_units,
     even_lightness,
     head_figure,
     heat_map,
@@ -63,20 +63,20 @@ def plot_trace(
         raise SiteError(f"This trace can be plotted for the kinds {present}, found {wanted}.")
     effect = effect or ("score" if trace.info["direction"] == "restore" else "indirect")
     values, low, high, unit = _scale(trace, trace.scores.sel(kind=wanted), effect)
-    # All panels have one scale: a long unit is written once below them.
-    long = len(wanted) > 1 and len(unit) > 24
+    broken = trace.info["direction"] == "break"
+    falling = (trace.total_effect < 0) != (effect == "score" and broken)
     labels = _token_labels(trace)
     size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * len(labels))
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        meshes = []
         for kind, axes in zip(wanted, panels, strict=True):
-            hue = even_lightness(HUES[kind]) if cmap is None else cmap
-            mesh = heat_map(axes, values.sel(kind=kind).values, hue, low, high)
+            # What has no effect is white: where a restored metric goes down, the high end.
+            hue = even_lightness(HUES[kind], falling=falling) if cmap is None else cmap
+            meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
             axes.set_title(_title(trace, kind))
-            add_colorbar(figure, mesh, axes, "" if long else unit)
-        if long:
-            figure.supxlabel(unit, fontsize=8, parse_math=False)
+        add_units(figure, meshes, unit)
         _label_tokens(panels[0], labels)
         add_headline(figure, _headline(trace))
     plt.close(figure)

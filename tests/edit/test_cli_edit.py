@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from edit import load_update
 from edit.cli import app
-from edit.methods import MEMIT
+from edit.methods import KN, MEMIT
 from tests.edit.conftest import FACTS
 
 runner = CliRunner()
@@ -84,6 +84,26 @@ def test_the_same_command_goes_on_where_it_was_stopped(edit, facts_file, tmp_pat
     result = edit(*arguments)
     assert "2 of 4 edits are made" in " ".join(result.stderr.split())
     assert len(fits) == 6
+
+
+def test_a_folder_belongs_to_one_set_of_requests_and_batches(edit, facts_file, tmp_path):
+    common = ["--facts", facts_file(), "--method", "memit", "--layers", "1", "--out", tmp_path / "r"]
+    edit(*common)
+    for other in (["--batch-size", 1], ["--limit", 2]):
+        result = edit(*common, *other, expect=2)
+        assert "belongs to another run" in " ".join(result.output.split())
+    edit(*common)
+
+
+def test_an_export_in_the_way_is_told_before_any_work(edit, facts_file, tmp_path, monkeypatch):
+    one = ["--prompt", "{} is in", "--subject", "The Louvre", "--target", "Paris", "--target-new", "Rome"]
+    common = [*one, "--method", "kn", "--out", tmp_path / "kn.safetensors", "--export", tmp_path / "model"]
+    edit(*common)
+    monkeypatch.setattr(KN, "fit_with", lambda *_, **__: pytest.fail("it began"))
+    result = edit(*common, expect=2)
+    assert "--overwrite" in result.output
+    monkeypatch.undo()
+    edit(*common, "--overwrite")
 
 
 def test_counterfact_files_and_stabilisers(edit, tmp_path):

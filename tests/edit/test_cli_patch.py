@@ -1,6 +1,7 @@
 """``locate-edit patch`` of one fact and of many."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -90,6 +91,18 @@ def test_a_fact_that_fails_is_reported_and_the_others_kept(patch, facts_file, tm
     summary = json.loads(result.stdout)
     assert [one["case"] for one in summary["failed"]] == ["unmatched"]
     assert summary["mean_score"]["facts"] == 2
+
+
+def test_equal_ends_have_a_value_and_no_score(patch, facts_file, tmp_path, monkeypatch):
+    def equal(*arguments, **options):
+        found = real(*arguments, **options)
+        return replace(found, data=found.data.assign(corrupted=found.data["clean"]))
+
+    real = command.patch
+    monkeypatch.setattr(command, "patch", equal)
+    assert ": value " in said(patch(*ONE, *HEADS, "--swap", "The Colosseum", "--out", tmp_path / "one"))
+    result = patch("--facts", facts_file(), "--limit", "2", "--out", tmp_path / "several", *HEADS)
+    assert "2 of 2 facts have equal ends, and no score that could be averaged" in said(result)
 
 
 def test_positions_have_no_mean_unless_they_play_one_part(patch, facts_file, tmp_path):

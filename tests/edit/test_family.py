@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,14 +12,19 @@ import edit
 import locate
 from benchmarks import literal_memit
 from edit.contexts import build_contexts
+from edit.hooks import value_hook
+from edit.layers import _whole
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from edit.methods.base import EditingMethod
+from edit.methods.locate_then_edit import LocateThenEdit
+from edit.methods.spreading import Spreading
 from edit.requests import EditRequest
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.statistics import collect_statistics
 from edit.values import _PADDING, ValueObjective, _groups, optimise_value, optimise_values
 from edit.weights import down_projection, fingerprint, hf_parameters
-from locate import Fact, FactError, NumericsError, Site, SiteError
+from locate import Fact, FactError, LocateError, NumericsError, Site, SiteError
+from locate.sites import check_layer
 from tests import tiny
 
 # One of each form: Conv1D, gated, a norm after the MLP, parallel blocks with fused projections.
@@ -45,7 +51,7 @@ def prepared(corpus, tmp_path, monkeypatch):
     def prepare(name, **changes):
         method = METHODS[name]
         layers = LAYERS[-1:] if name == "EMMET" else LAYERS
-        return dataclasses.replace(method, layers=layers, **{**options, **changes})
+        return dataclasses.replace(method, **{"layers": layers, **options, **changes})
 
     return prepare
 
@@ -134,6 +140,20 @@ def test_emmet_gives_every_mean_key_its_value(kind, prepared):
         for value in values:
             written = projection(value.keys.mean(0)[None, None])[0, 0]
             torch.testing.assert_close(written, value.value, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_emmet_reaches_its_values_over_several_layers(kind, prepared):
+    model = tiny.bridge(kind)
+    fitted = prepared("EMMET", layers=LAYERS, slack=0.0).fit_with(model, REQUESTS, progress=False)
+    assert len(fitted.update.parameters) == 2
+    contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
+    values = optimise_values(model, contexts, 2, OBJECTIVE)
+    name = value_hook(2)
+    with fitted.update.applied(model):
+        found = edit.states.read_at_sites(model, contexts, [name], 2)[name]
+    for states, value in zip(found, values, strict=True):
+        torch.testing.assert_close(states.mean(0), value.value, atol=2e-3, rtol=0)
 
 
 def test_memit_without_preservation_reaches_the_value_at_the_last_layer(llama, prepared):
@@ -314,6 +334,17 @@ def test_kn_rewrites_the_neurons_that_attribution_finds(kind):
         assert {(layer, column) for column in columns} <= touched
 
 
+def test_kn_takes_each_facts_own_neurons_from_scores(llama):
+    method = KN(steps=4, threshold=0.3, share=0.3, most=3)
+    scores = locate.knowledge_neurons(llama, [TOWER, LOUVRE], steps=4, threshold=0.3, progress=False)
+    both = method.fit(llama, REQUESTS[:2], layer=scores, progress=False).info["edits"]
+    assert both[0]["neurons"] != both[1]["neurons"]
+    each = [one.info["edits"][0] for one in method.fit_each(llama, REQUESTS[:2], layer=scores, progress=False)]
+    assert [one["neurons"] for one in each] == [one["neurons"] for one in both]
+    with pytest.raises(FactError, match=r"Big Ben.*: the neurons given are of other facts"):
+        method.fit(llama, REQUESTS[2], layer=scores, progress=False)
+
+
 def test_kn_refuses_stabilisers_of_values(llama):
     with pytest.raises(NumericsError, match=r"NAS acts on optimised values, and KN has none\. Use PRUNE or RECT"):
         KN(stabilisers=(NAS(),)).fit(llama, REQUESTS, progress=False)
@@ -357,19 +388,44 @@ def test_bad_requests_are_refused_before_anything_happens(name, llama, prepared)
     (lambda: NAS(norm=0.0), r"norm: must be positive, found 0\.0"),
     (lambda: ENCORE(strength=-1.0), r"strength: must be 0 or more, found -1\.0"),
     (lambda: RECT(share=2.0), r"share: must be above 0 and at most 1, found 2\.0"),
-    (lambda: ROME(prefix_lengths=((0, 5),)), r"lengths and counts must be 1 or more, found \(\(0, 5\),\)"),
-    (lambda: KN(prefix_lengths=((10, -5),)), "lengths and counts must be 1 or more"),
+    (lambda: ROME(prefix_lengths=((0, 5),)), r"both 1 or more, such as .*; found \(\(0, 5\),\)"),
+    (lambda: KN(prefix_lengths=((10, -5),)), "pairs of a length and a count, both 1 or more"),
+    (lambda: AlphaEdit(energy=1.5), r"energy: must be a share below 1, found 1\.5"),
+    (lambda: MEMIT(statistics_tokens=0), "statistics_tokens: must be 1 or more, found 0"),
 ])  # fmt: skip
 def test_hyperparameters_that_make_no_sense_are_refused(make, message):
-    with pytest.raises(NumericsError, match=message):
+    with pytest.raises(LocateError, match=message):
         make()
 
 
-def test_stabilisers_must_be_made():
+@pytest.mark.parametrize(("name", "value", "message"), [
+    ("stabilisers", (NAS,), r"stabilisers: give several, or one as \(edit.NAS\(\),\); found \(<class"),
+    ("stabilisers", NAS(), r"stabilisers: give several, or one as .* found NAS\(norm=None\)"),
+    ("prefix_lengths", (5, 2), r"prefix_lengths: give pairs .* found \(5, 2\)"),
+    ("prefixes", "I am. ", r"prefixes: give several texts, or one as \('I am\. ',\)"),
+    ("layers", 4, r"layers: give several, or one as \(4,\); found 4"),
+    ("precision", "bf16", "precision must be one of model, bfloat16, found 'bf16'"),
+])  # fmt: skip
+def test_one_in_place_of_several_is_told(name, value, message):
     method = MEMIT()
-    object.__setattr__(method, "stabilisers", (NAS,))
-    with pytest.raises(NumericsError, match=r"stabilisers: give them made, such as \(edit.NAS\(\),\); found <class"):
-        inspect.unwrap(EditingMethod.__post_init__)(method)
+    object.__setattr__(method, name, value)
+
+    def check():
+        for own in (EditingMethod, LocateThenEdit, Spreading):
+            inspect.unwrap(own.__post_init__)(method)  # past the checks of types that users do not have
+
+    with pytest.raises(LocateError, match=message):
+        check()
+
+
+def test_numbers_from_arrays_are_taken(llama):
+    assert type(inspect.unwrap(_whole)(np.int64(1))) is int
+    assert type(inspect.unwrap(check_layer)(llama, np.int64(-1))) is int
+    method = MEMIT()
+    object.__setattr__(method, "seed", np.int64(3))
+    inspect.unwrap(EditingMethod.__post_init__)(method)
+    assert type(method.seed) is int
+    assert ROME(layer=Site("mlp", layer=2)).edited_layers(llama) == (2,)
 
 
 def test_no_layers_are_not_the_usual_ones(llama):

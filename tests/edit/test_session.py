@@ -7,9 +7,10 @@ import torch
 
 import edit
 from edit.conflicts import find_conflicts
-from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit
+from edit.lowrank import LowRank
+from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit, EarlierEdits
 from edit.requests import EditRequest
-from edit.stabilisers import NAS, PRUNE
+from edit.stabilisers import BLUE, NAS, PRUNE, RECT, reference_norm
 from edit.values import ValueObjective
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate import DataError, Fact, FactError, NumericsError, UpdateError
@@ -89,7 +90,7 @@ def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
     torch.testing.assert_close(earlier.written[1].keys[2:], fitted.written[1].keys)
     # What the edits wrote is in the log of wanted values: keys and values fit the final weights as well as the
     # regularised solve lets them.
-    assert earlier.anchor is not None
+    assert list(earlier.anchors) == [2]
 
 
 def test_the_unedited_models_statistics_are_collected_once(llama, method, monkeypatch):
@@ -155,7 +156,7 @@ def test_undoing_part_of_a_batch_solves_it_again(llama, method):
         assert session.requests == REQUESTS[:2]
         torch.testing.assert_close(session.earlier().written[1].keys, written.keys[:2])
         session.undo(2)
-        with pytest.raises(UpdateError, match="no edits yet"):
+        with pytest.raises(UpdateError, match="This session has no edits"):
             _ = session.update
         with pytest.raises(UpdateError, match="There are 0 edits in this session; 1 cannot be undone"):
             session.undo()
@@ -311,9 +312,125 @@ def test_a_batch_that_fails_leaves_the_earlier_ones_in_place(llama, method):
 def test_stabilisers_see_the_whole_session(llama, method):
     with edit.EditSession(llama, method(stabilisers=(NAS(), PRUNE()))) as session:
         edited(session, REQUESTS[:2])
-        anchor = session.earlier().anchor
+        anchors = dict(session.earlier().anchors)
         edited(session, REQUESTS[2:])
-        assert session.earlier().anchor == anchor
+        assert session.earlier().anchors == anchors
+
+
+def test_every_stage_has_an_anchor_of_its_own(llama, method):
+    asked = []
+
+    class Recorded(NAS):
+        def values(self, values, anchor):
+            asked.append((reference_norm(values), anchor))
+            return super().values(values, anchor)
+
+    with edit.EditSession(llama, method(stabilisers=(BLUE(), Recorded()))) as session:
+        edited(session, REQUESTS[:2], REQUESTS[2:])
+    assert [anchor for _, anchor in asked[:2]] == [None, None]
+    assert [anchor for _, anchor in asked[2:]] == [norm for norm, _ in asked[:2]]
+    assert asked[0][0] != pytest.approx(asked[1][0], rel=1e-3)
+
+
+def test_romes_anchor_is_of_values_found_on_the_model_as_it_is(llama, method):
+    own = method("ROME", stabilisers=(NAS(),))
+    clean = reference_norm(own.values_for(llama, REQUESTS[:3], progress=False))
+    fitted = own.fit_with(llama, REQUESTS[:3], progress=False)
+    assert fitted.anchors == {1: pytest.approx(clean, rel=1e-5)}
+
+
+def test_a_closed_session_keeps_its_update_and_edits_no_more(llama, method):
+    before = prints(llama)
+    with edit.EditSession(llama, method()) as session:
+        edited(session, REQUESTS[:2])
+        update = session.update
+    assert session.update is update
+    for ask in (lambda: session.edit(REQUESTS[2]), session.undo, lambda: session.remove("f0"),
+                lambda: session.export("nowhere")):  # fmt: skip
+        with pytest.raises(UpdateError, match="This session is closed"):
+            ask()
+    session.close()
+    assert prints(llama) == before
+
+
+def test_a_replacement_that_fails_leaves_what_was_there(llama, method, tmp_path):
+    tower = REQUESTS[0].fact
+    new = EditRequest(dataclasses.replace(tower, id="new"), "London")
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        after = edited(session, REQUESTS[:2])
+        sound = session._fitting
+        session._fitting = dataclasses.replace(
+            sound, objective=dataclasses.replace(OBJECTIVE, learning_rate=float("inf"))
+        )
+        with pytest.raises(NumericsError, match="loss is nan"):
+            session.edit(new, on_conflict="replace", progress=False)
+        assert session.requests == REQUESTS[:2]
+        assert torch.equal(weight(llama), after)
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as again:
+        assert again.requests == REQUESTS[:2]
+
+
+def test_one_request_may_replace_several_and_several_one(llama, method):
+    tower = REQUESTS[0].fact
+    asked = EditRequest(dataclasses.replace(tower, id="asked"), "Rome")
+    named = EditRequest(dataclasses.replace(tower, prompt="The city of {} is", relation="city", id="named"), "Rome")
+    both = EditRequest(dataclasses.replace(tower, relation="city", id="both"), "London")
+    with edit.EditSession(llama, method()) as session:
+        edited(session, [asked, named, REQUESTS[1]])
+        session.edit(both, on_conflict="replace", progress=False)
+        assert session.requests == [REQUESTS[1], both]
+        session.edit([asked, named], on_conflict="replace", progress=False)
+        assert session.requests == [REQUESTS[1], asked, named]
+
+
+def test_prefixes_are_those_of_the_unedited_model(llama, method):
+    own = method(prefixes=None, prefix_lengths=((4, 2),))
+    expected = edit.sample_prefixes(llama, ((4, 2),))[1:]
+    with edit.EditSession(llama, own) as session:
+        edited(session, REQUESTS[:2], REQUESTS[2:])
+        assert [batch["info"]["prefixes"] for batch in session.log] == [expected, expected]
+
+
+@pytest.mark.parametrize("stabiliser", [RECT(), PRUNE()], ids=["RECT", "PRUNE"])
+def test_romes_stabilisers_act_on_each_request_also_when_solved_again(stabiliser, llama, method):
+    own = method("ROME", stabilisers=(stabiliser,))
+    with edit.EditSession(llama, own) as session:
+        expected = edited(session, REQUESTS[:2])
+        session.undo(2)
+        edited(session, REQUESTS[:3])
+        session.undo(1)
+        found = weight(llama)
+        original = weight(llama) - session.update.delta(session.update.parameters[0])
+    assert (found - expected).norm() < 1e-4 * (expected - original).norm()
+
+
+def test_kn_with_a_stabiliser_cannot_take_an_edit_out_of_the_middle(llama):
+    own = KN(steps=2, share=0.3, prefix_lengths=((2, 2),), most=2, stabilisers=(RECT(),))
+    with edit.EditSession(llama, own) as session:
+        after = edited(session, REQUESTS[:1], REQUESTS[1:2])
+        with pytest.raises(UpdateError, match=r"KN in this form cannot solve .* undo whole batches"):
+            session.remove("f0")
+        assert torch.equal(weight(llama), after)
+        session.undo()
+        assert session.requests == REQUESTS[:1]
+
+
+def test_what_a_batch_adds_is_added_once(llama, method, monkeypatch):
+    with edit.EditSession(llama, method()) as session:
+        edited(session, *([request] for request in REQUESTS[:4]))
+        joins = []
+        real = LowRank.joined
+        monkeypatch.setattr(LowRank, "joined", lambda self, other: joins.append(1) or real(self, other))
+        edited(session, REQUESTS[4:])
+        assert len(joins) == 2  # one for each layer
+        monkeypatch.undo()
+        memory = session.earlier()
+        session._known = ((), EarlierEdits())
+        again = session.earlier()
+    for name, change in memory.changes.items():
+        torch.testing.assert_close(change.dense(), again.changes[name].dense(), rtol=0, atol=0)
+    assert torch.equal(memory.written[1].keys, again.written[1].keys)
+    assert memory.anchors == again.anchors
 
 
 def test_the_edited_model_can_be_exported(llama, method, tmp_path):

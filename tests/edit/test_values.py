@@ -73,6 +73,9 @@ def test_equals_whole_passes_where_the_model_cannot_be_resumed(model, monkeypatc
     with pytest.warns(UserWarning, match="cannot be resumed"):
         value = found(model)
     assert_equals_literal(value, literal(model))
+    with pytest.warns(UserWarning, match="cannot be resumed"):
+        near = found(model, precision="bfloat16")
+    assert near.losses == pytest.approx(value.losses, abs=0.05)
 
 
 def test_keys_and_outputs_are_those_of_the_texts_alone(model):

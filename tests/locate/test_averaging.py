@@ -119,10 +119,41 @@ def test_heads_are_averaged_like_states(alone, tmp_path):
     np.testing.assert_allclose(figure.axes[0].collections[0].get_array(), last.transpose("head", "layer"))
     with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_heads(role="end")
+    with pytest.raises(SiteError, match=r"There are averages of .*mlp.* by .*found 'attn'|single heads alone"):
+        average.peak("attn", "last token")
     if alone:
         for ask in (lambda: average.effect, average.plot, lambda: average.peak("mlp", "last token")):
             with pytest.raises(SiteError, match="single heads alone; see head_effect"):
                 ask()
+
+
+@pytest.mark.parametrize("kinds", [["mlp"], ["mlp", "attn"], ["resid", "mlp", "attn"]])
+@pytest.mark.parametrize("label", ["logit({answer}) − logit({new})", "rank of {answer}"])
+def test_units_of_any_length_fit(kinds, label):
+    generator = np.random.default_rng(0)
+    scores = xr.DataArray(
+        generator.uniform(100, 300, size=(len(kinds), 9, 3)), dims=("kind", "position", "layer"),
+        coords={"kind": kinds, "position": range(9), "layer": range(3)},
+    )  # fmt: skip
+    traces = [
+        tiny.made_up_trace(
+            scores + shift, clean=1.0, corrupted=310.0, answer=" x", tokens=tuple(f" t{i}" for i in range(9)),
+            span=(1, 5), metrics={"probability": label},
+        )
+        for shift in range(3)
+    ]  # fmt: skip
+    average = locate.average_traces(traces)
+    figure = average.plot()
+    check_fits(figure)
+    check_fits(average.plot_lines())
+    # No effect is white, though here what restores most has the lowest number.
+    mesh = figure.axes[0].collections[0]
+    assert mesh.get_clim()[1] == 0
+    assert min(mesh.cmap(1.0)[:3]) > 0.98
+    assert max(mesh.cmap(0.0)[:3]) < 0.6
+    figure = traces[0].plot()
+    check_fits(figure)
+    assert min(figure.axes[0].collections[0].cmap(1.0)[:3]) > 0.98
 
 
 def test_only_like_is_averaged_with_like():
@@ -132,6 +163,9 @@ def test_only_like_is_averaged_with_like():
         locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, window=10)])
     with pytest.raises(LocateError, match="differ in their direction: break, restore"):
         locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, direction="break")])
+    for how in ({"corruption": "ZeroEmbedding"}, {"precision": "bfloat16"}, {"scale": 5.0}):
+        with pytest.raises(LocateError, match=f"differ in their {next(iter(how))}: "):
+            locate.average_traces([trace(ramp(6), (1, 3), 6), trace(ramp(6), (1, 3), 6, **how)])
     with pytest.raises(SiteError, match=r"have no heads; the traces were made with kinds=\['mlp'\]"):
         locate.average_traces([trace(ramp(6), (1, 3), 6)]).plot_heads()
 
@@ -155,6 +189,8 @@ def test_saving_loading_and_figures(tmp_path):
     there = ["last subject token", "last token"]
     assert [label.get_text() for label in ends.plot().axes[0].get_yticklabels()] == there
     assert [text.get_text() for text in ends.plot_lines().legends[0].get_texts()] == there
+    with pytest.raises(SiteError, match="No fact has a token of the role 'further tokens'"):
+        ends.peak("mlp", "further tokens")
     assert ends.plot().get_suptitle().startswith("Gaussian noise, 2 facts: ")
     with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_lines(roles=["end"])

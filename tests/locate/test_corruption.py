@@ -150,3 +150,5 @@ def test_rows_of_several_prompts_are_each_corrupted_in_their_own_place():
 def test_embedding_std_takes_facts_or_prompts():
     known = subject_embeddings(model(), [locate.encode_fact(model(), fact) for fact in REFERENCE])
     assert locate.embedding_std(model(), REFERENCE) == pytest.approx(float(known.std()))
+    with pytest.raises(LocateError, match="embedding_std needs at least one prompt or fact"):
+        locate.embedding_std(model(), [])

@@ -77,6 +77,25 @@ def test_a_token_that_may_attend_to_nothing_keeps_itself():
     )
 
 
+def test_a_query_keeps_itself_where_its_whole_sliding_window_is_blocked():
+    bridge = model("mistral")  # a window of six tokens
+    prompt = locate.encode_fact(bridge, FACT)
+    last = len(prompt.tokens) - 1
+    assert last > 8
+    seen = range(last - 5, last + 1)
+    found = locate.attention_knockout(bridge, FACT, source=list(seen), target="last", window=1, progress=False)
+    for layer in range(4):
+        expected = literal("mistral", [last], [key for key in seen if key != last], [layer])
+        assert float(found.values[0, layer]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_source_after_every_target_is_warned_about():
+    with pytest.warns(UserWarning, match="No target stands at or after the source 'last', so nothing flows from it"):
+        found = locate.attention_knockout(model("llama"), FACT, source="last", target=[0, 1], progress=False)
+    np.testing.assert_allclose(found.values, found.clean, rtol=1e-4)
+    assert found.info["window"] == 4  # all layers of a model that has no nine
+
+
 def test_changes_are_relative_and_metrics_can_be_several():
     found = locate.attention_knockout(
         model("llama"), FACT, window=2, metric=["probability", "logit_diff"], progress=False

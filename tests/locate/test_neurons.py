@@ -86,3 +86,5 @@ def test_bad_input():
     scores = locate.knowledge_neurons(model, FACT, steps=1, progress=False)
     with pytest.raises(locate.SiteError, match=r"There is no fact 3: these scores are of 1 fact"):
         scores.refined(3)
+    with pytest.raises(locate.SiteError, match=r"There is no fact 3: these scores are of 1 fact"):
+        scores.top(fact=3)

@@ -89,6 +89,58 @@ def test_paths_name_their_receivers():
     assert figure.axes[0].get_title() == "paths to a3.h1.q corrupted in the clean run"
 
 
+def test_named_senders_are_bars():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = locate.path_patch(
+            model(), FACT, locate.TokenSwap("Rome"), senders=["a1.h2", "m0"], metric="logit_diff", progress=False
+        )
+    for values, expected, start in (("score", found.scores, 1.0), ("value", found.values, found.clean)):
+        figure = plot_patches(found, values=values)
+        check_fits(figure)
+        bars = figure.axes[0].patches
+        np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in bars], expected.values, rtol=1e-5)
+        np.testing.assert_allclose([bar.get_x() for bar in bars], start)
+        assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["a1.h2", "m0"]
+
+
+def test_a_single_row_or_layer_is_drawn_whole():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        last = locate.patch(model(), FACT, locate.TokenSwap("Rome"), positions="last", layers=[2], progress=False)
+        mlps = locate.path_patch(model(), FACT, locate.TokenSwap("Rome"), senders="mlps", progress=False)
+        receivers = [f"a3.h{head}.{side}" for head in range(2) for side in "qkv"]
+        many = locate.path_patch(model(), FACT, locate.TokenSwap("Rome"), receivers=receivers, progress=False)
+    for found in (last, mlps, many):
+        check_fits(found.plot())
+
+
+def test_prompts_that_differ_lend_no_words_to_each_other():
+    other = Fact(prompt="I think that {} is in", subject="Paris", target="Rome", target_new="Europe")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = locate.patch(
+            model(), [FACT, other], locate.ZeroEmbedding(), metric="logit_diff", progress=False
+        )  # fmt: skip
+    figure = found.plot()
+    assert figure.get_suptitle().startswith("logit(answer) − logit(new answer): ")
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    prompt = locate.encode_fact(model(), FACT)
+    shared = [tiny.tokenizer().decode([token]).strip() for token in prompt.tokens.tolist()]
+    start, end = prompt.subject_span
+    assert labels[:start] + labels[end:] == shared[:start] + shared[end:]
+    assert labels[start:end] == [f"[{place}]*" for place in range(start, end)]
+
+
+def test_divergences_change_absolutely():
+    found = locate.attention_knockout(model(), FACT, window=2, metric="kl_divergence", progress=False)
+    assert not found.is_relative
+    np.testing.assert_allclose(found.change, found.values, atol=1e-6)
+    figure = found.plot()
+    check_fits(figure)
+    assert "[%]" not in figure.axes[0].get_ylabel()
+
+
 def test_knockouts_are_lines_or_maps():
     lines = locate.attention_knockout(
         model(), FACT, source={"subject": "subject", "last": "last"}, window=2, progress=False

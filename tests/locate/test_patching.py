@@ -300,6 +300,8 @@ def test_the_table_names_sites_and_tokens():
     ({"sites": "attn_head_z", "units": [9]}, SiteError, "The head 9 is out of range"),
     ({"sites": "mlp_neurons", "units": [10**6]}, SiteError, "The neuron 1000000 is out of range"),
     ({"units": [0]}, SiteError, "resid_pre has no heads or neurons"),
+    ({"sites": "attn_head_z", "units": []}, SiteError, "units: give at least one head"),
+    ({"positions": "subject_last"}, SiteError, "has no 'subject_last' tokens; it has no subject"),
     ({"by": ["head"]}, SiteError, "resid_pre has no 'head'"),
     ({"sites": "attn_head_z", "by": ["layer"]}, SiteError, "told apart by head at least"),
     ({"direction": "both"}, SiteError, "direction must be one of"),
@@ -344,6 +346,38 @@ def test_prompts_that_do_not_fit_are_refused():
         encode(model("llama"), np.array([1, 2]))
     with pytest.raises(FactError, match="Token ids must be integers, found torch"):
         encode(model("llama"), [1.0, 2.0])
+
+
+def test_named_positions_must_be_the_same_in_all_prompts():
+    middle = Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new="Rome")
+    early = Fact(prompt="I think {} that is in", subject="London", target="Paris", target_new="Rome")
+    options = {"metric": "probability", "progress": False}
+    with pytest.raises(FactError, match=r"positions='subject_last' are tokens \[\d+\] of 'I think that London"):
+        locate.patch(model("llama"), [middle, early], locate.ZeroEmbedding(), positions="subject_last", **options)
+    found = locate.patch(model("llama"), [middle, early], locate.ZeroEmbedding(), positions=["last", 0], **options)
+    assert found.values["position"].values.tolist() == [0, len(found.info["tokens"]) - 1]
+    assert found.info["subject_span"] == [0, 0]
+
+
+def test_the_usual_metric_needs_answers_that_differ_in_their_first_token():
+    same = Fact(prompt="I think that {} is in", subject="London", target="Paris too", target_new="Paris France")
+    other = Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new="Rome")
+    found = [
+        locate.patch(model("llama"), fact, locate.ZeroEmbedding(), layers=[0], progress=False) for fact in (same, other)
+    ]
+    assert [one.metric for one in found] == ["probability", "logit_diff"]
+
+
+def test_a_float16_model_is_not_run_in_bfloat16():
+    half = tiny.bridge("llama", dtype=torch.float16)
+    fact = Fact(prompt="I think that {} is in", subject="London", target="Paris")
+    for ask in (
+        lambda: locate.patch(half, fact, locate.ZeroEmbedding(), precision="bfloat16"),
+        lambda: locate.causal_trace(half, fact, precision="bfloat16"),
+        lambda: locate.attention_knockout(half, fact, precision="bfloat16"),
+    ):
+        with pytest.raises(LocateError, match="A float16 model cannot be run in bfloat16"):
+            ask()
 
 
 def test_token_ids_may_be_a_list():

@@ -502,6 +502,8 @@ def test_heads_have_tables_of_their_own():
     mixed = both.to_dataframe()
     assert len(mixed) == both.scores.size + both.head_scores.size
     assert mixed.loc[mixed["kind"] == "mlp", "head"].isna().all()
+    with pytest.raises(SiteError, match="This trace has no 'mlp' scores"):
+        heads.best()
     for ask in (lambda: heads.scores, lambda: heads.standard_error, heads.plot):
         with pytest.raises(SiteError, match="single heads alone; see head_scores, and plot_trace_heads"):
             ask()
