@@ -69,7 +69,7 @@ def plot_patches(
     if "receivers" in patches.info:
         title = f"paths to {', '.join(patches.info['receivers'])}"
     if "sender" in shown.dims:
-        return _plot_senders(patches, shown, title, unit_of(patches, values), figsize)
+        return _plot_senders(patches, shown, title, _unit_of(patches, values), figsize)
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
         if position is None or position % len(patches.info["tokens"]) not in places:
@@ -82,11 +82,11 @@ def plot_patches(
     restoring = patches.info["direction"] == "restore"
     corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
     centre = corrupted if restoring else clean
-    unit = unit_of(patches, values)
+    unit = _unit_of(patches, values)
     rows = [str(dim) for dim in shown.dims if dim != "layer"]
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
-    height = 1.5 + 0.16 * min(len(table), 40)
+    height = 1.5 + 0.16 * min(max(len(table), 5), 40)
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (4.2, height), layout="constrained")
         axes = figure.subplots()
@@ -118,7 +118,7 @@ def plot_patches(
     return figure
 
 
-def unit_of(patches: Patches, values: str) -> str:
+def _unit_of(patches: Patches, values: str) -> str:
     """What the colours or bars of a figure say."""
     if values == "score":
         return "normalised score (0 corrupted, 1 clean)"
@@ -174,6 +174,7 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
                 axes.set_title(fitted(f"{knockout.info['target']} ↛ {source}", 1.8), parse_math=False)
                 meshes.append((mesh, axes))
             add_units(figure, meshes, unit)
+            panels[0].invert_yaxis()  # shared by all
             panels[0].set_ylabel("head")
             panels[0].set_yticks(range(change.sizes["head"]))
         else:

@@ -101,7 +101,7 @@ def head_figure(
 ) -> Figure:
     """A heat map of single heads, heads down and layers across, even about zero."""
     with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * len(values)), layout="constrained")
+        figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * max(len(values), 5)), layout="constrained")
         axes = figure.subplots()
         mesh = heat_map(axes, values, cmap, -reach, reach)
         axes.set_ylabel("head")

@@ -66,7 +66,7 @@ def plot_trace(
     broken = trace.info["direction"] == "break"
     falling = (trace.total_effect < 0) != (effect == "score" and broken)
     labels = _token_labels(trace)
-    size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * len(labels))
+    size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * max(len(labels), 5))
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
