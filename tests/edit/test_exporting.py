@@ -145,7 +145,7 @@ def test_refuses_what_is_in_the_way(model, tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UpdateError, match=r"is a file\. Give the name of a new folder"):
         export(model, None, tmp_path / "file", overwrite=True)
-    with pytest.raises(UpdateError, match=r"is not empty. Choose another, or pass overwrite=True"):
+    with pytest.raises(UpdateError, match=r"is not empty. Choose another, or overwrite it"):
         export(model, None, tmp_path)
     with pytest.raises(UpdateError, match="does not hold a model"):
         export(model, None, tmp_path, overwrite=True)
