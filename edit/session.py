@@ -174,9 +174,9 @@ class EditSession:
         Raises:
             UpdateError: there are not so many edits, or the method cannot solve a batch again.
         """
+        self._check_open()
         if not 1 <= n <= len(self.requests):
             raise UpdateError(f"There are {len(self.requests)} edits in this session; {n} cannot be undone.")
-        self._check_open()
         gone = self.requests[-n:]
         batches, left = list(self._batches), n
         while left and len(batches[-1].requests) <= left:
@@ -243,8 +243,9 @@ class EditSession:
         if isinstance(method, KN) or self._fitting is not method:
             return
         with self._unedited():
-            known = method.statistics or method.statistics_for(self.model, self._layer, progress=progress)
-            prefixes = method.prefixes
+            known, prefixes = method.statistics, method.prefixes
+            if known is None:
+                known = method.statistics_for(self.model, self._layer, progress=progress)
             if prefixes is None:
                 prefixes = tuple(sample_prefixes(self.model, method.prefix_lengths, method.seed)[1:])
             self._fitting = replace(method, statistics=known, prefixes=prefixes)
@@ -330,12 +331,13 @@ class EditSession:
         earlier = self._memory(batches[:index])
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
+        downs = {layer: down_projection(self.model, layer) for layer in batch.written}
+        with self._unedited():
+            originals = {layer: matrix_of(down) for layer, down in downs.items()}
         for layer, one in batch.written.items():
-            down = down_projection(self.model, layer)
             own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
-            with self._unedited():
-                original = matrix_of(down)
-            deltas[down.name], written[layer] = written_again(self._fitting, own, down, original, earlier), own
+            delta = written_again(self._fitting, own, downs[layer], originals[layer], earlier)
+            deltas[downs[layer].name], written[layer] = delta, own
         return replace(batch, requests=requests, deltas=deltas, written=written, file=None)
 
     def _memory(self, batches: Sequence[Batch]) -> EarlierEdits:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -21,8 +20,10 @@ class Stabiliser:
     ((3, 4, 5),)
     """
 
-    # Whether it wants the mean norm of values found on the unedited model.
-    anchored: ClassVar[bool] = False
+    @property
+    def anchored(self) -> bool:
+        """Whether it wants the mean norm of values found on the unedited model."""
+        return False
 
     def objective(self, objective: ValueObjective) -> ValueObjective:
         """How values are optimised."""
@@ -66,13 +67,16 @@ class NAS(Stabiliser):
     (NAS(norm=None),)
     """
 
-    anchored: ClassVar[bool] = True
-
     norm: float | None = None
 
     def __post_init__(self) -> None:
         if self.norm is not None and not self.norm > 0:
             raise NumericsError(f"norm: must be positive, found {self.norm}.")
+
+    @property
+    def anchored(self) -> bool:
+        """Where no norm is given."""
+        return self.norm is None
 
     def values(self, values: Sequence[Value], anchor: float | None) -> list[Value]:
         """The values with their MLP parts rescaled."""

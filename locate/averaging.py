@@ -77,6 +77,11 @@ class AverageTrace:
         """How many facts were averaged."""
         return int(self.info["facts"])
 
+    @property
+    def roles(self) -> list[str]:
+        """Those that any fact has a visited token of."""
+        return [role for role in ROLES if int(self.data["count"].sel(role=role))]
+
     def peak(self, kind: str, role: str) -> tuple[int, float, float, float]:
         """The layer of the largest effect in the direction of the total effect, the effect, and its interval.
 
@@ -92,7 +97,7 @@ class AverageTrace:
                 f"There are averages of {', '.join(kinds)} by {', '.join(ROLES)}; found {kind!r}, {role!r}."
             )
         own = own.sel(kind=kind, role=role)
-        if bool(own["effect"].isnull().all()):
+        if role not in self.roles:
             raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
         best = own.isel(layer=int(restoring(own["effect"], self.total_effect[0]).argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])

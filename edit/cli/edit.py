@@ -12,6 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.benchmarks import load_counterfact, load_zsre
 from edit.cli.facts import one_fact
+from edit.cli.jobs import describe_run
 from edit.cli.methods import (
     CorpusOption,
     LayersOption,
@@ -42,12 +43,11 @@ from edit.exporting import export as export_model
 from edit.methods import KN, LocateThenEdit
 from edit.requests import EditRequest
 from edit.session import EditSession
-from edit.weights import model_fingerprint
 from locate.bundled import DEFAULT_MODEL
 from locate.errors import DataError
 from locate.facts import load_facts
 from locate.loading import load_model
-from locate.runs import RunFolder, fingerprint
+from locate.runs import RunFolder
 from locate.storage import save_json, to_plain
 
 _COLUMNS = ["probe", "prompt", "generation", "probability_new", "probability_true", "success"]
@@ -113,18 +113,10 @@ def run(
         requests = _requests(facts, form, limit)
         folder = out or Path(f"runs/edit-{facts.stem}-{method}")
         bridge = load_model(model)
-        with RunFolder.open(folder, _description(model, bridge, requests, method, batch_size)):
+        # The method's own options stand in the session's description.
+        description = describe_run("edit", model, bridge, requests, {"method": method, "batch_size": batch_size})
+        with RunFolder.open(folder, description):
             _edit_many(bridge, own, requests, folder, batch_size, place, as_json, console)
-
-
-def _description(
-    name: str, bridge: TransformerBridge, requests: Sequence[EditRequest], method: str, batch_size: int | None
-) -> dict[str, Any]:
-    """What the files of a folder belong to; the method's own options stand in its session's."""
-    return {
-        "command": "edit", "model": {"name": name, "fingerprint": model_fingerprint(bridge)}, "method": method,
-        "requests": {"count": len(requests), "fingerprint": fingerprint(requests)}, "batch_size": batch_size,
-    }  # fmt: skip
 
 
 def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:

@@ -20,13 +20,13 @@ Result = TypeVar("Result")
 
 
 def describe_run(
-    command: str, model: str, bridge: TransformerBridge, chosen: Chosen, options: dict[str, Any]
+    command: str, model: str, bridge: TransformerBridge, facts: Sequence[Any], options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that a run's results depend on; a folder with another description is another run's."""
+    """Everything that a run over facts, or requests, depends on; a folder with another description is another run's."""
     return {
         "command": command,
         "model": {"name": model, "fingerprint": model_fingerprint(bridge)},
-        "facts": {"count": len(chosen.cases), "fingerprint": fingerprint(chosen.facts)},
+        "facts": {"count": len(facts), "fingerprint": fingerprint(facts)},
         "options": options,
     }
 

@@ -148,7 +148,7 @@ def run(
         if chosen.name is None:
             _patch_one(bridge, chosen.cases[0], against, options, out or Path("runs/patch"), as_json, console)
             return
-        description = describe_run("patch", model, bridge, chosen, {**options, "corruption": _describe(against)})
+        description = describe_run("patch", model, bridge, chosen.facts, {**options, "corruption": _describe(against)})
         with RunFolder.open(out or Path(f"runs/patch-{chosen.name}"), description) as folder:
             work_off(
                 folder,
@@ -161,9 +161,9 @@ def run(
             if figures or len(chosen.cases) == 1:
                 for key, patches in done.items():
                     _save_figure(patches, folder.path / "patches", key)
-            mean = _mean(list(done.values()))
-            left_out = sum(not np.isfinite(patches.scores.values).all() for patches in done.values())
-            if left_out:
+            scored = [patches for patches in done.values() if np.isfinite(patches.scores.values).all()]
+            mean = _mean(scored)
+            if left_out := len(done) - len(scored):
                 console.print(f"{left_out} of {len(done)} facts have equal ends, and no score that could be averaged.")
             summary = {**summarise(folder, chosen, description), "mean_score": _table_of(mean)}
             if mean is not None:
@@ -262,7 +262,6 @@ def _save_figure(patches: Patches, folder: Path, name: str) -> None:
 
 def _mean(several: Sequence[Patches]) -> xr.Dataset | None:
     """Mean normalised scores over facts, where the sites of all facts can be told to be the same."""
-    several = [patches for patches in several if np.isfinite(patches.scores.values).all()]
     tables = [patches.scores for patches in several]
     # Positions differ from prompt to prompt; a single one, such as the last, plays the same part in each.
     if all(table.sizes.get("position") == 1 for table in tables):

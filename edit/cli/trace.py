@@ -122,7 +122,8 @@ def run(
         if chosen.name is None:
             _trace_one(bridge, chosen.cases[0], how, out or Path("runs/trace"), as_json, console)
             return
-        description = describe_run("trace", model, bridge, chosen, {**options, "corruption": describe_corruption(made)})
+        described = {**options, "corruption": describe_corruption(made)}
+        description = describe_run("trace", model, bridge, chosen.facts, described)
         size = max(1, ROWS_AT_A_TIME // made.samples)
         with RunFolder.open(out or Path(f"runs/trace-{chosen.name}"), description) as folder:
             work_off(
@@ -216,14 +217,14 @@ def _average(traces: list[Trace], folder: Path) -> dict[str, AverageTrace]:
         if "effect" in average.data:
             save_figure(average.plot(), folder, name)
             save_figure(average.plot_lines(), folder, f"{name}_lines")
-        for role in _roles(average) if "head_effect" in average.data else ():
+        for role in average.roles if "head_effect" in average.data else ():
             save_figure(average.plot_heads(role=role), folder, f"{name}_heads_{role.replace(' ', '_')}")
     return averages
 
 
 def _peaks(average: AverageTrace) -> dict[str, Any]:
     """The largest average effect of every kind and role of the token, with its layer and interval."""
-    roles, named = _roles(average), ("layer", "effect", "low", "high")
+    roles, named = average.roles, ("layer", "effect", "low", "high")
     kinds = [str(kind) for kind in average.data["kind"].values] if "effect" in average.data else []
     peaks = {kind: {role: dict(zip(named, average.peak(kind, role), strict=True)) for role in roles} for kind in kinds}
     if "head_effect" in average.data:
@@ -233,11 +234,6 @@ def _peaks(average: AverageTrace) -> dict[str, Any]:
         "total_effect": dict(zip(("mean", "low", "high"), average.total_effect, strict=True)),
         "peaks": peaks,
     }
-
-
-def _roles(average: AverageTrace) -> list[str]:
-    """Those that any fact has a token of."""
-    return [str(role) for role in average.data["role"].values if int(average.data["count"].sel(role=role))]
 
 
 def _table(average: AverageTrace) -> Table:

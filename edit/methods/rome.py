@@ -93,10 +93,11 @@ class ROME(LocateThenEdit):
         changes, delta, written = dict(earlier.changes), None, None
         edits: list[dict[str, Any]] = []
         values: list[Value] = []
-        anchors = earlier.anchors
+        anchors, found = earlier.anchors, list[Value]()
         if at not in anchors and any(stabiliser.anchored for stabiliser in self.stabilisers):
             # All on the model as it is: later values of the batch are found on an edited one.
-            anchors = {at: reference_norm(self._values(model, contexts, at, progress))}
+            found = self._values(model, contexts, at, progress)
+            anchors = {at: reference_norm(found)}
 
         def edited() -> Any:
             return nullcontext() if delta is None else WeightUpdate.make(
@@ -105,7 +106,8 @@ class ROME(LocateThenEdit):
         pairs = zip(requests, contexts, strict=True)
         for request, batch in tqdm(pairs, "ROME", total=len(requests), disable=not progress, delay=1):
             with edited():
-                (value,) = self._values(model, [batch], at, progress=False)
+                # The first is found on the model as it is in any case.
+                (value,) = found[:1] if found and not values else self._values(model, [batch], at, progress=False)
                 values.append(value)
                 own, one = self._write(
                     down, request, value, statistics, replace(earlier, changes=changes, anchors=anchors)
@@ -126,9 +128,7 @@ class ROME(LocateThenEdit):
     ) -> WeightUpdate:  # fmt: skip
         at = self.resolve_layer(model, where)
         down = down_projection(model, at)
-        delta, _ = self._write(
-            down, request, value, statistics[at], EarlierEdits(anchors={at: reference_norm([value])})
-        )
+        delta, _ = self._write(down, request, value, statistics[at], EarlierEdits())
         info = self._info([at], prefixes, statistics, [described_edit(request, value)])
         return WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
 

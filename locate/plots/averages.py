@@ -44,7 +44,7 @@ def plot_average(
     >>> figure = average.plot()
     """
     wanted = _wanted(average, kinds)
-    roles = _present(average)
+    roles = average.roles
     effect = average.effect.sel(kind=wanted, role=roles)
     low, high = min(0.0, float(effect.min())), max(0.0, float(effect.max()))
     falling = average.total_effect[0] < 0
@@ -53,7 +53,7 @@ def plot_average(
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
         meshes = []
         for kind, axes in zip(wanted, panels, strict=True):
-            hue = even_lightness(HUES[kind], falling=falling)
+            hue = even_lightness(HUES[kind], reverse=falling)
             meshes.append((heat_map(axes, effect.sel(kind=kind).values, hue, low, high), axes))
             axes.set_title(_title(average, kind))
         add_units(figure, meshes, _unit(average))
@@ -85,7 +85,7 @@ def plot_average_lines(
     >>> figure = average.plot_lines(roles=["last subject token", "last token"])
     """
     wanted = _wanted(average, kinds)
-    roles = _present(average) if roles is None else roles
+    roles = average.roles if roles is None else roles
     for role in roles:
         _check_role(role)
     with mpl.rc_context(STYLE):
@@ -136,16 +136,12 @@ def plot_average_heads(
     """
     _check_role(role)
     values = average.head_effect.sel(role=role).transpose("head", "layer").values
-    if np.isnan(values).all():
+    if role not in average.roles:
         raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
     return head_figure(
         values, reach=float(np.abs(values).max()), title=f"head output at the {role}", headline=_headline(average),
         unit=_unit(average), cmap=cmap, figsize=figsize,
     )  # fmt: skip
-
-
-def _present(average: AverageTrace) -> list[str]:
-    return [role for role in ROLES if int(average.data["count"].sel(role=role))]
 
 
 def _check_role(role: str) -> None:

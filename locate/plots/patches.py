@@ -68,8 +68,10 @@ def plot_patches(
     title = _TITLES.get(sites, sites)
     if "receivers" in patches.info:
         title = f"paths to {', '.join(patches.info['receivers'])}"
+    corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
+    unit = _unit_of(patches, values)
     if "sender" in shown.dims:
-        return _plot_senders(patches, shown, title, _unit_of(patches, values), figsize)
+        return _plot_senders(patches, shown, clean, title, unit, figsize)
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
         if position is None or position % len(patches.info["tokens"]) not in places:
@@ -80,9 +82,7 @@ def plot_patches(
         shown = shown.sel(position=position)
         title += f" at “{token_label(patches.info['tokens'][position], False)}”"
     restoring = patches.info["direction"] == "restore"
-    corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
     centre = corrupted if restoring else clean
-    unit = _unit_of(patches, values)
     rows = [str(dim) for dim in shown.dims if dim != "layer"]
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
@@ -111,11 +111,14 @@ def plot_patches(
         verb = "clean in the corrupted run" if restoring else "corrupted in the clean run"
         axes.set_title(fitted(f"{title} {verb}", 0.95 * figure.get_figwidth()), parse_math=False)
         add_units(figure, [(mesh, axes)], unit)
-        label = metric_label(patches.metric, patches.info, patches.info["answer"])
-        ends = f"{shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
-        add_headline(figure, f"{label}: {ends}")
+        add_headline(figure, _headline(patches))
     plt.close(figure)
     return figure
+
+
+def _headline(patches: Patches) -> str:
+    label = metric_label(patches.metric, patches.info, patches.info["answer"])
+    return f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
 
 
 def _unit_of(patches: Patches, values: str) -> str:
@@ -126,11 +129,10 @@ def _unit_of(patches: Patches, values: str) -> str:
 
 
 def _plot_senders(
-    patches: Patches, shown: xr.DataArray, title: str, unit: str, figsize: tuple[float, float] | None
+    patches: Patches, shown: xr.DataArray, start: float, title: str, unit: str, figsize: tuple[float, float] | None
 ) -> Figure:
-    """A bar for each sender, from the run that was patched."""
+    """A bar for each sender, from the run that was patched, where bars start."""
     names, numbers = [str(name) for name in shown["sender"].values], shown.values
-    start = 1.0 if unit.startswith("normalised") else patches.clean
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
         axes = figure.subplots()
@@ -141,9 +143,7 @@ def _plot_senders(
         axes.set_xlabel(fitted(unit, 0.95 * figure.get_figwidth()), parse_math=False)
         axes.set_title(fitted(f"{title} corrupted in the clean run", 0.95 * figure.get_figwidth()), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-        label = metric_label(patches.metric, patches.info, patches.info["answer"])
-        ends = f"{shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
-        add_headline(figure, f"{label}: {ends}")
+        add_headline(figure, _headline(patches))
     plt.close(figure)
     return figure
 

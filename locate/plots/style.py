@@ -59,15 +59,15 @@ def heat_map(axes: Axes, values: np.ndarray, cmap: str | Colormap, low: float, h
     return mesh
 
 
-def even_lightness(name: str, steps: int = 256, *, falling: bool = False) -> ListedColormap:
-    """A single-hue colour map resampled so that its lightness (CIE L*) falls in equal steps, or rises (``falling``)."""
+def even_lightness(name: str, steps: int = 256, *, reverse: bool = False) -> ListedColormap:
+    """A single-hue colour map resampled so that its lightness (CIE L*) falls in equal steps, or rises (``reverse``)."""
     tints = mpl.colormaps[name](np.linspace(0, 1, 1024))
     colours = np.vstack([np.linspace(np.ones(4), tints[0], 64), tints])
     srgb = colours[:, :3]
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     lightness = 116 * np.cbrt(linear @ [0.2126, 0.7152, 0.0722]) - 16
     nearest = np.searchsorted(-lightness, -np.linspace(_LIGHTEST, _DARKEST, steps))
-    return ListedColormap(colours[nearest[::-1]] if falling else colours[nearest], name=f"{name}_even")
+    return ListedColormap(colours[nearest[::-1]] if reverse else colours[nearest], name=f"{name}_even")
 
 
 def add_headline(figure: Figure, text: str) -> None:

@@ -73,7 +73,7 @@ def plot_trace(
         meshes = []
         for kind, axes in zip(wanted, panels, strict=True):
             # What has no effect is white: where a restored metric goes down, the high end.
-            hue = even_lightness(HUES[kind], falling=falling) if cmap is None else cmap
+            hue = even_lightness(HUES[kind], reverse=falling) if cmap is None else cmap
             meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
             axes.set_title(_title(trace, kind))
         add_units(figure, meshes, unit)
