@@ -134,7 +134,7 @@ def attention_knockout(
     ('source', 'layer')
     """
     n_layers = model.cfg.n_layers
-    window = min(_WINDOW, n_layers) if window is None else check_window(window, n_layers)
+    window = check_window(window, n_layers, usual=_WINDOW)
     window = 1 if heads else window
     metrics = as_metrics(metric)
     check_precision(precision, model)

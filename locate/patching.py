@@ -262,9 +262,9 @@ class _Patcher:
 
 def _best(scores: Tensor, screen: int | float) -> Tensor:
     total = scores.numel()
-    n = round(screen * total) if isinstance(screen, float) and screen < 1 else int(screen)
-    if not 1 <= n <= total:
+    n = round(screen * total) if isinstance(screen, float) and screen < 1 else screen
+    if n != int(n) or not 1 <= n <= total:
         raise LocateError(f"screen: there are {total} sites; give a number of them or a share below 1, found {screen}.")
     chosen = torch.zeros(total, dtype=torch.bool)
-    chosen[scores.flatten().topk(n).indices] = True
+    chosen[scores.flatten().topk(int(n)).indices] = True
     return chosen.view(scores.shape)

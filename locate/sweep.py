@@ -33,12 +33,17 @@ def window_layers(center: int, window: int, n_layers: int) -> range:
     return range(max(0, center - window // 2), min(n_layers, center + (window + 1) // 2))
 
 
-def check_window(window: int, n_layers: int) -> int:
-    """The window, if the model has room for it.
+def check_window(window: int | None, n_layers: int, *, usual: int = 1) -> int:
+    """The window, if the model has room for it; where none is given, the usual one, or all layers of a smaller model.
 
     Raises:
         SiteError: it has no layer, or more than the model.
+
+    >>> check_window(None, 4, usual=10)
+    4
     """
+    if window is None:
+        return min(usual, n_layers)
     if not 1 <= window <= n_layers:
         raise SiteError(f"A window of {window} layers does not fit: the model has {n_layers} layers.")
     return window

@@ -124,7 +124,7 @@ def causal_trace(
     Raises:
         FactError: the subject is not in the prompt, the target has no token, or the corruption does not fit.
         SiteError: an unknown kind, a position out of range, or a window that the model has no room for.
-        LocateError: a metric of the wrong shape, or one that is not finite.
+        LocateError: no corruption, a metric of the wrong shape, or one that is not finite.
 
     >>> fact = locate.Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
     >>> trace = locate.causal_trace(model, fact)
@@ -146,8 +146,13 @@ def causal_trace(
             f"and {direction!r}."
         )
     n_layers = model.cfg.n_layers
-    window = min(_WINDOW, n_layers) if window is None else check_window(window, n_layers)
+    window = check_window(window, n_layers, usual=_WINDOW)
     corruption = GaussianNoise() if corruption is None else corruption
+    if not isinstance(corruption, Corruption):
+        raise LocateError(
+            f"corruption must be one of locate's corruptions, such as GaussianNoise() or TokenSwap('The Colosseum'); "
+            f"found {corruption!r}."
+        )
     metrics = as_metrics(metric)
     asked = [_ask(model, one, corruption, positions) for one in facts]
     tracer = _Tracer(model, kinds, window, corruption, metrics, direction, severed, precision, budget)

@@ -311,6 +311,7 @@ def test_the_table_names_sites_and_tokens():
     ({"direction": "both"}, SiteError, "direction must be one of"),
     ({"screen": 0}, LocateError, "screen: there are"),
     ({"screen": 10**6}, LocateError, "screen: there are"),
+    ({"screen": 2.5}, LocateError, "screen: there are"),
 ])  # fmt: skip
 def test_sites_that_do_not_exist_are_refused(options, error, message):
     with pytest.raises(error, match=message):

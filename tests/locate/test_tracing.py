@@ -3,6 +3,7 @@
 import warnings
 from functools import cache
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -265,6 +266,13 @@ def test_a_corruption_without_effect_is_warned_about():
 def test_a_trace_of_nothing_is_refused():
     with pytest.raises(SiteError, match="at least one kind"):
         quiet_trace("llama", kinds=())
+
+
+def test_what_is_no_corruption_is_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
+    for corruption in ("swap", known("llama")):
+        with pytest.raises(LocateError, match="corruption must be one of locate's corruptions, such as GaussianNoise"):
+            quiet_trace("llama", corruption=corruption)
 
 
 @pytest.mark.slow
