@@ -119,6 +119,33 @@ class WeightUpdate:
         """
         return self.delta(name).norm().item()
 
+    def merge(self, *others: "WeightUpdate") -> "WeightUpdate":
+        """The sum of updates that were each made for the same weights, as one update.
+
+        Edits that were found independently interfere where their keys are alike; a session, which makes each batch
+        with the earlier ones in place, does not have that.
+
+        Raises:
+            UpdateError: two were made for different values of a parameter, as an edit made after another one is.
+
+        >>> update.merge(update).rank == 2 * update.rank
+        True
+        """
+        deltas, before = dict(self.deltas), dict(self.before)
+        for other in others:
+            for name, delta in other.deltas.items():
+                if before.setdefault(name, other.before[name]) != other.before[name]:
+                    raise UpdateError(
+                        f"{other!r} was made for other values of {name} than {self!r}, so their changes do not add up. "
+                        "Fit all of them on the same model, or edit one after the other in an EditSession."
+                    )
+                deltas[name] = deltas[name].joined(delta) if name in deltas else delta
+        everything = (self, *others)
+        return WeightUpdate(
+            deltas=deltas, before=before, method=" + ".join(dict.fromkeys(one.method for one in everything)),
+            info={"merged": [{"method": one.method, **one.info} for one in everything]},
+        )  # fmt: skip
+
     def is_applied(self, model: TransformerBridge) -> bool:
         """Whether this update is in the model's weights."""
         return model in self._kept

@@ -99,6 +99,29 @@ def test_apply_keeps_the_parameter_object_and_its_gradient_flag(model):
     assert parameter.grad_fn is None
 
 
+def test_merged_updates_add_up(model, tmp_path):
+    one, other = make(model, layers=(0, 1), seed=1, asked="one"), make(model, layers=(1, 2), seed=2, rank=2)
+    merged = one.merge(other)
+    for layer in (0, 1, 2):
+        name = down_projection(model, layer).name
+        expected = sum(update.delta(name) for update in (one, other) if name in update.deltas)
+        torch.testing.assert_close(merged.delta(name), expected)
+    assert (merged.method, merged.rank) == ("test", 3)
+    assert merged.info == {"merged": [{"method": "test", "asked": "one"}, {"method": "test"}]}
+    before = prints(model)
+    with load_update(merged.save(tmp_path / "merged.safetensors")).applied(model):
+        assert prints(model) != before
+    assert prints(model) == before
+
+
+def test_updates_of_different_states_are_not_merged(model):
+    first = make(model, layers=(0, 1), seed=1)
+    with first.applied(model):
+        second = make(model, layers=(1, 2), seed=2)
+    with pytest.raises(UpdateError, match=r"was made for other values of .*layers.1.*in an EditSession"):
+        first.merge(second)
+
+
 def test_context_manager_reverts(model):
     before = prints(model)
     update = make(model)
