@@ -105,9 +105,10 @@ class KN(EditingMethod):
             )  # fmt: skip
             sites = self._neurons(scores, places.get(index, 0), allowed)
             if not sites:
+                where = "" if allowed is None else f" of layers {sorted(allowed)}"
                 raise NumericsError(
-                    f"{request.describe()}: no neuron of layers {sorted(allowed or ())} passes {self.threshold} of the "
-                    "largest attribution for any prompt. Lower the threshold, or allow more layers."
+                    f"{request.describe()}: no neuron{where} passes {scores.info['threshold']} of the largest "
+                    "attribution for any prompt. Lower the threshold, or allow more layers."
                 )
             old, new = (int(encode_target(model, fact.text, t)[0]) for t in (fact.target, request.target_new))
             vectors = unembedding.detach()[[old, new]].float().cpu()
@@ -131,6 +132,8 @@ class KN(EditingMethod):
             delta = stored(torch.stack(list(columns.values()), dim=1), picks, down)
             deltas[down.name] = self.stabilised(delta, down, earlier)
         info = {name: getattr(self, name) for name in _NAMED}
+        if given is not None:  # they were found before, perhaps in another way
+            info |= {name: given.info[name] for name in ("steps", "threshold")}
         layers = sorted(changes)
         stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]
         update = WeightUpdate.make(

@@ -341,6 +341,9 @@ def test_kn_takes_each_facts_own_neurons_from_scores(llama):
     assert both[0]["neurons"] != both[1]["neurons"]
     each = [one.info["edits"][0] for one in method.fit_each(llama, REQUESTS[:2], layer=scores, progress=False)]
     assert [one["neurons"] for one in each] == [one["neurons"] for one in both]
+    other = locate.knowledge_neurons(llama, TOWER, steps=3, threshold=0.1, progress=False)
+    info = method.fit(llama, REQUESTS[0], layer=other, progress=False).info
+    assert (info["steps"], info["threshold"]) == (3, 0.1)
     with pytest.raises(FactError, match=r"Big Ben.*: the neurons given are of other facts"):
         method.fit(llama, REQUESTS[2], layer=scores, progress=False)
 
