@@ -40,6 +40,8 @@ types: $(READY)
 bench: DATA ?= ../shared/data
 bench: $(READY)
 	$(BIN)/python -m benchmarks.tracing
+	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.average --data $(DATA)/known_1000.json
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json

@@ -17,6 +17,7 @@ import torch
 
 import locate
 from benchmarks.timing import machine, seconds
+from locate.devices import input_device
 from locate.facts import Fact
 from locate.plots import save_figure
 from locate.prompts import encode_fact, encode_target
@@ -39,7 +40,7 @@ def known_facts(path: Path, model: Any, n: int) -> list[Fact]:
         except locate.FactError:
             continue
         with torch.no_grad():
-            if int(model(encoded.tokens[None])[0, -1].argmax()) == answer:
+            if int(model(encoded.tokens[None].to(input_device(model)))[0, -1].argmax()) == answer:
                 facts.append(fact)
         if len(facts) == n:
             break
@@ -69,7 +70,8 @@ def main() -> None:
             corruption = locate.TokenSwap(pool=tuple(facts))
         folder = arguments.traces / f"{name}-{arguments.precision}"
         took = seconds(lambda c=corruption, f=folder: _trace(model, facts, c, f, arguments.precision))
-        traces = [locate.load_trace(path) for path in sorted(folder.glob("*.nc"))]
+        files = (folder / f"{fact.id}.nc" for fact in facts)
+        traces = [locate.load_trace(path) for path in files if path.exists()]
         average = locate.average_traces(traces)
         mean, low, high = average.total_effect
         print(f"{name}: {len(traces)} facts, total effect {mean:.3f} [{low:.3f}, {high:.3f}], this run {took:.0f} s")

@@ -89,7 +89,7 @@ def main() -> None:
 
 
 def _interval(row: Any) -> str:
-    """The edited model's value; the score, a harmonic mean of three measures, has no interval of its own."""
+    """The edited model's value with its interval, where there is more than one case."""
     bounds = "" if pd.isna(row["edited low"]) else f" [{row['edited low']:.1f}, {row['edited high']:.1f}]"
     return f"{row['edited']:.1f}{bounds}"
 

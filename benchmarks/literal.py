@@ -12,6 +12,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.corruption import GaussianNoise
+from locate.devices import input_device
 from locate.facts import Fact
 from locate.prompts import encode_fact, encode_target
 
@@ -36,7 +37,7 @@ def causal_trace(
     answer = int(encode_target(model, prompt.text, fact.target)[0])
     start, end = prompt.subject_span
     n_layers, length = model.cfg.n_layers, len(prompt.tokens)
-    batch = prompt.tokens[None].expand(1 + corruption.samples, -1)
+    batch = prompt.tokens.to(input_device(model))[None].expand(1 + corruption.samples, -1)
     names = {
         "resid": "blocks.{}.hook_resid_post", "mlp": "blocks.{}.hook_mlp_out", "attn": "blocks.{}.hook_attn_out"
     }  # fmt: skip
@@ -62,5 +63,5 @@ def causal_trace(
         patches = [(names[kind].format(one), restore) for one in layers]
         with torch.no_grad(), model.hooks(fwd_hooks=[("embed.hook_out", corrupt), *patches]):
             logits = model(batch)
-        table[position, layer] = logits[1:, -1].softmax(-1)[:, answer].mean()
+        table[position, layer] = logits[1:, -1].softmax(-1)[:, answer].mean().cpu()
     return table

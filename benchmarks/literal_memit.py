@@ -48,8 +48,8 @@ def deltas(
             for request, value in zip(requests, values, strict=True):
                 key, residual = _key_and_residual(model, request, prefixes, layer, layers[-1], value, method)
                 left = len(layers) - index
-                keys.append(key)
-                missing.append(residual / (left**0.5 if method == "PMET" else left))
+                keys.append(key.cpu())
+                missing.append(residual.cpu() / (left**0.5 if method == "PMET" else left))
             k, r = torch.stack(keys, dim=1).double(), torch.stack(missing, dim=1).double()
             moment = moments[layer].double()
             if method in ("MEMIT", "PMET"):

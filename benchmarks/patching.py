@@ -15,6 +15,7 @@ from transformer_lens import patching as transformer_lens_patching
 
 import locate
 from benchmarks.timing import alternate, machine, seconds
+from locate.devices import input_device
 from locate.prompts import encode_target, encode_text
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
     mary, john = (encode_target(model, CLEAN, name)[0] for name in ("Mary", "John"))
-    clean, corrupt = (encode_text(model, text) for text in (CLEAN, CORRUPT))
+    clean, corrupt = (encode_text(model, text).to(input_device(model)) for text in (CLEAN, CORRUPT))
 
     def metric(logits: torch.Tensor) -> torch.Tensor:
         return (logits[:, mary] - logits[:, john]).float()

@@ -25,13 +25,14 @@ from benchmarks.timing import machine, seconds
 from edit.corpus import SAMPLED, token_batches
 from edit.evaluation.scoring import score_targets
 from edit.weights import hf_parameters
+from locate.devices import input_device
 from locate.plots import save_figure
 
 METHODS: dict[str, Any] = {
     "MEMIT": lambda **o: edit.MEMIT(**o),
     "MEMIT without earlier keys": lambda **o: edit.MEMIT(remember=False, **o),
     "AlphaEdit": lambda **o: edit.AlphaEdit(**o),
-    "ROME": lambda **o: edit.ROME(prefix_lengths=((10, 5),), **o),
+    "R-ROME": lambda **o: edit.ROME(prefix_lengths=((10, 5),), **o),
 }
 _ANCHORED = ", NAS"
 # Okabe and Ito's colours, with markers for print.
@@ -100,7 +101,11 @@ def _sequence(
         for start in range(len(measured) * size, len(requests), size):
             if measured and not measured[-1]["perplexity"] < arguments.collapsed:
                 break
-            session.edit(requests[start : start + size])
+            try:
+                session.edit(requests[start : start + size])
+            except locate.NumericsError as error:  # a model so broken that no value can be found
+                print(f"{folder.name} ends after {start} edits: {error}", flush=True)
+                break
             measured.append(_measure(model, session, requests[: start + size], size, text))
             with log.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")
@@ -111,7 +116,7 @@ def _measure(model: Any, session: edit.EditSession, done: list[Any], size: int, 
     scores = score_targets(model, pairs)
     kept = [new.mean_logprob > old.mean_logprob for new, old in zip(scores[::2], scores[1::2], strict=True)]
     update = session.update
-    original = {name: dict(hf_parameters(model))[name].detach() for name in update.parameters}
+    original = {name: dict(hf_parameters(model))[name].detach().cpu() for name in update.parameters}
     changed = sum(update.norm(name) ** 2 for name in update.parameters) ** 0.5
     whole = sum(float((weight - update.delta(name)).norm()) ** 2 for name, weight in original.items()) ** 0.5
     return {
@@ -124,6 +129,7 @@ def _measure(model: Any, session: edit.EditSession, done: list[Any], size: int, 
 def _perplexity(model: Any, text: torch.Tensor) -> float:
     losses = []
     for rows in text.split(8):
+        rows = rows.to(input_device(model))
         logits = model(rows)[:, :-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()))
     return float(torch.stack(losses).mean().exp())

@@ -70,8 +70,9 @@ def choose_layer(
     tried = [check_layer(model, layer) for layer in (range(0, max(1, n // 2), 2) if layers is None else layers)]
     if not tried:
         raise SiteError("layers: give at least one to try.")
-    facts = [case.fact if isinstance(case, EditRequest) else case for case in cases]
-    if not any(fact.paraphrases for fact in facts) or not any(fact.neighbours for fact in facts):
+    asked = [(c.paraphrases, c.fact.neighbours) if isinstance(c, EditRequest) else (c.paraphrases, c.neighbours)
+             for c in cases]  # fmt: skip
+    if not any(paraphrases for paraphrases, _ in asked) or not any(neighbours for _, neighbours in asked):
         raise FactError("Layers are compared by a score, for which some cases need paraphrases and some neighbours.")
     rows: dict[int, dict[str, float]] = {}
     before = baseline(model, cases, generate=False)
@@ -79,9 +80,9 @@ def choose_layer(
         there = _At(method=method, layer=layer)
         result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)
         percentages: Any = result.summary()["edited"]
-        asked: Any = result.rows.query("model == 'edited' and probe == 'efficacy'")
+        prompts: Any = result.rows.query("model == 'edited' and probe == 'efficacy'")
         named = {name: float(percentages[name]) for name in ("efficacy", "paraphrase", "neighbourhood", "score")}
-        rows[layer] = {**named, "P(new)": float(asked["probability_new"].mean())}
+        rows[layer] = {**named, "P(new)": float(prompts["probability_new"].mean())}
     return LayerChoice(table=pd.DataFrame(rows).T.rename_axis("layer"))
 
 

@@ -1,6 +1,6 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -155,9 +155,10 @@ class EditSession:
             raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
         check_conflicts(requests)
         requests = self._not_done(requests)
-        # All at once and before anything changes; later batches may find that earlier ones have made theirs true.
-        if requests and not self._batches:
-            check_answered(self.model, requests, budget=self.method.budget)
+        # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
+        if requests:
+            with self._unedited():
+                check_answered(self.model, requests, budget=self.method.budget)
         if on_conflict == "error":
             check_conflicts(requests, self.requests)
         size = batch_size or max(1, len(requests))
@@ -338,7 +339,8 @@ class EditSession:
             own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
             delta = written_again(self._fitting, own, downs[layer], originals[layer], earlier)
             deltas[downs[layer].name], written[layer] = delta, own
-        return replace(batch, requests=requests, deltas=deltas, written=written, file=None)
+        info = {**batch.info, "edits": [batch.info["edits"][i] for i in kept]}
+        return replace(batch, requests=requests, deltas=deltas, written=written, info=info, file=None)
 
     def _memory(self, batches: Sequence[Batch]) -> EarlierEdits:
         """What these batches wrote; goes on from what was asked last where that is their beginning."""
@@ -353,10 +355,13 @@ class EditSession:
 
 def _description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Where | None) -> dict[str, Any]:
     """What a session's batches depend on, besides the requests."""
+    given = None if isinstance(method, KN) else method.statistics
+    several = given.values() if isinstance(given, Mapping) else [given] if given is not None else []
     return {
         "command": "session", "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
         "method": {"name": type(method).__name__, "hyperparameters": repr(_without_statistics(method))},
         "layer": None if layer is None else repr(layer),
+        **({"statistics": [fingerprint(one.second_moment) for one in several]} if several else {}),
     }  # fmt: skip
 
 

@@ -26,6 +26,8 @@ StopRule = Literal["loss", "first"]
 # of attention and down-projection together (of which the latter's is the value).
 Place = Literal["mlp", "resid", "attn+mlp"]
 
+# In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
+_DIVERGED = 1.0
 # A token takes about as much more memory while gradients are kept for it.
 _GRADIENT_SHARE = 8
 # Padding costs a CPU as much as any token, and small passes little. An accelerator has columns to spare, and
@@ -139,7 +141,7 @@ def optimise_values(
         progress: whether to show a bar.
 
     Raises:
-        NumericsError: a loss is not finite; the message names the request and the step.
+        NumericsError: a loss is not finite, or ends above where it began; the message names the request and the step.
     """
     values: dict[int, Value] = {}
     with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
@@ -241,6 +243,7 @@ class _Optimisation:
                 optimiser.step()
                 active = active[going]
                 self._clamp(active)
+        self._check_descent()
         return [self._value(index) for index in range(len(self.contexts))]
 
     def _logits(self, rows: Tensor, joint: AlignedContexts, active: Tensor) -> tuple[Tensor, Tensor]:
@@ -278,6 +281,16 @@ class _Optimisation:
                 raise NumericsError(
                     f"{f'{label}: ' if label else ''}The value's loss is {one} at step {step} in layer {self.layer}; "
                     "nothing was changed. Lower the learning rate, or load the model in float32."
+                )
+
+    def _check_descent(self) -> None:
+        for losses, context in zip(self.losses, self.contexts, strict=True):
+            if losses[-1] > losses[0] + _DIVERGED:
+                lowest = min(range(len(losses)), key=losses.__getitem__)
+                raise NumericsError(
+                    f"{f'{context.label}: ' if context.label else ''}The value's optimisation in layer {self.layer} "
+                    f"diverges: its loss is {losses[-1]:.3g} after {len(losses) - 1} steps, {losses[0]:.3g} at first "
+                    f"and {losses[lowest]:.3g} at step {lowest}; nothing was changed. Lower the learning rate."
                 )
 
     def _stops(self, index: int, loss: float, nll: float, first: bool) -> bool:

@@ -20,6 +20,7 @@ from locate.engine import Hook
 from locate.errors import FactError, LocateError
 from locate.facts import Fact, bundled_facts
 from locate.prompts import Prompt, encode_fact, token_strings
+from locate.runs import fingerprint
 
 EMBEDDING_HOOK = "embed.hook_out"
 
@@ -284,15 +285,17 @@ class TokenSwap:
 
 
 def describe(corruption: Corruption) -> dict[str, Any]:
-    """What a corruption is, as plain data for a result's record.
+    """What a corruption is, as plain data for a result's record; of facts it draws on, their number and a hash.
 
     >>> describe(GaussianNoise(samples=3))["corruption"]
     'GaussianNoise'
     """
-    plain = {name: value for name, value in vars(corruption).items() if name not in ("reference", "pool")}
-    for name in ("reference", "pool"):
-        if (facts := getattr(corruption, name, None)) is not None:
-            plain[name] = f"{len(facts)} facts"
+    plain: dict[str, Any] = {}
+    for name, value in vars(corruption).items():
+        if name in ("reference", "pool"):
+            plain |= {} if value is None else {name: f"{len(value)} facts ({fingerprint(value)[:12]})"}
+        else:  # a swap's subject is not the prompt's own, of which a record tells as well
+            plain["other_subject" if name == "subject" else name] = value
     return {"corruption": type(corruption).__name__, "samples": corruption.samples, **plain}
 
 

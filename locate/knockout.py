@@ -127,15 +127,16 @@ def attention_knockout(
 
     Raises:
         FactError: the subject is not in the prompt, or the target has no token.
-        SiteError: a position out of range, or a window that the model has no room for.
+        SiteError: a position out of range, a window that the model has no room for, or one of several layers for heads.
 
     >>> knocked = locate.attention_knockout(model, fact, source="subject", target="last", window=9)
     >>> knocked.change.dims
     ('source', 'layer')
     """
     n_layers = model.cfg.n_layers
-    window = check_window(window, n_layers, usual=_WINDOW)
-    window = 1 if heads else window
+    if heads and window not in (None, 1):
+        raise SiteError(f"Single heads are blocked in one layer at a time; leave window={window} out.")
+    window = 1 if heads else check_window(window, n_layers, usual=_WINDOW)
     metrics = as_metrics(metric)
     check_precision(precision, model)
     check_live(model, f"blocks.0.{_SCORES}")

@@ -1,5 +1,6 @@
 """What an answer is measured by: any function of the last position's logits."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -314,6 +315,28 @@ def joint_measure(metrics: Sequence[Metric], questions: Questions, owner: Int[Te
         return torch.stack(values, dim=-1)
 
     return measure
+
+
+def hardly_differ(one: float, other: float) -> bool:
+    """Whether two values of a metric are so alike, to a hundredth of the larger, that what lies between means little.
+
+    >>> hardly_differ(0.70, 0.697), hardly_differ(0.70, 0.01)
+    (True, False)
+    """
+    return abs(one - other) < 1e-2 * max(1e-6, abs(one), abs(other))
+
+
+def warn_of_small_effects(
+    metrics: Sequence[Metric], clean: Float[Tensor, "row metric"], corrupted: Float[Tensor, "row metric"]
+) -> None:
+    """Warn of metrics that the corruption hardly changes, on behalf of the caller's caller's caller."""
+    for metric, high, low in zip(metrics, clean.mean(0).tolist(), corrupted.mean(0).tolist(), strict=True):
+        if hardly_differ(high, low):
+            warnings.warn(
+                f"The corruption changes {metric.name} by only {high - low:.3g}, so there is hardly anything to patch "
+                "and normalised scores mean little. Choose another corrupted prompt or metric.",
+                stacklevel=4,
+            )
 
 
 _NAMED: dict[str, Callable[[], Metric]] = {

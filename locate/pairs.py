@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -152,6 +152,16 @@ class PairedRuns:
         if name == "restore":
             return self.corrupted, self.clean, Pairing(target=rows, source=self.owner), self.owner
         return self.clean, self.corrupted, Pairing(target=self.owner, source=rows), torch.arange(len(self.clean.tokens))
+
+    def over_prompts(
+        self, values: Float[Tensor, "*site row metric"]
+    ) -> tuple[Float[Tensor, "*site metric"], Float[Tensor, "*site metric"]]:
+        """The mean over all rows, and its standard error: over prompts, or over the samples of a single one."""
+        n = len(self.clean.tokens)
+        if n > 1:  # each has as many samples
+            values = values.unflatten(-2, (n, -1)).mean(-2)
+        mean, n = values.mean(-2), values.shape[-2]
+        return mean, values.std(-2) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
 
 
 def run_pairs(

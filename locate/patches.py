@@ -45,7 +45,7 @@ class Patches(Measured):
 
     @property
     def standard_error(self) -> xr.DataArray:
-        """Of the values, over prompts or samples (NaN for a single one)."""
+        """Of the values: over prompts, or over the samples of a single one (NaN where there is only one)."""
         return self._view("standard_error")
 
     @property
@@ -80,10 +80,11 @@ class Patches(Measured):
         """
         if "confirmed" not in self.data:
             raise LocateError("recall: these patches were not screened; every site was patched.")
-        if self.data["confirmed"].shape != exact.values.shape:
+        own, its = self.data["confirmed"], exact.values
+        if self.info["sites"] != exact.info["sites"] or not own.coords.to_dataset().equals(its.coords.to_dataset()):
             raise LocateError(
-                f"recall: the exact answer has sites {dict(exact.values.sizes)}, these "
-                f"{dict(self.data['confirmed'].sizes)}."
+                f"recall: the exact answer has sites {exact.info['sites']} {dict(its.sizes)}, these are "
+                f"{self.info['sites']} {dict(own.sizes)}; both must be of the same layers, positions and units."
             )
         order = np.argsort(-np.abs(exact.effect.values), axis=None)[:n]
         return float(self.data["confirmed"].values.ravel()[order].mean())

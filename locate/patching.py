@@ -1,6 +1,5 @@
 """Activation patching: exchange one state between a clean and a corrupted run, and see what it does."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -18,7 +17,7 @@ from locate.corruption import Corruption
 from locate.engine import DEFAULT_BUDGET, Branch
 from locate.errors import FactError, LocateError, SiteError
 from locate.grafting import Graft
-from locate.metrics import Metric, Plain, as_metrics, joint_measure
+from locate.metrics import Metric, Plain, as_metrics, joint_measure, warn_of_small_effects
 from locate.pairs import Pair, PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
 from locate.patchsites import PatchSite, patch_site
@@ -58,23 +57,25 @@ def patch(
             ``attn_head_pattern``; single MLP
             activations ``mlp_neurons``; or the name of a hook point within a block, such as ``mlp.hook_in``.
         by: what the sites are told apart by. By default layer and position, for heads layer and head, for neurons
-            layer and neuron. Without ``"position"`` a patch covers all positions (for patterns: all queries).
+            layer and neuron, and by position as well where ``positions`` are given. Without ``"position"`` a patch
+            covers all positions (for patterns: all queries).
         metric: one or more metrics. By default the logit of the clean answer over the other one, where both are known
             and their first tokens differ, else the probability of the clean one. The other answer is that of the
             corrupted fact where one is given, else the clean fact's ``target_new``.
         direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean.
         layers: by default all.
-        positions: which positions to visit, where sites are told apart by position.
+        positions: which positions to visit; by default all.
         units: which heads or neurons; by default all.
-        screen: patch only this many sites (or this share of them, below 1): those that a first-order estimate of their
-            effect puts first. The others keep the estimate.
+        screen: patch only this many sites (or this share of them, as a fraction): those that a first-order estimate of
+            their effect puts first. The others keep the estimate.
         precision: ``"bfloat16"`` runs the patched runs' matrix products in bfloat16.
         budget: the most tokens (rows × positions) in one pass; less needs less memory.
         progress: whether to show a bar on anything longer than a second.
 
     Raises:
         FactError: clean and corrupted prompts do not fit each other, or named positions are not the same in all.
-        SiteError: an unknown site, or a layer, position, head or neuron out of range.
+        SiteError: an unknown site; a layer, position, head or neuron out of range; positions of sites that are not
+            told apart by them.
         LocateError: a metric that does not work, or one without a gradient where sites are screened.
 
     >>> patches = locate.patch(model, fact, locate.TokenSwap("The Colosseum"), sites="attn_head_z")
@@ -85,6 +86,13 @@ def patch(
         raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
     check_precision(precision, model)
     site = patch_site(model, sites, by)
+    if "position" not in site.by and positions != "all":
+        if by is not None:
+            raise SiteError(
+                f"positions: sites told apart by {', '.join(site.by)} are patched at all positions. Add position to "
+                "by, or leave positions out."
+            )
+        site = patch_site(model, sites, ("position", *site.by))
     wanted = sorted({check_layer(model, one) for one in (range(model.cfg.n_layers) if layers is None else layers)})
     if not wanted:
         raise SiteError("layers: give at least one.")
@@ -149,13 +157,7 @@ class _Patcher:
         own, rows = torch.arange(len(questions.texts)), torch.arange(len(self.runs.owner))
         high = joint_measure(self.metrics, questions, own)(self.runs.clean.logits, own)[self.runs.owner].cpu()
         low = joint_measure(self.metrics, questions, self.runs.owner)(self.runs.corrupted.logits, rows).cpu()
-        for metric, effect in zip(self.metrics, (high - low).mean(0).tolist(), strict=True):
-            if abs(effect) < 1e-2 * max(1e-6, float(high.abs().max()), float(low.abs().max())):
-                warnings.warn(
-                    f"The corruption changes {metric.name} by only {effect:.3g}, so there is hardly anything to patch "
-                    "and normalised scores mean little. Choose another corrupted prompt or metric.",
-                    stacklevel=4,
-                )
+        warn_of_small_effects(self.metrics, high, low)
         # Before the first difference the two runs are alike, and patching changes nothing.
         base = low if self.direction == "restore" else high
         shape = (len(self.layers), len(self._places()), len(self.units))
@@ -174,7 +176,7 @@ class _Patcher:
                     continue
                 start = self.runs.first if position is None else position
                 graft = Graft(target, source, pairing, start, everywhere=position is None)
-                for group in self._groups(chosen[:, place]):
+                for group in self._groups(chosen[:, place], target.rows_at_a_time(start)):
                     branches = [branch for _, _, branch in self._branches(graft, group)]
                     with computing_in(self.precision, target.model):
                         found = target.resume(start, branches, measure=measure).float().cpu()
@@ -192,19 +194,18 @@ class _Patcher:
     def _reached(self, position: int | None) -> bool:
         return position is None or position >= self.runs.first
 
-    def _groups(self, chosen: Tensor) -> Iterator[list[tuple[int, list[int]]]]:
-        """Layers with their chosen units, as many at a time as make a reasonable number of rows."""
+    def _groups(self, chosen: Tensor, at_a_time: int) -> Iterator[list[tuple[int, list[int]]]]:
+        """Layers with their chosen units, as many at a time as fit one pass, so that no more states are in memory."""
         group: list[tuple[int, list[int]]] = []
-        rows = 0
+        room = most = max(1, at_a_time // len(self.runs.owner))
         for layer in range(len(self.layers)):
             units = chosen[layer].nonzero()[:, 0].tolist()
-            if not units:
-                continue
-            group.append((layer, units))
-            rows += len(units) * len(self.runs.owner)
-            if rows > 4096:
-                yield group
-                group, rows = [], 0
+            while units:
+                group.append((layer, units[:room]))
+                units, room = units[room:], room - len(group[-1][1])
+                if not room:
+                    yield group
+                    group, room = [], most
         if group:
             yield group
 
@@ -231,9 +232,7 @@ class _Patcher:
             coords[self.site.unit] = self.units
         kept.append(slice(None) if self.site.unit is not None else 0)
         dims = tuple(coords)
-        n = len(high)
-        mean = values.mean(-2).movedim(-1, 0)
-        error = values.std(-2).movedim(-1, 0) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
+        mean, error = (one.movedim(-1, 0) for one in self.runs.over_prompts(values))
         index = tuple(kept)
         data: dict[str, Any] = {
             "values": (("metric", *dims), mean[:, *index].numpy()),
@@ -262,9 +261,11 @@ class _Patcher:
 
 def _best(scores: Tensor, screen: int | float) -> Tensor:
     total = scores.numel()
-    n = round(screen * total) if isinstance(screen, float) and screen < 1 else screen
+    n = round(screen * total) if isinstance(screen, float) and screen <= 1 else screen
     if n != int(n) or not 1 <= n <= total:
-        raise LocateError(f"screen: there are {total} sites; give a number of them or a share below 1, found {screen}.")
+        raise LocateError(
+            f"screen: there are {total} sites; give a number of them or a share up to 1.0, found {screen}."
+        )
     chosen = torch.zeros(total, dtype=torch.bool)
     chosen[scores.flatten().topk(int(n)).indices] = True
     return chosen.view(scores.shape)

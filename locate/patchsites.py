@@ -91,6 +91,9 @@ _STATES: dict[str, tuple[str | None, str | None, int]] = {
     "mlp_neurons": ("mlp.hook_post", "neuron", 0),
 }
 PATCH_SITES = tuple(_STATES)
+# Under TransformerLens' names as well: the hook point of the middle shows what the MLP's norm reads, and not the sum.
+_STREAM = ("resid_pre", "resid_mid", "resid_post")
+_HEADS_FIRST = ("hook_pattern", "hook_attn_scores")
 
 
 def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = None) -> PatchSite:
@@ -107,6 +110,8 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
     >>> patch_site(model, "attn_head_z").by
     ('layer', 'head')
     """
+    if name.removeprefix("hook_") in _STREAM:
+        name = name.removeprefix("hook_")
     if name in _STATES:
         hook, unit, offset = _STATES[name]
     else:
@@ -133,6 +138,8 @@ def _own_hook(model: TransformerBridge, name: str) -> str:
     known = {hook.removeprefix(prefix) for hook in model.hook_dict if hook.startswith(prefix)}
     if name not in known:
         raise SiteError(f"There is no site {name!r} to patch. {suggest(name, [*PATCH_SITES, *known])}")
+    if name.endswith(_HEADS_FIRST):
+        raise SiteError(f"{name} has a value for each pair of tokens, and none by position: patch attn_head_pattern.")
     return name
 
 

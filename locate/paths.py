@@ -17,7 +17,7 @@ from locate.corruption import Corruption
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.errors import ModelError, SiteError
 from locate.grafting import Graft, Pairing
-from locate.metrics import Metric, Plain, as_metrics, joint_measure
+from locate.metrics import Metric, Plain, as_metrics, joint_measure, warn_of_small_effects
 from locate.pairs import PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
 
@@ -145,6 +145,7 @@ class _PathPatcher:
         high = measure(target.logits, torch.arange(len(target.tokens)))[self.runs.owner].cpu()
         own = joint_measure(self.metrics, self.runs.questions, self.runs.owner)
         low = own(self.runs.corrupted.logits, torch.arange(len(self.runs.owner))).cpu()
+        warn_of_small_effects(self.metrics, high, low)
         values = high.expand(len(senders), *high.shape).clone()
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, node in enumerate(senders):
@@ -154,9 +155,13 @@ class _PathPatcher:
             for (layer, is_mlp), members in groups.items():
                 # An MLP comes after the attention of its own block, and a head before its block's MLP.
                 if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
-                    arrived = self._send(layer, [senders[i] for i in members], pairing)
-                    found = self._receive(arrived, len(members), pairing, measure)
-                    values[members] = found
+                    # Every row is held at all later layers, so that as many rows at a time make up one pass.
+                    rows = target.rows_at_a_time(self.runs.first) // target.n_layers
+                    at_a_time = max(1, rows // len(pairing))
+                    for start in range(0, len(members), at_a_time):
+                        some = members[start : start + at_a_time]
+                        arrived = self._send(layer, [senders[i] for i in some], pairing)
+                        values[some] = self._receive(arrived, len(some), pairing, measure)
                 bar.update(len(members))
         return values, high, low
 
@@ -277,8 +282,7 @@ def _labelled(
     through: str,
 ) -> Patches:
     n_layers = model.cfg.n_layers
-    mean, n = values.mean(1).movedim(-1, 0), values.shape[1]
-    error = values.std(1).movedim(-1, 0) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
+    mean, error = (one.movedim(-1, 0) for one in runs.over_prompts(values))
     coords: dict[str, Any]
     if senders == "heads":
         coords = {"layer": np.arange(n_layers), "head": np.arange(int(model.cfg.n_heads))}

@@ -109,10 +109,13 @@ def sweep_heads(
 ) -> Float[Tensor, "position layer head row *metric"]:
     """The same for the output of one head at one (layer, position) at a time."""
     results = []
+    n_layers, n_heads = target.n_layers, source.kept[hook_name("attn_head", 0)].shape[2]
     for position in positions:
         graft = Graft(target, source, pairing, position)
-        branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in range(target.n_layers)]
-        n_heads = len(branches[0]) // len(pairing)
-        measured = target.resume(position, branches, measure=measure)
-        results.append(measured.unflatten(0, (target.n_layers, n_heads, len(pairing))))
-    return torch.stack(results)
+        # Only as many layers' states at a time as one pass takes.
+        together = max(1, target.rows_at_a_time(position) // (n_heads * len(pairing)))
+        for first in range(0, n_layers, together):
+            layers = range(first, min(first + together, n_layers))
+            branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in layers]
+            results.append(target.resume(position, branches, measure=measure))
+    return torch.cat(results).unflatten(0, (len(positions), n_layers, n_heads, len(pairing)))

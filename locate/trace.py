@@ -206,7 +206,10 @@ def check_comparable(traces: Sequence[Trace]) -> None:
     """
     if not traces:
         raise LocateError("There are no traces to average.")
-    how = ("model", "kinds", "window", "direction", "severed", "precision", "corruption", "samples", "scale", "std")
+    how = (
+        "model", "kinds", "window", "direction", "severed", "precision", "corruption", "samples", "scale", "std",
+        "reference",
+    )  # fmt: skip
     for name in how:
         found = {str(trace.info.get(name)) for trace in traces}
         if len(found) > 1:
@@ -214,6 +217,8 @@ def check_comparable(traces: Sequence[Trace]) -> None:
                 f"These traces differ in their {name}: {', '.join(sorted(found))}. Average like with like."
             )
     found = {trace.metric for trace in traces}
+    if len(found) == 1 and len(labels := {trace.info["metrics"][trace.metric] for trace in traces}) > 1:
+        found = labels  # of different targets
     if len(found) > 1:
         raise LocateError(f"These traces show different metrics: {', '.join(sorted(found))}. Choose one with trace.of.")
 

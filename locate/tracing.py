@@ -17,7 +17,7 @@ from locate.corruption import Corruption, GaussianNoise, describe
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts import Fact
-from locate.metrics import Metric, Plain, as_metrics, joint_measure
+from locate.metrics import Metric, Plain, Probability, as_metrics, hardly_differ, joint_measure
 from locate.pairs import Pair, PairedRuns, make_pairs, run_pairs
 from locate.precision import Precision, check_precision, computing_in
 from locate.prompts import Positions, Prompt, rank_of, resolve_positions, token_strings
@@ -28,7 +28,7 @@ from locate.trace import Trace
 Direction = Literal["restore", "break"]
 
 _WINDOW = 10
-# Below this, restoring a state can show nothing: there was hardly any effect to undo.
+# Below this change of a probability, restoring a state can show nothing: there was hardly any effect to undo.
 _SMALL_EFFECT = 0.01
 # Rows of corrupted prompts that are traced together. Every site multiplies them, so that a few already make
 # large matrix products; more would only take memory for the states that are kept.
@@ -208,7 +208,7 @@ class _Tracer:
         own, rows = torch.arange(len(asked)), torch.arange(len(runs.owner))
         high = joint_measure(self.metrics, runs.questions, own)(runs.clean.logits, own).cpu()
         low = joint_measure(self.metrics, runs.questions, runs.owner)(runs.corrupted.logits, rows).cpu()
-        self._warn(asked, runs)
+        self._warn(asked, runs, high, low)
         target, source, pairing, questioned = runs.direction(self.direction)
         measure = joint_measure(self.metrics, runs.questions, questioned)
         base = low if self.direction == "restore" else high[runs.owner]
@@ -252,10 +252,10 @@ class _Tracer:
             self.model, [one.pair for one in asked], keep_clean=source, keep_corrupted=target, budget=self.budget
         )
 
-    def _warn(self, asked: Sequence[_Asked], runs: PairedRuns) -> None:
-        high, low = runs.clean.logits.float().softmax(-1), runs.corrupted.logits.float().softmax(-1)
-        if not bool(torch.isfinite(high).all() and torch.isfinite(low).all()):
-            raise LocateError("The model's logits are not finite on this prompt; check its dtype and weights.")
+    def _warn(
+        self, asked: Sequence[_Asked], runs: PairedRuns, high: Float[Tensor, "fact metric"],
+        low: Float[Tensor, "row metric"],
+    ) -> None:  # fmt: skip
         for index, one in enumerate(asked):
             answer = int(runs.questions.answers[index])
             rank = rank_of(runs.clean.logits[index], answer)
@@ -266,14 +266,16 @@ class _Tracer:
                     "known fact is recalled.",
                     stacklevel=4,
                 )
-            total = float(high[index, answer] - low[runs.owner == index, answer].mean())
-            if abs(total) < _SMALL_EFFECT:
-                warnings.warn(
-                    f"Corrupting {one.fact.subject!r} changes the answer's probability by only {total:.3g}, so there "
-                    "is hardly anything to restore and the scores mean little. Try a stronger corruption or another "
-                    "prompt.",
-                    stacklevel=4,
-                )
+            means = low[runs.owner == index].mean(0).tolist()
+            for metric, top, bottom in zip(self.metrics, high[index].tolist(), means, strict=True):
+                small = isinstance(metric, Probability) and abs(top - bottom) < _SMALL_EFFECT
+                if small or hardly_differ(top, bottom):
+                    warnings.warn(
+                        f"Corrupting {one.fact.subject!r} changes {metric.name} by only {top - bottom:.3g}, so there "
+                        "is hardly anything to restore and the scores mean little. Try a stronger corruption or "
+                        "another prompt.",
+                        stacklevel=4,
+                    )
 
     def _result(
         self,

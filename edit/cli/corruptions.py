@@ -1,8 +1,10 @@
 """From the options of the command line to a corruption."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
+
+from transformer_lens.model_bridge import TransformerBridge
 
 from edit.cli.options import CorruptionName
 from locate.corruption import (
@@ -14,11 +16,10 @@ from locate.corruption import (
     TokenSwap,
     UniformNoise,
     ZeroEmbedding,
-    describe,
+    embedding_std,
 )
 from locate.errors import DataError
 from locate.facts import Fact, bundled_facts
-from locate.runs import fingerprint
 
 _CLASSES: dict[str, type] = {
     "gaussian": GaussianNoise,
@@ -30,7 +31,8 @@ _CLASSES: dict[str, type] = {
     "swap": TokenSwap,
 }
 # Options by the field that they set.
-_OPTIONS = {"scale": "--scale", "samples": "--samples", "seed": "--seed", "subject": "--swap"}
+_OPTIONS = {"scale": "--scale", "std": "--std", "samples": "--samples", "seed": "--seed", "subject": "--swap"}
+_OF_FACTS = "facts"
 
 
 def make_corruption(
@@ -38,6 +40,7 @@ def make_corruption(
     *,
     usual: CorruptionName,
     scale: float | None,
+    std: str | None,
     samples: int | None,
     seed: int | None,
     swap: str | None,
@@ -49,6 +52,7 @@ def make_corruption(
         name: the option's value.
         usual: what it stands for where there is none, and no other subject either.
         scale: of noise.
+        std: what it is scaled by: a number, or ``facts``, which ``over_facts`` fills in once there is a model.
         samples: to average over.
         seed: of the samples.
         swap: another subject.
@@ -61,11 +65,15 @@ def make_corruption(
     name = name or (usual if swap is None else "swap")
     made = _CLASSES[name]
     taken = {field.name for field in fields(made)}
-    given: dict[str, Any] = {"scale": scale, "samples": samples, "seed": seed, "subject": swap}
+    given: dict[str, Any] = {"scale": scale, "std": std, "samples": samples, "seed": seed, "subject": swap}
     given = {field: value for field, value in given.items() if value is not None}
     for field in given:
         if field not in taken:
             raise DataError(f"{_OPTIONS[field]} has no meaning for --corruption {name}; leave it out.")
+    if std == _OF_FACTS:
+        del given["std"]
+    elif std is not None:
+        given["std"] = _positive(std)
     if "reference" in taken:
         given["reference"] = tuple(reference)
     if "pool" in taken and swap is None:
@@ -73,7 +81,20 @@ def make_corruption(
     return made(**given)
 
 
-def describe_corruption(corruption: Corruption) -> dict[str, Any]:
-    """The corruption as plain data, with a hash of the facts that it draws on."""
-    drawn = {name: getattr(corruption, name, None) for name in ("reference", "pool")}
-    return {**describe(corruption), **{name: fingerprint(facts) for name, facts in drawn.items() if facts is not None}}
+def over_facts(
+    corruption: Corruption, std: str | None, model: TransformerBridge, reference: Sequence[Fact]
+) -> Corruption:
+    """The corruption, scaled by the standard deviation over all these facts' subjects where that was asked for."""
+    if std != _OF_FACTS or not isinstance(corruption, GaussianNoise | UniformNoise):
+        return corruption
+    return replace(corruption, std=embedding_std(model, reference))
+
+
+def _positive(std: str) -> float:
+    try:
+        number = float(std)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise DataError(f"--std: give a positive number, or {_OF_FACTS}; found {std!r}.")
+    return number

@@ -44,7 +44,7 @@ from edit.methods import KN, LocateThenEdit
 from edit.requests import EditRequest
 from edit.session import EditSession
 from locate.bundled import DEFAULT_MODEL
-from locate.errors import DataError
+from locate.errors import DataError, FactError, listed
 from locate.facts import load_facts
 from locate.loading import load_model
 from locate.runs import RunFolder
@@ -121,7 +121,15 @@ def run(
 
 def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:
     if form == "facts":
-        return [EditRequest(one) for one in load_facts(facts)[:limit]]
+        requests, wrong = [], []
+        for index, one in enumerate(load_facts(facts)[:limit]):
+            try:
+                requests.append(EditRequest(one))
+            except FactError as error:
+                wrong.append(f"record {index}: {error}")
+        if wrong:
+            raise DataError(f"{facts}: {len(wrong)} facts cannot be edited.\n{listed(wrong)}")
+        return requests
     return (load_counterfact if form == "counterfact" else load_zsre)(facts, limit=limit)
 
 
@@ -154,7 +162,8 @@ def _edit_many(
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
         update = session.edit(requests, batch_size=batch_size)
-    evaluation = evaluate(bridge, update, requests)
+    with console.status(f"evaluating {len(requests)} edits on the final model"):
+        evaluation = evaluate(bridge, update, requests)
     update.save(folder / "update.safetensors")
     evaluation.save(folder / "evaluation.csv")
     summary = {

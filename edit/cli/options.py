@@ -66,6 +66,15 @@ ScaleOption = Annotated[
         rich_help_panel=CORRUPTION,
     ),
 ]  # fmt: skip
+StdOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBER|facts",
+        help="What the noise is scaled by: a number (1 makes --scale absolute), or facts for the standard deviation of "
+        "all their subjects; by default that of each subject's own embeddings.",
+        rich_help_panel=CORRUPTION,
+    ),
+]
 SamplesOption = Annotated[
     int | None,
     typer.Option(help="Corrupted versions to average over (10; swap 1).", rich_help_panel=CORRUPTION),
@@ -94,11 +103,16 @@ DirectionOption = Annotated[
 PositionsOption = Annotated[
     str,
     typer.Option(
-        help=f"Tokens to visit: {', '.join(get_args(PositionName))}, or indices such as 0-3,-1.", rich_help_panel=METHOD
+        help=f"Tokens to visit: {', '.join(get_args(PositionName))}, or indices such as 0-3,-1; several with "
+        "commas between them.",
+        rich_help_panel=METHOD,
     ),
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option(help="Of the patched runs' matrix products.", rich_help_panel=METHOD)
+]
+BudgetOption = Annotated[
+    int, typer.Option(help="The most tokens in one pass; less needs less memory.", min=1, rich_help_panel=RUN)
 ]
 ModelOption = Annotated[
     str, typer.Option(help=f"{DEFAULT_MODEL}, a Hugging Face name, or a folder.", rich_help_panel=RUN)
@@ -144,14 +158,20 @@ def read_numbers(text: str, option: str) -> tuple[int, ...]:
 
 
 def read_positions(text: str) -> Positions:
-    """The name of a set of token positions, or indices.
+    """The name of a set of token positions, or indices, or several of them.
 
     Raises:
-        DataError: it is neither.
+        DataError: something else.
     """
     names = get_args(PositionName)
     if text in names:
         return text
-    if not re.match(r"\s*-?\d", text):
-        raise DataError(f"--positions: expected {', '.join(names)}, or indices such as 0-3,-1; found {text!r}.")
-    return read_numbers(text, "--positions")
+    found: list[str | int] = []
+    for part in map(str.strip, text.split(",")):
+        if part in names:
+            found.append(part)
+        elif re.match(r"-?\d", part):
+            found += read_numbers(part, "--positions")
+        else:
+            raise DataError(f"--positions: expected {', '.join(names)}, or indices such as 0-3,-1; found {part!r}.")
+    return tuple(found)

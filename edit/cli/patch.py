@@ -1,5 +1,6 @@
 """``locate-edit patch``: activation patching of one fact or many."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.cli.corruptions import describe_corruption, make_corruption
+from edit.cli.corruptions import make_corruption, over_facts
 from edit.cli.facts import Case, choose_facts, read_fact
 from edit.cli.jobs import describe_run, end, load_results, pending_cases, summarise, work_off
 from edit.cli.options import (
     CORRUPTION,
     METHOD,
+    BudgetOption,
     CorruptionName,
     CorruptionOption,
     DirectionOption,
@@ -39,6 +41,7 @@ from edit.cli.options import (
     ScaleOption,
     SeedOption,
     ShippedOption,
+    StdOption,
     SubjectOption,
     SwapOption,
     TargetOption,
@@ -48,11 +51,12 @@ from edit.cli.options import (
 )
 from edit.cli.output import print_json, readable_errors
 from locate.bundled import DEFAULT_MODEL
-from locate.corruption import Corruption
+from locate.corruption import Corruption, describe
+from locate.engine import DEFAULT_BUDGET
 from locate.errors import DataError
 from locate.facts import Fact
 from locate.loading import load_model
-from locate.metrics import as_metrics
+from locate.metrics import as_metrics, hardly_differ
 from locate.patches import Patches, load_patches
 from locate.patching import patch
 from locate.patchsites import PATCH_SITES, patch_site
@@ -93,6 +97,9 @@ def run(
     direction: DirectionOption = "restore",
     layers: Annotated[str | None, typer.Option(help="Such as 0-5,7; by default all.", rich_help_panel=METHOD)] = None,
     positions: PositionsOption = "all",
+    units: Annotated[
+        str | None, typer.Option(help="Heads or neurons, such as 0-5,7; by default all.", rich_help_panel=METHOD)
+    ] = None,
     screen: Annotated[
         float | None,
         typer.Option(
@@ -113,10 +120,12 @@ def run(
     ] = None,
     corruption: CorruptionOption = None,
     scale: ScaleOption = None,
+    std: StdOption = None,
     samples: SamplesOption = None,
     seed: SeedOption = None,
     swap: SwapOption = None,
     model: ModelOption = DEFAULT_MODEL,
+    budget: BudgetOption = DEFAULT_BUDGET,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -132,12 +141,13 @@ def run(
         chosen = choose_facts(
             single, file=facts, shipped=shipped, relation=relation, limit=limit, model=model, console=console
         )
-        given = {"scale": scale, "samples": samples, "seed": seed, "swap": swap}
+        given = {"scale": scale, "std": std, "samples": samples, "seed": seed, "swap": swap}
         against = _against(corrupt, corrupt_fact, corruption, given, chosen.reference)
         options: dict[str, Any] = {
             "sites": sites, "by": None if by is None else read_names(by, "--by"), "metric": metric,
             "direction": direction, "layers": None if layers is None else read_numbers(layers, "--layers"),
             "positions": read_positions(positions), "screen": _screen(screen), "precision": precision,
+            "units": None if units is None else read_numbers(units, "--units"),
         }  # fmt: skip
         if metric is not None:
             as_metrics(metric)
@@ -145,15 +155,18 @@ def run(
         patch_site(bridge, sites, options["by"])
         for layer in options["layers"] or ():
             check_layer(bridge, layer)
+        if isinstance(against, Corruption):
+            against = over_facts(against, std, bridge, chosen.reference)
+        how = {**options, "budget": budget}
         if chosen.name is None:
-            _patch_one(bridge, chosen.cases[0], against, options, out or Path("runs/patch"), as_json, console)
+            _patch_one(bridge, chosen.cases[0], against, how, out or Path("runs/patch"), as_json, console)
             return
         description = describe_run("patch", model, bridge, chosen.facts, {**options, "corruption": _describe(against)})
         with RunFolder.open(out or Path(f"runs/patch-{chosen.name}"), description) as folder:
             work_off(
                 folder,
                 [[case] for case in pending_cases(folder, chosen, retry_failed, console)],
-                lambda facts: [patch(bridge, fact, against, **options, progress=False) for fact in facts],
+                lambda facts: [patch(bridge, fact, against, **how, progress=False) for fact in facts],
                 lambda case, patches: (patches.save(folder.path / "patches" / f"{case.key}.nc"), _found(patches)),
                 label=f"patching {sites}", console=console,
             )  # fmt: skip
@@ -161,10 +174,7 @@ def run(
             if figures or len(chosen.cases) == 1:
                 for key, patches in done.items():
                     _save_figure(patches, folder.path / "patches", key)
-            scored = [patches for patches in done.values() if np.isfinite(patches.scores.values).all()]
-            mean = _mean(scored)
-            if left_out := len(done) - len(scored):
-                console.print(f"{left_out} of {len(done)} facts have equal ends, and no score that could be averaged.")
+            mean = _mean(_comparable(list(done.values()), console))
             summary = {**summarise(folder, chosen, description), "mean_score": _table_of(mean)}
             if mean is not None:
                 mean.to_dataframe().to_csv(folder.path / "mean.csv")
@@ -189,8 +199,8 @@ def _against(
     corrupted = corruption is not None or any(value is not None for value in given.values())
     if (corrupt is not None) + (corrupt_fact is not None) + corrupted > 1:
         raise DataError(
-            "--corrupt, --corrupt-fact and the options of a corruption (--corruption, --scale, --samples, --seed, "
-            "--swap) exclude each other; give one kind of them."
+            "--corrupt, --corrupt-fact and the options of a corruption (--corruption, --scale, --std, --samples, "
+            "--seed, --swap) exclude each other; give one kind of them."
         )
     if corrupt_fact is not None:
         return read_fact(corrupt_fact, "--corrupt-fact")
@@ -208,7 +218,7 @@ def _screen(screen: float | None) -> int | float | None:
 def _describe(against: Corruption | Fact | str) -> dict[str, Any]:
     if isinstance(against, str):
         return {"prompt": against}
-    return {"fact": asdict(against)} if isinstance(against, Fact) else describe_corruption(against)
+    return {"fact": asdict(against)} if isinstance(against, Fact) else describe(against)
 
 
 def _patch_one(
@@ -260,18 +270,39 @@ def _save_figure(patches: Patches, folder: Path, name: str) -> None:
     save_figure(patches.plot(**place), folder, name)
 
 
+def _comparable(done: Sequence[Patches], console: Console) -> list[Patches]:
+    """The facts whose scores can be averaged, with a word on the others."""
+    scored = [patches for patches in done if not hardly_differ(patches.clean, patches.corrupted)]
+    if left_out := len(done) - len(scored):
+        console.print(f"{left_out} of {len(done)} facts have equal ends, and no score that could be averaged.")
+    metrics = Counter(patches.metric for patches in scored)
+    if len(metrics) > 1:
+        found = ", ".join(f"{name} of {count}" for name, count in metrics.items())
+        console.print(f"No mean: scores of different metrics ({found}) do not average. Give one with --metric.")
+        return []
+    return scored
+
+
 def _mean(several: Sequence[Patches]) -> xr.Dataset | None:
-    """Mean normalised scores over facts, where the sites of all facts can be told to be the same."""
-    tables = [patches.scores for patches in several]
-    # Positions differ from prompt to prompt; a single one, such as the last, plays the same part in each.
-    if all(table.sizes.get("position") == 1 for table in tables):
-        tables = [table.squeeze("position", drop=True) for table in tables]
-    if not tables or any("position" in table.dims for table in tables):
-        return None
-    scores = xr.concat(tables, dim="fact")
-    n = len(tables)
+    """Mean normalised scores over facts, where the sites of all facts can be told to be the same.
+
+    Where sites were screened, ``confirmed`` is the share of facts in which one was patched and not estimated.
+    """
+    columns = {"score": [patches.scores for patches in several]}
+    if all("confirmed" in patches.data for patches in several):
+        columns["confirmed"] = [patches.data["confirmed"].astype(float) for patches in several]
+    joined: dict[str, xr.DataArray] = {}
+    for name, tables in columns.items():
+        # Positions differ from prompt to prompt; a single one, such as the last, plays the same part in each.
+        if all(table.sizes.get("position") == 1 for table in tables):
+            tables = [table.squeeze("position", drop=True) for table in tables]
+        if not tables or any("position" in table.dims for table in tables):
+            return None
+        joined[name] = xr.concat(tables, dim="fact")
+    scores, n = joined["score"], len(several)
     error = scores.std("fact", ddof=1) / n**0.5 if n > 1 else xr.full_like(scores[0], np.nan)
-    return xr.Dataset({"score": scores.mean("fact"), "standard_error": error}, attrs={"facts": n})
+    means = {name: table.mean("fact") for name, table in joined.items()}
+    return xr.Dataset({**means, "standard_error": error}, attrs={"facts": n})
 
 
 def _table_of(mean: xr.Dataset | None) -> dict[str, Any] | None:
@@ -280,7 +311,7 @@ def _table_of(mean: xr.Dataset | None) -> dict[str, Any] | None:
     return {
         "facts": mean.attrs["facts"], "dims": list(mean["score"].dims),
         **{str(dim): mean[dim].values for dim in mean["score"].dims},
-        "score": mean["score"].values, "standard_error": mean["standard_error"].values,
+        **{str(name): table.values for name, table in mean.data_vars.items()},
     }  # fmt: skip
 
 

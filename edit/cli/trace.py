@@ -8,11 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.cli.corruptions import describe_corruption, make_corruption
+from edit.cli.corruptions import make_corruption, over_facts
 from edit.cli.facts import Case, choose_facts
 from edit.cli.jobs import describe_run, end, group_alike, load_results, pending_cases, summarise, work_off
 from edit.cli.options import (
     METHOD,
+    BudgetOption,
     CorruptionOption,
     DirectionOption,
     FactOption,
@@ -33,6 +34,7 @@ from edit.cli.options import (
     ScaleOption,
     SeedOption,
     ShippedOption,
+    StdOption,
     SubjectOption,
     SwapOption,
     TargetOption,
@@ -42,6 +44,8 @@ from edit.cli.options import (
 from edit.cli.output import print_json, readable_errors
 from locate.averaging import AverageTrace, average_traces
 from locate.bundled import DEFAULT_MODEL
+from locate.corruption import describe
+from locate.engine import DEFAULT_BUDGET
 from locate.errors import DataError
 from locate.loading import load_model
 from locate.metrics import as_metrics
@@ -89,10 +93,12 @@ def run(
     precision: PrecisionOption = "model",
     corruption: CorruptionOption = None,
     scale: ScaleOption = None,
+    std: StdOption = None,
     samples: SamplesOption = None,
     seed: SeedOption = None,
     swap: SwapOption = None,
     model: ModelOption = DEFAULT_MODEL,
+    budget: BudgetOption = DEFAULT_BUDGET,
     out: OutOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -108,8 +114,9 @@ def run(
             single, file=facts, shipped=shipped, relation=relation, limit=limit, model=model, console=console
         )
         made = make_corruption(
-            corruption, usual="gaussian", scale=scale, samples=samples, seed=seed, swap=swap, reference=chosen.reference
-        )
+            corruption, usual="gaussian", scale=scale, std=std, samples=samples, seed=seed, swap=swap,
+            reference=chosen.reference,
+        )  # fmt: skip
         options: dict[str, Any] = {
             "kinds": _kinds(kinds, severed, direction), "window": window, "metric": metric or ["probability"],
             "direction": direction, "severed": severed, "positions": read_positions(positions), "precision": precision,
@@ -118,11 +125,12 @@ def run(
         bridge = load_model(model)
         if window is not None:
             check_window(window, bridge.cfg.n_layers)
-        how = {**options, "corruption": made}
+        made = over_facts(made, std, bridge, chosen.reference)
+        how = {**options, "corruption": made, "budget": budget}
         if chosen.name is None:
             _trace_one(bridge, chosen.cases[0], how, out or Path("runs/trace"), as_json, console)
             return
-        described = {**options, "corruption": describe_corruption(made)}
+        described = {**options, "corruption": describe(made)}
         description = describe_run("trace", model, bridge, chosen.facts, described)
         size = max(1, ROWS_AT_A_TIME // made.samples)
         with RunFolder.open(out or Path(f"runs/trace-{chosen.name}"), description) as folder:
@@ -169,17 +177,23 @@ def _trace_one(
     if as_json:
         print_json(to_plain(found))
         return
-    label = metric_label(trace.metric, trace.info, trace.answer)
-    console.print(f"{label} {trace.clean:.3f}, corrupted {trace.corrupted:.3f}")
-    for kind, site in found["best"].items():
-        head = f", head {site['head']}" if "head" in site else ""
-        console.print(f"  {kind:>9}: layer {site['layer']}{head}, token {site['token'].strip()!r}")
+    for measured in (found, *found.get("other_metrics", {}).values()):
+        label = metric_label(measured["metric"], trace.info, trace.answer)
+        console.print(f"{label} {measured['clean']:.3f}, corrupted {measured['corrupted']:.3f}")
+        for kind, site in measured["best"].items():
+            head = f", head {site['head']}" if "head" in site else ""
+            console.print(f"  {kind:>9}: layer {site['layer']}{head}, token {site['token'].strip()!r}")
     print(out / "trace.nc")
 
 
 def _found(trace: Trace) -> dict[str, Any]:
+    asked = {"prompt": trace.info["prompt"], "answer": trace.answer, "answer_rank": trace.answer_rank}
+    others = {name: _measured(trace.of(name)) for name in trace.metrics[1:]}
+    return {**asked, **_measured(trace), **({"other_metrics": others} if others else {})}
+
+
+def _measured(trace: Trace) -> dict[str, Any]:
     return {
-        "prompt": trace.info["prompt"], "answer": trace.answer, "answer_rank": trace.answer_rank,
         "metric": trace.metric, "clean": trace.clean, "corrupted": trace.corrupted,
         "best": {kind: _place(trace, _best(trace, kind)) for kind in trace.info["kinds"]},
     }  # fmt: skip

@@ -1,5 +1,6 @@
 """The result of an evaluation: one row per prompt, and what they add up to."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ class Evaluation:
         ones before it). The honest ones come first: the model's own words and first answers. After them come
         those of the published tables, on whose scale they are:
         ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where
-        the cases have all three; magnitudes compare probabilities per token (geometric means over a target's
+        there are all three; magnitudes compare probabilities per token (geometric means over a target's
         tokens); ``fluency`` is a hundred times the n-gram entropy in bits.
 
         >>> evaluation.summary().loc["efficacy", "edited"]                       # doctest: +SKIP
@@ -96,16 +97,17 @@ class Evaluation:
         meanings: dict[str, str] = {}
         for state in ("edited", "unedited"):
             rows = _with_derived(self.rows.query("model == @state"))
-            means: dict[str, float] = {}
+            cases: dict[str, pd.Series] = {}
             for measure in _MEASURES:
                 values = _per_case(rows.query("probe == @measure.probe"), measure.column)
                 if len(values):
-                    means[measure.name] = float(values.mean())
+                    cases[measure.name] = values
                     line = _interval(values, state, confidence, seed, measure.column != _NO_SHARE)
                     table.setdefault(measure.name, {}).update(line)
                     meanings[measure.name] = measure.meaning
-                if measure.name == _SCORED[-1] and all(name in means for name in _SCORED):
-                    table.setdefault("score", {})[state] = 100 * harmonic_mean([means[name] for name in _SCORED])
+                if measure.name == _SCORED[-1] and all(name in cases for name in _SCORED):
+                    scored = pd.DataFrame({name: cases[name] for name in _SCORED})
+                    table.setdefault("score", {}).update(_score_interval(scored, state, confidence, seed))
                     meanings["score"] = "harmonic mean of these three (CounterFact S)"
             if self.texts is not None:
                 own = _per_case(self.texts.query("model == @state"), "entropy")
@@ -149,6 +151,19 @@ def _per_case(rows: pd.DataFrame, column: str) -> pd.Series:
     if column not in rows or rows.empty:
         return pd.Series(dtype=float)
     return pd.Series(rows.groupby("case")[column].mean(), dtype=float)
+
+
+def _score_interval(cases: pd.DataFrame, state: str, confidence: float, seed: int) -> dict[str, float]:
+    """The harmonic mean of the means; a case that lacks a kind of prompt counts in the others."""
+    values = cases.to_numpy(dtype=float)
+    score = 100 * harmonic_mean(list(np.nanmean(values, axis=0)))
+    draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a draw without any case of a kind
+        scores = 100 * 3 / (1 / np.nanmean(values[draws], axis=1)).sum(1)
+    tail = 50 * (1 - confidence)
+    low, high = np.nanpercentile(scores, [tail, 100 - tail]) if len(values) > 1 else (np.nan, np.nan)
+    return {state: score, f"{state} low": float(low), f"{state} high": float(high)}
 
 
 def _interval(values: pd.Series, state: str, confidence: float, seed: int, share: bool) -> dict[str, float]:

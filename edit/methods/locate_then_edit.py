@@ -207,9 +207,12 @@ class LocateThenEdit(EditingMethod):
         if self.statistics is None:
             size = next(iter(downs.values())).key_size
             tokens = self.statistics_tokens or self.keys_per_dimension * size
-            return collect_statistics(
+            collected = collect_statistics(
                 model, list(downs), corpus=self.corpus, tokens=tokens, seed=self.seed, progress=progress
             )
+            for one in collected.values():
+                one.check_rank()
+            return collected
         given = self.statistics
         if isinstance(given, KeyStatistics):
             given = dict.fromkeys(downs, given)
@@ -220,6 +223,7 @@ class LocateThenEdit(EditingMethod):
                     f"The statistics are of layer {of}, the edit is in layer {layer}. "
                     f"Collect them with edit.key_statistics(model, {layer})."
                 )
+            given[layer].check_rank()
             found = len(given[layer].second_moment)
             if found != down.key_size:
                 raise NumericsError(

@@ -23,7 +23,7 @@ from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
 from edit.values import Value
 from edit.weights import DownProjection, down_projection
-from locate.errors import NumericsError
+from locate.errors import NumericsError, SiteError
 
 # ROME edits an early layer: 5 of 32 in Llama-type models, and 4 of 30 in a sweep (benchmarks/RESULTS.md).
 _DEPTH = 0.145
@@ -65,11 +65,13 @@ class ROME(LocateThenEdit):
 
     def resolve_layer(self, model: TransformerBridge, where: Where | None = None) -> int:
         """The layer that will be edited."""
-        if where is not None:
-            return layers_at(model, where)[-1]
-        if self.layer is None:
+        where = self.layer if where is None else where
+        if where is None:
             return round(_DEPTH * model.cfg.n_layers)
-        return layers_at(model, self.layer)[-1]
+        *others, last = layers_at(model, where)
+        if others:
+            raise SiteError(f"ROME edits one layer, found {[*others, last]}. MEMIT and others spread over several.")
+        return last
 
     def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layer that ``fit`` would edit."""

@@ -132,7 +132,8 @@ class Spreading(LocateThenEdit):
                 deltas[downs[one].name] = delta
         info = self._info(list(downs), prefixes, statistics, edits)
         update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
-        return Fitted(update=update, written=written, anchors=anchors)
+        # Those of the unedited model are handed on, also past a first batch that is taken back.
+        return Fitted(update=update, written=written, anchors={**anchors, **earlier.anchors})
 
     def _missing(
         self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int

@@ -72,8 +72,7 @@ class KeyStatistics:
             NumericsError: C is singular, because too few keys were collected or some neurons never fired.
         """
         if "factor" not in self._kept:
-            size = len(self.second_moment)
-            self._check(f"Collect more: at least {2 * size}, better {10 * size}.")
+            self.check_rank()
             factor, failed = torch.linalg.cholesky_ex(self.second_moment)
             if failed:
                 raise NumericsError(self._why_singular())
@@ -139,7 +138,7 @@ class KeyStatistics:
         if threshold is not None and not (threshold > 0 and math.isfinite(threshold)):
             raise LocateError(f"threshold must be a positive number, found {threshold}.")
         size = len(self.second_moment)
-        self._check(f"A direction that few keys show looks empty. Collect at least {size}, better {10 * size}.")
+        self.check_rank()
         values, vectors = self.eigen()
         # Rounding can leave the smallest a little below zero.
         values = values.clamp(min=0)
@@ -216,13 +215,18 @@ class KeyStatistics:
                     "Merge only statistics of one layer of one model."
                 )
 
-    def _check(self, remedy: str) -> None:
+    def check_rank(self) -> None:
+        """Whether there are as many keys as they have dimensions; with fewer C is singular, whatever is added to it.
+
+        Raises:
+            NumericsError: there are fewer, or C is not finite.
+        """
         self._check_finite()
         size = len(self.second_moment)
         if self.count < size:
             raise NumericsError(
                 f"The key statistics of layer {self.layer} are singular: {self.count} keys of dimension {size} from "
-                f"{self.corpus!r} are too few. {remedy}"
+                f"{self.corpus!r} are too few. Collect more: at least {2 * size}, better {10 * size}."
             )
 
     def _check_finite(self) -> None:

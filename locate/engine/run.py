@@ -92,7 +92,6 @@ class FrozenRun:
             Logits ``readout vocab``, or what ``measure`` makes of them.
         """
         self._check(position, branches)
-        suffix = self.tokens.shape[1] - position
         total = sum(len(branch) for branch in branches)
         if at is None:
             at = (torch.arange(total), torch.full((total,), self.tokens.shape[1] - 1))
@@ -104,7 +103,7 @@ class FrozenRun:
         results: list[Tensor] = []
         order: list[Tensor] = []
         with torch.set_grad_enabled(grad), self.model.hooks(fwd_hooks=list(hooks)):
-            for parts in chunks(branches, self._rows_at_a_time(suffix)):
+            for parts in chunks(branches, self.rows_at_a_time(position)):
                 indices = torch.cat([torch.arange(start, start + len(part)) for start, part in parts])
                 local = torch.full((total,), -1)
                 local[indices] = torch.arange(len(indices))
@@ -163,7 +162,7 @@ class FrozenRun:
         stops = [int(name.split(".")[1]) + 1 for name in names if name.startswith("blocks.")]
         final = [name for name in names if not name.startswith("blocks.")]
         stop = self.n_layers if final else max(stops)
-        for ((_, part),) in chunks([branch], self._rows_at_a_time(self.tokens.shape[1] - position)):
+        for ((_, part),) in chunks([branch], self.rows_at_a_time(position)):
             kept: dict[str, Tensor] = {}
             with torch.no_grad(), ExitStack() as stack:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
@@ -176,8 +175,12 @@ class FrozenRun:
             parts.append({**kept, **dict.fromkeys(final, hidden)})
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
-    def _rows_at_a_time(self, suffix: int) -> int:
-        """How many rows the budget allows: a row of logits takes the memory of a few tokens, and a row has one."""
+    def rows_at_a_time(self, position: int) -> int:
+        """How many rows that are resumed at a position fit one pass of the budget, at least one.
+
+        A row of logits takes the memory of a few tokens, and a row has one.
+        """
+        suffix = self.tokens.shape[1] - position
         logits = -(-int(self.model.cfg.d_vocab) // (_FLOATS_PER_TOKEN * self.residuals[0].shape[-1]))
         return max(1, self.budget // max(suffix, logits))
 

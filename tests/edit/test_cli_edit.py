@@ -141,6 +141,28 @@ def test_a_mistake_is_one_message_and_exit_code_2(case, edit):
     assert message in " ".join(result.output.split())
 
 
+def test_facts_without_a_new_target_are_all_named(edit, facts_file, tmp_path):
+    bare = [{name: value for name, value in one.items() if name != "target_new"} for one in FACTS[:2]]
+    result = edit("--facts", facts_file([FACTS[2], *bare]), "--layers", "1", "--out", tmp_path / "run", expect=2)
+    message = " ".join(result.output.split())
+    assert "cities.json: 2 facts cannot be edited. record 1: target_new: the request for" in message
+    assert "record 2: target_new" in message
+
+
+@pytest.mark.parametrize("method", ["pmet", "emmet", "rome", "rome-original"])
+def test_zsre_files_and_the_other_methods(method, edit, tmp_path):
+    record = {
+        "subject": "Mill", "src": "Who built the Mill?", "pred": "Ann", "alt": "Eve", "rephrase": "The Mill is by",
+        "answers": ["Bob"], "loc": "nq question: who wrote the iliad", "loc_ans": "Homer", "cond": "Ann >> Eve || …",
+    }  # fmt: skip
+    (tmp_path / "zsre.json").write_text(json.dumps([record]))
+    edit("--facts", tmp_path / "zsre.json", "--format", "zsre", "--method", method, "--layers", "1", "--out",
+         tmp_path / "run")  # fmt: skip
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["method"], summary["edits"]) == (method.split("-")[0].upper(), 1)
+    assert "specificity tokens" in summary["evaluation"]
+
+
 def test_contradictions_in_a_file_are_refused(edit, facts_file, tmp_path):
     facts = [*FACTS, {**FACTS[0], "id": "again", "target_new": "Berlin"}]
     result = edit("--facts", facts_file(facts), "--layers", "1", "--out", tmp_path / "run", expect=2)

@@ -58,6 +58,21 @@ def test_a_file_gives_patches_and_their_mean(patch, facts_file, tmp_path):
     assert first["corrupt_prompt"] == "The Colosseum is located in the city of"
 
 
+def test_scores_of_different_metrics_have_no_mean(patch, facts_file, tmp_path):
+    facts = [{name: value for name, value in FACTS[0].items() if name != "target_new"}, *FACTS[1:]]
+    result = patch("--facts", facts_file(facts), "--out", tmp_path / "run", *HEADS, "--json")
+    assert "scores of different metrics (probability of 1, logit_diff of 3) do not average" in said(result)
+    assert json.loads(result.stdout)["mean_score"] is None
+    assert not (tmp_path / "run" / "mean.csv").exists()
+
+
+def test_a_mean_tells_how_often_a_site_was_confirmed(patch, facts_file, tmp_path):
+    patch("--facts", facts_file(), "--out", tmp_path / "run", *HEADS, "--screen", "4")
+    table = pd.read_csv(tmp_path / "run" / "mean.csv")
+    assert table["confirmed"].sum() == pytest.approx(4)
+    assert set(table["confirmed"] * 4) <= set(range(5))
+
+
 def test_a_stopped_run_goes_on_without_patching_again(patch, facts_file, tmp_path, monkeypatch):
     made = []
 
@@ -152,10 +167,11 @@ def test_corrupt_prompts_of_all_forms_are_the_same(patch, tmp_path):
 
 def test_options_reach_the_patching(patch, tmp_path):
     options = ["--by", "layer,position,head", "--layers", "1-2", "--positions", "1,-1", "--direction", "break",
-               "--screen", "5", "--metric", "log_probability", "--metric", "probability"]  # fmt: skip
+               "--units", "0-2", "--budget", "64", "--screen", "5", "--metric", "log_probability", "--metric",
+               "probability"]  # fmt: skip
     patch(*ONE, *HEADS, "--swap", "The Colosseum", *options, "--out", tmp_path)
     patches = locate.load_patches(tmp_path / "patches.nc")
-    assert dict(patches.scores.sizes) == {"layer": 2, "position": 2, "head": 4}
+    assert dict(patches.scores.sizes) == {"layer": 2, "position": 2, "head": 3}
     assert patches.info["direction"] == "break"
     assert patches.metrics == ("log_probability", "probability")
     assert int(patches.data["confirmed"].sum()) == 5

@@ -226,10 +226,12 @@ def test_several_metrics_give_several_averages(trace, facts_file, tmp_path):
         ["--corruption", "multivariate", "--samples", "2", "--scale", "2"],
         ["--swap", "The Colosseum", "--severed", "mlp"],
         ["--samples", "2", "--precision", "bfloat16", "--kinds", "resid"],
+        ["--std", "1", "--scale", "0.5", "--budget", "64"],
+        ["--std", "facts", "--corruption", "uniform", "--positions", "subject_last,-1"],
     ],
     ids=lambda options: " ".join(options),
 )
-def test_options_reach_the_trace(options, trace, facts_file, tmp_path):
+def test_options_reach_the_trace(options, trace, facts_file, model_folder, tmp_path):
     out = tmp_path / "run"
     # The reference facts are those of the whole file, whatever the limit.
     trace("--facts", facts_file(), "--limit", "1", "--out", out, "--window", "2", *options)
@@ -242,9 +244,14 @@ def test_options_reach_the_trace(options, trace, facts_file, tmp_path):
     assert info["direction"] == given.get("--direction", "restore")
     assert info["severed"] == given.get("--severed")
     assert info["precision"] == given.get("--precision", "model")
-    assert info["positions"] == {"subject_last": [1], "-1": [7]}.get(given.get("--positions", ""), list(range(8)))
+    assert info["positions"] == {"subject_last": [1], "-1": [7], "subject_last,-1": [1, 7]}.get(
+        given.get("--positions", ""), list(range(8))
+    )
+    if "--std" in given:
+        over_all = locate.embedding_std(locate.load_model(model_folder), locate.load_facts(facts_file()))
+        assert info["std"] == pytest.approx(1.0 if given["--std"] == "1" else over_all)
     if info["corruption"] in ("MeanEmbedding", "ResampledEmbedding", "MultivariateNoise"):
-        assert info["reference"] == "4 facts"
+        assert info["reference"].startswith("4 facts (")
 
 
 def test_one_fact_gives_a_trace_and_its_figure(trace, tmp_path):
@@ -255,6 +262,11 @@ def test_one_fact_gives_a_trace_and_its_figure(trace, tmp_path):
     assert result.stdout.split() == [str(tmp_path / "trace.nc")]
     names = {"trace.nc", "trace.png", "trace.pdf", "trace_heads.png", "trace_heads.pdf"}
     assert names == {path.name for path in tmp_path.iterdir()}
+    both = json.loads(trace(*arguments, "--metric", "rank", "--metric", "probability", "--json").stdout)
+    assert both["metric"] == "rank"
+    assert set(both["other_metrics"]["probability"]) == {"metric", "clean", "corrupted", "best"}
+    assert "rank of Paris" in (said_of := said(trace(*arguments, "--metric", "probability", "--metric", "rank")))
+    assert "p(Paris)" in said_of
     trace(*arguments, "--metric", "rank")  # a single fact's results are replaced
     assert locate.load_trace(tmp_path / "trace.nc").metric == "rank"
 
@@ -284,7 +296,9 @@ MISTAKES = {
     "unknown metric": (["--facts", "FILE", "--metric", "p"], "There is no metric 'p'; there are probability,"),
     "severed kinds": (["--facts", "FILE", "--severed", "mlp", "--kinds", "mlp"], "--severed goes with --kinds resid"),
     "positions": (["--facts", "FILE", "--positions", "first"], "--positions: expected all, subject, subject_last,"),
-    "indices": (["--facts", "FILE", "--positions", "1,x"], "expected numbers or ranges such as 0-3,7; found 'x'"),
+    "indices": (["--facts", "FILE", "--positions", "1,x"], "or indices such as 0-3,-1; found 'x'"),
+    "unit of noise": (["--facts", "FILE", "--std", "x"], "--std: give a positive number, or facts; found 'x'"),
+    "unit of a swap": (["--facts", "FILE", "--swap", "x", "--std", "1"], "--std has no meaning for --corruption swap"),
     "scale of zeros": (
         ["--facts", "FILE", "--corruption", "zero", "--scale", "2"],
         "--scale has no meaning for --corru",

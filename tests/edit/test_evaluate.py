@@ -288,6 +288,22 @@ def test_each_case_counts_once_and_the_score_is_the_harmonic_mean():
     assert (summary["meaning"].str.len() > 0).all()
 
 
+def test_the_score_has_an_interval_over_cases():
+    draw = np.random.default_rng(0)
+    success = draw.random((40, 3)) < [0.9, 0.7, 0.5]
+    rows = [(case, probe) for case in range(40) for probe in ("efficacy", "paraphrase", "neighbourhood")]
+    summary = frame(
+        case=[case for case, _ in rows], probe=[probe for _, probe in rows], success=success.ravel().tolist()
+    ).summary()
+    line = summary.loc["score"]
+    assert line["edited low"] < line["edited"] < line["edited high"]
+    # By hand: the spread of the harmonic mean over many resamples of the cases.
+    means = np.stack([success[draw.integers(40, size=40)].mean(0) for _ in range(4000)])
+    low, high = np.percentile(300 / (1 / means).sum(1), [2.5, 97.5])
+    assert line["edited low"] == pytest.approx(low, abs=1.5)
+    assert line["edited high"] == pytest.approx(high, abs=1.5)
+
+
 def test_the_score_is_zero_with_a_zero_and_absent_without_a_kind():
     probes = ["efficacy", "paraphrase", "neighbourhood"]
     assert frame(case=[0] * 3, probe=probes, success=[True, False, True]).summary().loc["score", "edited"] == 0

@@ -436,6 +436,53 @@ def test_no_layers_are_not_the_usual_ones(llama):
         MEMIT(layers=()).edited_layers(llama)
 
 
+@pytest.mark.parametrize("name", [*METHODS, "ROME"])
+def test_half_precision_of_both_kinds(name, prepared, corpus):
+    half = tiny.bridge("llama", dtype=torch.float16)
+    options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus, "statistics_tokens": 1500}
+    method = ROME(layer=LAYERS[-1], **options) if name == "ROME" else prepared(name)
+    before = prints(half)
+    update = method.fit(half, REQUESTS, progress=False)
+    whole = method.fit(tiny.bridge("llama"), REQUESTS, progress=False)
+    assert prints(half) == before
+    layer = LAYERS[-1]
+    found, expected = dense(half, update, layer).flatten(), dense(half, whole, layer).flatten()
+    assert torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(("name", "keys"), [("MEMIT", 20), ("AlphaEdit", 40), ("EMMET", 20)])
+def test_statistics_are_sized_by_the_method(name, keys, llama, prepared):
+    found = prepared(name, statistics_tokens=None).statistics_for(llama, progress=False)
+    assert {one.count for one in found.values()} == {keys * 80}
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ROME"])
+def test_too_few_keys_are_refused_with_and_without_a_ridge(name, llama, prepared, corpus):
+    options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus}
+    for stabilisers in ((), (ENCORE(),)):
+        changes = {"statistics_tokens": 60, "stabilisers": stabilisers}
+        method = ROME(layer=1, **options, **changes) if name == "ROME" else prepared(name, **changes)
+        with pytest.raises(NumericsError, match=r"60 keys of dimension 80 .* at least 160, better 800"):
+            method.fit(llama, REQUESTS, progress=False)
+
+
+def test_alphaedit_takes_a_threshold_for_small_eigenvalues(llama, prepared):
+    energetic = prepared("AlphaEdit", layers=LAYERS[-1:])
+    statistics = energetic.statistics_for(llama, progress=False)[LAYERS[-1]]
+    basis = statistics.null_space(energy=energetic.energy)
+    threshold = float(statistics.eigen()[0][basis.shape[1]])  # the first that the energy leaves out
+    same = prepared("AlphaEdit", layers=LAYERS[-1:], threshold=threshold)
+    expected = energetic.fit(llama, REQUESTS, progress=False)
+    torch.testing.assert_close(
+        dense(llama, same.fit(llama, REQUESTS, progress=False), LAYERS[-1]), dense(llama, expected, LAYERS[-1])
+    )
+    fewer = prepared("AlphaEdit", layers=LAYERS[-1:], threshold=threshold / 10)
+    assert not torch.allclose(
+        dense(llama, fewer.fit(llama, REQUESTS, progress=False), LAYERS[-1]), dense(llama, expected, LAYERS[-1]),
+        atol=1e-5,
+    )  # fmt: skip
+
+
 def test_a_failing_optimisation_names_request_and_step(llama, prepared):
     before = prints(llama)
     method = prepared("MEMIT", objective=dataclasses.replace(OBJECTIVE, learning_rate=float("inf")))

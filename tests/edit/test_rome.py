@@ -209,6 +209,15 @@ def test_refuses_a_target_that_is_already_the_answer(llama, rome):
         rome.fit(llama, [EditRequest(LOUVRE, "Rome"), EditRequest(fact)])
 
 
+def test_several_layers_are_refused(llama, rome):
+    for ask in (
+        lambda: rome.fit(llama, [EditRequest(TOWER)], layer=(1, 2)),
+        lambda: dataclasses.replace(rome, layer=(1, 2)).edited_layers(llama),
+    ):
+        with pytest.raises(SiteError, match=r"ROME edits one layer, found \[1, 2\]"):
+            ask()
+
+
 def test_refuses_a_layer_that_is_not_there(llama, rome):
     with pytest.raises(SiteError, match="Layer 9 is out of range: the model has 4 layers, 0 to 3"):
         dataclasses.replace(rome, layer=9).fit(llama, [EditRequest(TOWER)])

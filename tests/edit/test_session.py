@@ -339,6 +339,38 @@ def test_romes_anchor_is_of_values_found_on_the_model_as_it_is(llama, method):
     assert fitted.anchors == {1: pytest.approx(clean, rel=1e-5)}
 
 
+def test_an_anchor_outlives_the_batch_that_gave_it(llama, method):
+    with edit.EditSession(llama, method(stabilisers=(edit.NAS(),))) as session:
+        for request in REQUESTS[:2]:
+            session.edit(request, progress=False)
+        anchors = dict(session.earlier().anchors)
+        session.remove(REQUESTS[0])
+        assert session.requests == REQUESTS[1:2]
+        assert session.earlier().anchors == anchors
+
+
+def test_the_record_tells_only_of_edits_that_stand(llama, method):
+    with edit.EditSession(llama, method()) as session:
+        edited(session, REQUESTS)
+        session.undo()
+        session.remove(REQUESTS[0])
+        (batch,) = session.update.info["batches"]
+        assert [one["request"] for one in batch["edits"]] == [REQUESTS[1].describe()]
+
+
+def test_given_statistics_belong_to_a_folder(llama, method, tmp_path):
+    usual = method()
+    known = usual.statistics_for(llama, progress=False)
+    own = dataclasses.replace(usual, statistics=known)
+    with edit.EditSession(llama, own, folder=tmp_path / "session") as session:
+        edited(session, REQUESTS[:1])
+    with edit.EditSession(llama, own, folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:1]
+    others = {layer: dataclasses.replace(one, second_moment=2 * one.second_moment) for layer, one in known.items()}
+    with pytest.raises(DataError):
+        edit.EditSession(llama, dataclasses.replace(usual, statistics=others), folder=tmp_path / "session")
+
+
 def test_a_closed_session_keeps_its_update_and_edits_no_more(llama, method):
     before = prints(llama)
     with edit.EditSession(llama, method()) as session:

@@ -169,6 +169,12 @@ def test_objectives_that_make_no_sense_are_refused(options, message):
         plain(objective)
 
 
+def test_an_optimisation_that_diverges_is_an_error(model):
+    far = dataclasses.replace(OBJECTIVE, learning_rate=1e3, clamp=1e3, stop="loss", loss_threshold=-1.0)
+    with pytest.raises(NumericsError, match=r"layer 1 diverges: its loss is .* at first.* Lower the learning rate"):
+        found(model, objective=far)
+
+
 def test_a_loss_that_is_not_finite_is_an_error(model):
     before = {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
     asking = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -170,6 +170,12 @@ def test_only_like_is_averaged_with_like():
         locate.average_traces([trace(ramp(6), (1, 3), 6)]).plot_heads()
 
 
+def test_metrics_of_different_targets_are_not_averaged():
+    one, other = (trace(ramp(6), (1, 3), 6, metrics={"probability": label}) for label in ("p({answer})", "p(Rome)"))
+    with pytest.raises(LocateError, match=r"different metrics: p\(Rome\), p\({answer}\)"):
+        locate.average_traces([one, other])
+
+
 def test_saving_loading_and_figures(tmp_path):
     average = locate.average_traces([trace(ramp(9), (1, 5), 9), trace(ramp(6, 3.0), (1, 3), 6)])
     loaded = locate.load_average(average.save(tmp_path / "a.nc"))

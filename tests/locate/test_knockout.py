@@ -120,6 +120,7 @@ def test_saving_and_loading(tmp_path):
 @pytest.mark.parametrize(("options", "message"), [
     ({"window": 5}, "window of 5 layers does not fit"),
     ({"window": 0}, "window of 0 layers does not fit"),
+    ({"window": 3, "heads": True}, "Single heads are blocked in one layer at a time; leave window=3 out"),
     ({"source": [99]}, "Position 99 is out of range"),
     ({"source": {}}, "give at least one set"),
     ({"target": []}, "positions: give at least one"),

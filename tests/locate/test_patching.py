@@ -229,6 +229,70 @@ def test_prompts_are_averaged_and_each_counts_once():
     assert both.info["pairs"] == 2
 
 
+def test_positions_tell_heads_apart():
+    found = quiet_patch("llama", sites="attn_head_z", positions=[4, 6])
+    assert dict(found.scores.sizes) == {"layer": 4, "position": 2, "head": 4}
+    same = quiet_patch("llama", sites="attn_head_z", by=("layer", "position", "head"), positions=[4, 6])
+    np.testing.assert_allclose(found.values, same.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_the_stream_has_transformer_lens_names_as_well(kind):
+    for name in ("resid_pre", "resid_mid", "resid_post"):
+        np.testing.assert_allclose(quiet_patch(kind, sites=f"hook_{name}").values, quiet_patch(kind, sites=name).values)
+
+
+@pytest.mark.parametrize("direction", ["restore", "break"])
+@pytest.mark.parametrize("sites", ["attn_head_z", "attn_head_result", "mlp_neurons", "attn_head_pattern", "resid_mid"])
+def test_both_directions_meet_at_the_other_end(sites, direction):
+    """Patching every head, say, one at a time; where a layer has one of them, the directions differ by what is held."""
+    found = quiet_patch("llama", sites=sites, direction=direction)
+    again = quiet_patch("llama", sites=sites, direction=direction, screen=1.0)
+    np.testing.assert_allclose(found.values, again.values, atol=1e-5)
+    start = found.corrupted if direction == "restore" else found.clean
+    assert np.abs(found.values.values - start).max() > 1e-4
+    np.testing.assert_allclose(found.effect, found.values - start)
+
+
+def test_heads_of_the_other_direction_equal_whole_passes():
+    clean, corrupt = prompts("llama")
+    found = quiet_patch("llama", sites="attn_head_z", direction="break", positions=[6])
+    for layer, head in [(0, 1), (2, 3)]:
+        expected = literal("llama", f"blocks.{layer}.attn.hook_z", at_unit(head, 6), source=corrupt, target=clean)
+        assert float(found.values[layer, 0, head]) == pytest.approx(expected, abs=2e-5)
+
+
+def test_the_error_is_over_prompts_where_there_are_several():
+    facts = [Fact(prompt="I think that {} is in", subject=name, target="Paris") for name in ("The Louvre", "Big Ben")]
+    noise = locate.GaussianNoise(samples=3)
+    options = {"sites": "mlp_out", "positions": "last", "metric": difference, "progress": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [locate.patch(model("llama"), fact, noise, **options) for fact in facts]
+        lengths = {len(one.info["tokens"]) for one in alone}
+        assert len(lengths) == 1  # or they could not be patched together
+        both = locate.patch(model("llama"), facts, noise, **options)
+    each = np.stack([one.values.values for one in alone])
+    np.testing.assert_allclose(both.values, each.mean(0), atol=1e-5)
+    np.testing.assert_allclose(both.standard_error, each.std(0, ddof=1) / 2**0.5, atol=1e-5)
+    assert (alone[0].standard_error > 0).any()  # of a single prompt, over its samples
+
+
+def test_recall_needs_the_same_sites():
+    screened = quiet_patch("llama", sites="mlp_out", layers=[0, 1], screen=3)
+    for other in (quiet_patch("llama", sites="mlp_out", layers=[2, 3]), quiet_patch("llama", layers=[0, 1])):
+        with pytest.raises(LocateError, match="both must be of the same layers"):
+            screened.recall(other)
+
+
+def test_bfloat16_patches_are_near():
+    exact = quiet_patch("llama", sites="attn_head_z")
+    near = quiet_patch("llama", sites="attn_head_z", precision="bfloat16")
+    # These weights are large, so that three digits are few; no site may be another's.
+    assert 0 < np.abs(near.values - exact.values).mean() < 0.05 * np.abs(exact.effect).max()
+    assert np.corrcoef(near.effect.values.ravel(), exact.effect.values.ravel())[0, 1] > 0.98
+
+
 def test_several_metrics_come_from_one_run():
     clean, corrupt = prompts("llama")
     both = locate.patch(model("llama"), clean, corrupt, metric=[difference, "probability", "rank"], progress=False)
@@ -312,6 +376,8 @@ def test_the_table_names_sites_and_tokens():
     ({"screen": 0}, LocateError, "screen: there are"),
     ({"screen": 10**6}, LocateError, "screen: there are"),
     ({"screen": 2.5}, LocateError, "screen: there are"),
+    ({"sites": "attn.hook_pattern"}, SiteError, "a value for each pair of tokens.*patch attn_head_pattern"),
+    ({"sites": "attn_head_z", "by": ["layer", "head"], "positions": "last"}, SiteError, "patched at all positions"),
 ])  # fmt: skip
 def test_sites_that_do_not_exist_are_refused(options, error, message):
     with pytest.raises(error, match=message):

@@ -120,6 +120,32 @@ def test_named_senders_are_labelled():
     assert float(found.values.sel(sender="a1.h2")) == pytest.approx(float(every.values[1, 2]), abs=1e-6)
 
 
+def test_a_small_budget_and_several_prompts_change_nothing():
+    clean, corrupt = prompts()
+    other = clean.clone()
+    other[0] = 50
+    options = {"metric": difference, "progress": False, "receivers": ["a3.h1.q"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alone = [locate.path_patch(model("llama"), one, corrupt, **options) for one in (clean, other)]
+        both = locate.path_patch(model("llama"), [clean, other], [corrupt, corrupt], **options)
+        small = locate.path_patch(model("llama"), [clean, other], [corrupt, corrupt], budget=1, **options)
+    each = np.stack([one.values.values for one in alone])
+    np.testing.assert_allclose(both.values, each.mean(0), atol=3e-5)
+    np.testing.assert_allclose(both.standard_error, each.std(0, ddof=1) / 2**0.5, atol=3e-5)
+    np.testing.assert_allclose(small.values, both.values, atol=3e-5)
+
+
+def test_a_metric_that_hardly_changes_is_warned_about():
+    clean, corrupt = prompts()
+    with pytest.warns(UserWarning, match="The corruption changes constant by only 0,"):
+        locate.path_patch(model("llama"), clean, corrupt, metric=constant, progress=False)
+
+
+def constant(logits):
+    return torch.ones(len(logits))
+
+
 def test_what_comes_after_the_receivers_sends_nothing():
     found = patched("llama", receivers=["a2.h1.q"])
     np.testing.assert_allclose(found.values[2:], found.clean, atol=1e-6)

@@ -1,7 +1,7 @@
 """Causal tracing against the published loop, written down literally."""
 
 import warnings
-from functools import cache
+from functools import cache, cached_property
 
 import jaxtyping
 import numpy as np
@@ -22,6 +22,7 @@ from locate import (
     load_trace,
 )
 from locate.corruption import embedding_std
+from locate.grafting import Graft
 from locate.sweep import window_layers
 from tests import tiny
 
@@ -259,13 +260,42 @@ def test_an_answer_that_the_model_does_not_give_is_warned_about_with_its_rank():
 
 def test_a_corruption_without_effect_is_warned_about():
     weak = GaussianNoise(scale=1e-4, samples=2)
-    with pytest.warns(UserWarning, match="Corrupting 'Big Ben' changes the answer's probability by only"):
+    with pytest.warns(UserWarning, match="Corrupting 'Big Ben' changes probability by only"):
         causal_trace(model("llama"), known("llama"), corruption=weak, window=2, progress=False)
+    # It is the metric that must change: here the answer stays the first.
+    with pytest.warns(UserWarning, match="Corrupting 'Big Ben' changes rank by only 0,"):
+        causal_trace(model("llama"), known("llama"), corruption=weak, window=2, progress=False, metric="rank")
 
 
 def test_a_trace_of_nothing_is_refused():
     with pytest.raises(SiteError, match="at least one kind"):
         quiet_trace("llama", kinds=())
+
+
+def test_a_record_names_the_fact_and_the_swap():
+    fact = known("llama", prompt="{} is located in the city of", subject="The Louvre")
+    trace = quiet_trace("llama", corruption=locate.TokenSwap("The Colosseum"), fact=fact, kinds="resid")
+    assert (trace.info["subject"], trace.info["other_subject"]) == ("The Louvre", "The Colosseum")
+
+
+@pytest.mark.parametrize("precision", ["model", "bfloat16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "gemma3_text"])
+def test_windows_of_mlps_leave_their_first_block_out(kind, dtype, precision, monkeypatch):
+    """In every precision: only the last sum of a window's first block depends on the patch."""
+    asked = []
+    real = Graft.__dict__["_mlp_is_added_last"].func
+    last = cached_property(lambda graft: asked.append(real(graft)) or asked[-1])
+    last.__set_name__(Graft, "_mlp_is_added_last")
+    monkeypatch.setattr(Graft, "_mlp_is_added_last", last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        causal_trace(
+            tiny.bridge(kind, dtype=dtype, scale=20.0), known("llama"), kinds="mlp", window=2, corruption=NOISE,
+            precision=precision, progress=False,
+        )  # fmt: skip
+    assert asked
+    assert all(asked)
 
 
 def test_what_is_no_corruption_is_refused(monkeypatch):
