@@ -14,7 +14,7 @@ from benchmarks import literal_memit
 from edit.contexts import build_contexts
 from edit.hooks import value_hook
 from edit.layers import _whole
-from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, locate_then_edit
 from edit.methods.base import EditingMethod
 from edit.methods.locate_then_edit import LocateThenEdit
 from edit.methods.spreading import Spreading
@@ -451,16 +451,25 @@ def test_half_precision_of_both_kinds(name, prepared, corpus):
 
 
 @pytest.mark.parametrize(("name", "keys"), [("MEMIT", 20), ("AlphaEdit", 40), ("EMMET", 20)])
-def test_statistics_are_sized_by_the_method(name, keys, llama, prepared):
-    found = prepared(name, statistics_tokens=None).statistics_for(llama, progress=False)
-    assert {one.count for one in found.values()} == {keys * 80}
+def test_statistics_are_sized_by_the_method(name, keys, llama, prepared, monkeypatch):
+    asked = []
+
+    def collect(*arguments, tokens, **options):
+        asked.append(tokens)
+        return collect_statistics(*arguments, tokens=tokens, **options)
+
+    monkeypatch.setattr(locate_then_edit, "collect_statistics", collect)
+    prepared(name, statistics_tokens=None).statistics_for(llama, progress=False)
+    assert asked == [keys * 80]
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ROME"])
 def test_too_few_keys_are_refused_with_and_without_a_ridge(name, llama, prepared, corpus):
     options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus}
+    known = collect_statistics(llama, LAYERS, corpus=corpus, tokens=1500, progress=False)
+    few = {layer: dataclasses.replace(one, count=60) for layer, one in known.items()}
     for stabilisers in ((), (ENCORE(),)):
-        changes = {"statistics_tokens": 60, "stabilisers": stabilisers}
+        changes = {"statistics": few, "stabilisers": stabilisers}
         method = ROME(layer=1, **options, **changes) if name == "ROME" else prepared(name, **changes)
         with pytest.raises(NumericsError, match=r"60 keys of dimension 80 .* at least 160, better 800"):
             method.fit(llama, REQUESTS, progress=False)

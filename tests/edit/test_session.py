@@ -257,13 +257,15 @@ def test_conflicts_are_found_and_refused_before_anything_changes(llama, method):
             session.edit(REQUESTS[3], batch_size=0)
 
 
-def saying(model, word):
-    """The model with one answer to everything."""
+def saying(model, word, once_edited=False):
+    """The model with one answer to everything, or only where its weights are not these."""
+    unedited = weight(model)
     token = tiny.tokenizer()(f" {word}")["input_ids"][0]
 
     def say(logits, hook):
         logits = logits.clone()
-        logits[..., token] += 100
+        if not (once_edited and torch.equal(weight(model), unedited)):
+            logits[..., token] += 100
         return logits
 
     return model.hooks(fwd_hooks=[("unembed.hook_out", say)])
@@ -288,10 +290,14 @@ def test_what_the_unedited_model_answers_is_refused_before_anything_changes(name
 @pytest.mark.parametrize("name", ["MEMIT", "ROME", "KN"])
 def test_what_earlier_edits_made_true_is_written_all_the_same(name, llama, method):
     own = KN(threshold=0.0) if name == "KN" else method(name)
+    untouched = saying(llama, "Rome", once_edited=True)
     with edit.EditSession(llama, own) as session:
         before = edited(session, REQUESTS[:2])
-        with saying(llama, "Rome"):
+        with untouched:
             session.edit(REQUESTS[2:4], batch_size=1, progress=False)
+        # What it said before any edit is refused also now.
+        with saying(llama, "Rome"), pytest.raises(FactError, match="already answers"):
+            session.edit(REQUESTS[4], progress=False)
         assert session.requests == REQUESTS[:4]
         assert (weight(llama) - before).norm() > 0
         assert name == "KN" or len(session.earlier().written[1].keys) == 4
@@ -351,7 +357,7 @@ def test_an_anchor_outlives_the_batch_that_gave_it(llama, method):
 
 def test_the_record_tells_only_of_edits_that_stand(llama, method):
     with edit.EditSession(llama, method()) as session:
-        edited(session, REQUESTS)
+        edited(session, REQUESTS[:3])
         session.undo()
         session.remove(REQUESTS[0])
         (batch,) = session.update.info["batches"]
