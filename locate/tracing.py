@@ -256,6 +256,9 @@ class _Tracer:
         self, asked: Sequence[_Asked], runs: PairedRuns, high: Float[Tensor, "fact metric"],
         low: Float[Tensor, "row metric"],
     ) -> None:  # fmt: skip
+        # Of the logits themselves: a rank, or a metric of one's own, may be finite where they are not.
+        if not bool(torch.isfinite(runs.clean.logits).all() and torch.isfinite(runs.corrupted.logits).all()):
+            raise LocateError("The model's logits are not finite on this prompt; check its dtype and weights.")
         for index, one in enumerate(asked):
             answer = int(runs.questions.answers[index])
             rank = rank_of(runs.clean.logits[index], answer)

@@ -267,6 +267,15 @@ def test_a_corruption_without_effect_is_warned_about():
         causal_trace(model("llama"), known("llama"), corruption=weak, window=2, progress=False, metric="rank")
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_logits_that_are_not_finite_are_told_under_any_metric():
+    broken = tiny.bridge("llama")
+    with torch.no_grad():
+        broken.blocks[3].mlp.out.weight[:] = float("nan")
+    with pytest.raises(LocateError, match="logits are not finite"):
+        causal_trace(broken, known("llama"), metric="rank", window=2, corruption=NOISE, progress=False)
+
+
 def test_a_trace_of_nothing_is_refused():
     with pytest.raises(SiteError, match="at least one kind"):
         quiet_trace("llama", kinds=())
