@@ -120,7 +120,9 @@ def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Nam
         updates: list[edit.WeightUpdate] = []
         fitting = seconds(lambda m=method, u=updates, o=options: u.extend(m.fit_each(model, requests, **o)))
         parts = [
-            edit.evaluate(model, update, [request], baseline=baseline.of_case(case), max_new_tokens=tokens)
+            edit.evaluate(
+                model, update, [request], baseline=baseline.of_case(case), max_new_tokens=tokens, progress=False
+            )
             for case, (update, request) in enumerate(zip(updates, requests, strict=True))
         ]
         rows = edit.Evaluation.join(parts).rows

@@ -68,7 +68,11 @@ def main() -> None:
             method = METHODS[name](corpus=arguments.corpus, stabilisers=stabilisers)
             folder = arguments.work / label.replace(" ", "-").replace(",", "")
             took = seconds(lambda m=method, f=folder: _sequence(model, m, requests, text, f, arguments))
-            table = pd.DataFrame([json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()])
+            lines = (folder / "measured.jsonl").read_text().splitlines()
+            if not lines:
+                print(f"{label}: no batch could be fitted", flush=True)
+                continue
+            table = pd.DataFrame([json.loads(line) for line in lines])
             tables.append(table.assign(method=label))
             last = table.iloc[-1]
             print(
@@ -77,6 +81,8 @@ def main() -> None:
                 f"this run {took:.0f} s",
                 flush=True,
             )
+    if not tables:
+        return
     everything = pd.concat(tables, ignore_index=True)
     everything.round(4).to_csv(arguments.out / "sequential.csv", index=False)
     save_figure(_figure(everything), arguments.out, "sequential")

@@ -1,12 +1,12 @@
 """Change a fact in a language model, and measure what the change does."""
 
-from edit.benchmarks import load_counterfact, load_zsre
+from edit.benchmarks import load_counterfact, load_reference_texts, load_zsre
 from edit.choosing import LayerChoice, choose_layer
 from edit.conflicts import find_conflicts
 from edit.contexts import sample_prefixes
 from edit.corpus import SAMPLED
 from edit.demo import Demo, run_demo
-from edit.evaluation import Baseline, Evaluation, baseline, evaluate, evaluate_each
+from edit.evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
 from edit.exporting import export
 from edit.lowrank import LowRank
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
@@ -43,6 +43,7 @@ __all__ = [
     "Part",
     "Probe",
     "Propagation",
+    "ReferenceTexts",
     "Unrelated",
     "ValueObjective",
     "WeightUpdate",
@@ -56,6 +57,7 @@ __all__ = [
     "key_statistics",
     "load_counterfact",
     "load_propagation",
+    "load_reference_texts",
     "load_statistics",
     "load_update",
     "load_zsre",

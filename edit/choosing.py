@@ -75,7 +75,7 @@ def choose_layer(
     if not any(paraphrases for paraphrases, _ in asked) or not any(neighbours for _, neighbours in asked):
         raise FactError("Layers are compared by a score, for which some cases need paraphrases and some neighbours.")
     rows: dict[int, dict[str, float]] = {}
-    before = baseline(model, cases, generate=False)
+    before = baseline(model, cases, generate=False, progress=progress)
     for layer in tqdm(tried, "layers", disable=not progress, delay=1):
         there = _At(method=method, layer=layer)
         result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)

@@ -142,7 +142,10 @@ def run_demo(
         lambda: method.fit(model, [request], progress=progress),
     )  # fmt: skip
     update.save(folder / "update.safetensors")
-    evaluation = timed("evaluate", "Asking paraphrases and neighbours", lambda: evaluate(model, update, [request]))
+    evaluation = timed(
+        "evaluate", "Asking paraphrases and neighbours",
+        lambda: evaluate(model, update, [request], progress=progress),
+    )  # fmt: skip
     evaluation.save(folder / "evaluation.csv")
     flow = timed(
         "propagate", "Following the change to the answer",

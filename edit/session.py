@@ -1,15 +1,16 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.batches import Batch, joined, load_batch, save_batch
+from edit.batches import Batch, as_requests, joined, load_batch, save_batch
 from edit.conflicts import check_conflicts, find_conflicts
 from edit.contexts import check_answered, sample_prefixes
 from edit.exporting import export
@@ -21,7 +22,7 @@ from edit.requests import EditRequest
 from edit.rewriting import written_again
 from edit.updates import WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters, model_fingerprint
-from locate.errors import FactError, UpdateError
+from locate.errors import FactError, UpdateError, listed
 from locate.runs import RunFolder
 
 _STATE = "standing"
@@ -63,6 +64,7 @@ class EditSession:
         self._layer = layer
         self._fitting = method  # with the unedited model's statistics, once they are known
         self._batches: list[Batch] = []
+        self._replaced: list[EditRequest] = []  # by later ones, so that a script that did it can be run again
         self._closed = False
         self._update: WeightUpdate | None = None
         # What is known of some batches, as later ones build on it.
@@ -72,8 +74,9 @@ class EditSession:
         self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
         if self._folder is not None:
             try:
-                standing = self._folder.done[_STATE].found["batches"] if _STATE in self._folder.done else []
-                self._batches = [load_batch(self._folder.path / "batches" / name) for name in standing]
+                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {}
+                self._batches = [load_batch(self._folder.path / "batches" / name) for name in state.get("batches", [])]
+                self._replaced = as_requests(state.get("replaced", []))
                 self._put(self._batches)
             except BaseException:
                 self._folder.close()
@@ -130,7 +133,10 @@ class EditSession:
         on_conflict: str = "error",
         progress: bool = True,
     ) -> WeightUpdate:
-        """Edit the requests, in batches; with a folder, batches that it holds already are not made again.
+        """Edit the requests, in batches; with a folder, edits that it holds already are not made again.
+
+        So a script that was stopped can be run again from its beginning. What a later call of it replaced is left
+        out, with a warning.
 
         Args:
             requests: what to change.
@@ -154,7 +160,7 @@ class EditSession:
         if batch_size is not None and batch_size < 1:
             raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
         check_conflicts(requests)
-        requests = self._not_done(requests)
+        requests = self._not_done(requests, again=on_conflict == "replace")
         # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
         if requests:
             with self._unedited():
@@ -198,13 +204,10 @@ class EditSession:
             UpdateError: there is no such edit, or the method cannot solve again.
         """
         self._check_open()
-        for index, batch in enumerate(self._batches):
-            for place, own in enumerate(batch.requests):
-                if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
-                    self._stand(self._solved_again(index, place))
-                    return own
-        name = request if isinstance(request, str) else request.describe()
-        raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
+        index, place = self._find(request)
+        own = self._batches[index].requests[place]
+        self._stand(self._solved_again(index, place))
+        return own
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the edited model to a folder that plain ``transformers`` loads."""
@@ -219,11 +222,22 @@ class EditSession:
         if self._closed:
             raise UpdateError("This session is closed, and the model as it was. Open it again to go on.")
 
+    def _find(self, request: EditRequest | str) -> tuple[int, int]:
+        """The batch that has an edit, and its place there."""
+        for index, batch in enumerate(self._batches):
+            for place, own in enumerate(batch.requests):
+                if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
+                    return index, place
+        name = request if isinstance(request, str) else request.describe()
+        raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
+
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
-        before = self._batches
+        before, replaced = self._batches, self._replaced
         try:
             while conflicts := find_conflicts(requests, self.requests):
-                self.remove(conflicts[0][0])
+                # From the model only: on disk it stands until its replacement does.
+                self._batches = self._put(self._solved_again(*self._find(conflicts[0][0])))
+                self._replaced = [*self._replaced, conflicts[0][0]]
             self._know_the_unedited(progress)
             fitted = self._fitting.fit_with(
                 self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
@@ -234,6 +248,7 @@ class EditSession:
             )  # fmt: skip
             self._stand([*self._batches, batch])
         except BaseException:
+            self._replaced = replaced
             if self._batches is not before:
                 self._stand(before)
             raise
@@ -262,7 +277,7 @@ class EditSession:
             if self._update is not None:
                 self._update.apply(self.model)
 
-    def _put(self, batches: Sequence[Batch]) -> None:
+    def _put(self, batches: list[Batch]) -> list[Batch]:
         """Give the model the edits of these batches, and no others; as it was if that fails."""
         old = self._update
         new = self._total(batches)
@@ -276,6 +291,7 @@ class EditSession:
                 old.apply(self.model)
             raise
         self._update = new
+        return batches
 
     def _total(self, batches: Sequence[Batch]) -> WeightUpdate | None:
         if not batches:
@@ -287,20 +303,33 @@ class EditSession:
 
     def _stand(self, batches: list[Batch]) -> None:
         """Let these be the session's batches: in the model, and on disk by one line that names all their files."""
-        self._put(batches)
-        self._batches = batches
+        self._batches = self._put(batches)
         if self._folder is None:
             return
         where = self._folder.path / "batches"
         self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
-        self._folder.record(_STATE, {"batches": [batch.file for batch in self._batches]})
+        replaced = [asdict(request) for request in self._replaced]
+        self._folder.record(_STATE, {"batches": [batch.file for batch in self._batches], "replaced": replaced})
 
-    def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
-        """What is left of the requests if the session was stopped and the same call is made again."""
+    def _not_done(self, requests: list[EditRequest], *, again: bool) -> list[EditRequest]:
+        """What is left of the requests if the session was stopped and the same call is made again.
+
+        Those that were replaced are left out as well, unless they are to replace their replacement.
+        """
         if self._folder is None:
             return requests
         done = {request.describe(): request for request in self.requests}
-        return [request for request in requests if done.get(request.describe()) != request]
+        left = [request for request in requests if done.get(request.describe()) != request]
+        if again:
+            return left
+        gone = [one for one in left if one in self._replaced and find_conflicts([one], self.requests)]
+        if gone:
+            warnings.warn(
+                f"{len(gone)} request(s) are left out, because later edits of this session replaced them "
+                '(on_conflict="replace" brings them back):\n' + listed([one.describe() for one in gone]),
+                stacklevel=3,
+            )
+        return [request for request in left if request not in gone]
 
     def _solved_again(self, index: int, place: int) -> list[Batch]:
         """The batches with one edit left out, and the later ones solved again."""

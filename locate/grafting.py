@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
@@ -112,7 +112,7 @@ class Graft:
 
     def patterns(self, layer: int, name: str, heads: Sequence[int] | None = None) -> Branch:
         """Single heads' attention patterns, one head after the other, each in all rows."""
-        values = _rows(self.source.kept[name], self.pairing.source)[:, :, self.position :]
+        values = rows_of(self.source.kept[name], self.pairing.source)[:, :, self.position :]
         values = values[:, :, list(self.columns)]
         chosen = torch.arange(values.shape[1]) if heads is None else torch.tensor(heads, dtype=torch.long)
         values = values[:, chosen.to(values.device)].movedim(1, 0).flatten(0, 1)
@@ -138,7 +138,7 @@ class Graft:
         # Nothing in the window's first block depends on the patch but its last sum, so the block need not run.
         states = self._entering(layers.start + 1).clone()
         columns = list(self.columns)
-        old = _rows(self.target.kept[names[0]], self.pairing.target)[:, self.position :][:, columns]
+        old = rows_of(self.target.kept[names[0]], self.pairing.target)[:, self.position :][:, columns]
         states[:, columns] += self._own(self.source.kept[names[0]]).to(states) - old
         pins = {name: self._pin(self.source, self.pairing.source, name) for name in names[1:]}
         return Branch(layer=layers.start + 1, rows=self.pairing.target, states=states, interventions=pins)
@@ -162,15 +162,15 @@ class Graft:
     def _pin(self, run: FrozenRun, rows: Tensor, name: str) -> Pin:
         if name not in run.kept:
             raise SiteError(f"The run that {name!r} is patched from did not keep it.")
-        values = _rows(run.kept[name], rows)[:, self.position :][:, list(self.columns)]
+        values = rows_of(run.kept[name], rows)[:, self.position :][:, list(self.columns)]
         return Pin(values=values, columns=self.columns)
 
     def _own(self, values: Tensor) -> Tensor:
         """The source's values for each row, at the patched positions."""
-        return _rows(values, self.pairing.source)[:, self.position :][:, list(self.columns)]
+        return rows_of(values, self.pairing.source)[:, self.position :][:, list(self.columns)]
 
     def _entering(self, layer: int) -> Tensor:
-        return _rows(self.target.residuals[layer], self.pairing.target)[:, self.position :]
+        return rows_of(self.target.residuals[layer], self.pairing.target)[:, self.position :]
 
     def _repeated(self, layer: int, times: int, interventions: dict[str, Intervention]) -> Branch:
         # Expanded, and not copied, for a single row: thousands of neurons share the same states.
@@ -178,7 +178,12 @@ class Graft:
         return Branch(layer=layer, rows=self.pairing.target.repeat(times), states=states, interventions=interventions)
 
 
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
+def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:
+    """These rows of a state; a state of one row is that of all.
+
+    >>> rows_of(torch.zeros(1, 7), torch.tensor([0, 0, 0])).shape
+    torch.Size([3, 7])
+    """
     if values.shape[0] == 1:
         return values.expand(len(rows), *values.shape[1:])
     return values[rows.to(values.device)]

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.corruption import Corruption
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.errors import ModelError, SiteError
-from locate.grafting import Graft, Pairing
+from locate.grafting import Graft, Pairing, rows_of
 from locate.metrics import Metric, Plain, as_metrics, joint_measure, warn_of_small_effects
 from locate.pairs import PairedRuns, Text, make_pairs, run_pairs
 from locate.patches import Patches
@@ -189,13 +189,13 @@ class _PathPatcher:
             else:
                 sent[own, :, node.head] = corrupted[:, :, node.head]
         interventions[name] = Pin(values=sent, columns=graft.columns)
-        states = _rows(target.residuals[layer], pairing.target)[:, first:].repeat(n, 1, 1)
+        states = rows_of(target.residuals[layer], pairing.target)[:, first:].repeat(n, 1, 1)
         branch = Branch(layer=layer, rows=rows, states=states, interventions=interventions)
         inputs = [name for node in self.receivers for name in _inputs(node) if _at(name, target.n_layers) >= layer]
         return target.record(first, branch, inputs)
 
     def _held(self, name: str, rows: Tensor, columns: tuple[int, ...]) -> Pin:
-        return Pin(values=_rows(self.runs.clean.kept[name], rows)[:, self.runs.first :], columns=columns)
+        return Pin(values=rows_of(self.runs.clean.kept[name], rows)[:, self.runs.first :], columns=columns)
 
     def _receive(
         self, arrived: dict[str, Tensor], n: int, pairing: Pairing, measure: Measure
@@ -216,7 +216,7 @@ class _PathPatcher:
             (values,) = arrived.values()
             branch = Branch(layer=start, rows=rows, states=values)
         else:
-            states = _rows(target.residuals[start], rows)[:, first:]
+            states = rows_of(target.residuals[start], rows)[:, first:]
             branch = Branch(layer=start, rows=rows, states=states, interventions=interventions)
         found = target.resume(first, [branch], measure=measure).float().cpu()
         return found.unflatten(0, (n, len(pairing)))
@@ -307,9 +307,3 @@ def _labelled(
         "metrics": {metric.name: metric.label for metric in metrics},
     }  # fmt: skip
     return Patches(data=data, metric=metrics[0].name, info=info)
-
-
-def _rows(values: Tensor, rows: Tensor) -> Tensor:
-    if values.shape[0] == 1:
-        return values.expand(len(rows), *values.shape[1:])
-    return values[rows.to(values.device)]

@@ -39,6 +39,7 @@ def load_counterfact(path: str | Path, *, limit: int | None = None) -> list[Edit
 
 class _Object(BaseModel):
     text: Answer = Field(alias="str")
+    id: str | None = None
 
 
 class _Rewrite(BaseModel):
@@ -73,7 +74,7 @@ class _Original(BaseModel):
         )  # fmt: skip
         return EditRequest(
             fact, paraphrase_texts=texts, generation_prompts=tuple(self.generation_prompts),
-            attribute_prompts=tuple(self.attribute_prompts),
+            attribute_prompts=tuple(self.attribute_prompts), target_new_id=rewrite.target_new.id,
         )  # fmt: skip
 
 

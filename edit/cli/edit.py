@@ -162,8 +162,8 @@ def _edit_many(
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
         update = session.edit(requests, batch_size=batch_size)
-    with console.status(f"evaluating {len(requests)} edits on the final model"):
-        evaluation = evaluate(bridge, update, requests)
+    console.print(f"Evaluating {len(requests)} edits on the final model.", soft_wrap=True)
+    evaluation = evaluate(bridge, update, requests)
     update.save(folder / "update.safetensors")
     evaluation.save(folder / "evaluation.csv")
     summary = {

@@ -9,6 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
+from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.scoring import See, score_targets
 from edit.requests import EditRequest
 from locate.errors import FactError
@@ -26,12 +27,21 @@ class Asking:
         max_new_tokens: at most, per generation.
         fluency: whether they write long texts as well.
         seed: of those texts.
+        references: what those texts are compared with.
+
+    Raises:
+        FactError: there are references, but no texts to compare with them.
     """
 
     generate: bool = True
     max_new_tokens: int = 16
     fluency: bool = False
     seed: int = 0
+    references: ReferenceTexts | None = None
+
+    def __post_init__(self) -> None:
+        if self.references is not None and not self.fluency:
+            raise FactError("references: are compared with long texts, which fluency=True lets the models write.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,12 +120,14 @@ def questions_of(requests: Sequence[EditRequest]) -> list[Question]:
     return questions
 
 
-def ask(model: TransformerBridge, questions: Sequence[Question], how: Asking, see: See) -> Answers:
+def ask(
+    model: TransformerBridge, questions: Sequence[Question], how: Asking, see: See, *, progress: bool = False
+) -> Answers:
     """Score both objects after every prompt and let the model speak; one pass serves all that is scored."""
     columns = ("case", "subject", "target", "target_new", "probe", "prompt")
     rows = pd.DataFrame({name: [getattr(question, name) for question in questions] for name in columns})
     pairs = [(q.prompt, q.target_new) for q in questions] + [(q.prompt, q.target) for q in questions]
-    scores = score_targets(model, pairs, see=see)
+    scores = score_targets(model, pairs, see=see, progress=progress)
     new, true = scores[: len(questions)], scores[len(questions) :]
     wanted = [new[i] if question.wants_new else true[i] for i, question in enumerate(questions)]
     for name, own in (("new", new), ("true", true)):
@@ -132,25 +144,29 @@ def ask(model: TransformerBridge, questions: Sequence[Question], how: Asking, se
     rows["token_accuracy"] = [score.token_accuracy for score in wanted]
     if how.generate:
         unique = list(dict.fromkeys(question.prompt for question in questions))
-        said = dict(zip(unique, generate_greedily(model, unique, max_new_tokens=how.max_new_tokens), strict=True))
+        answers = generate_greedily(model, unique, max_new_tokens=how.max_new_tokens, progress=progress)
+        said = dict(zip(unique, answers, strict=True))
         rows["generation"] = [said[question.prompt] for question in questions]
         rows["exact_match"] = [exact_match(said[question.prompt], question.answers) for question in questions]
     return Answers(rows=rows, choices=[score.predicted for score in wanted], first=[s.predicted[0] for s in new])
 
 
-def write_texts(model: TransformerBridge, requests: Sequence[EditRequest], how: Asking) -> pd.DataFrame:
+def write_texts(
+    model: TransformerBridge, requests: Sequence[EditRequest], how: Asking, *, progress: bool = False
+) -> pd.DataFrame:
     """Long texts about every case's subject, and their n-gram entropy.
 
     Published records repeat a prompt to have several texts from it: each place in a case has its own seed.
-    Cases without generation prompts continue the fact's own prompt.
+    Cases without generation prompts continue the fact's own prompt. All texts of a case together have one
+    similarity to the references, where there are any for it.
     """
     asked = [
         (case, how.seed + place, prompt)
         for case, request in enumerate(requests)
         for place, prompt in enumerate(request.generation_prompts or (request.fact.text,))
     ]
-    texts = sample_texts(model, [prompt for *_, prompt in asked], [seed for _, seed, _ in asked])
-    return pd.DataFrame(
+    texts = sample_texts(model, [prompt for *_, prompt in asked], [seed for _, seed, _ in asked], progress=progress)
+    table = pd.DataFrame(
         {
             "case": [case for case, *_ in asked],
             "prompt": [prompt for *_, prompt in asked],
@@ -158,3 +174,26 @@ def write_texts(model: TransformerBridge, requests: Sequence[EditRequest], how: 
             "entropy": [ngram_entropy(text) for text in texts],
         }
     )
+    if (references := how.references) is not None:
+        own: list[list[str]] = [[] for _ in requests]
+        for (case, *_), text in zip(asked, texts, strict=True):
+            own[case].append(text)
+        alike = [
+            references.similarity(" ".join(written), about) if (about := references.about(request)) else float("nan")
+            for request, written in zip(requests, own, strict=True)
+        ]
+        table["reference"] = [alike[case] for case, *_ in asked]
+    return table
+
+
+def check_references(requests: Sequence[EditRequest], how: Asking) -> None:
+    """Whether there are references for some case.
+
+    Raises:
+        FactError: there are for none.
+    """
+    if how.references is not None and not any(how.references.about(request) for request in requests):
+        raise FactError(
+            f"references: have no text about the new object of any of {len(requests)} cases. They are found by a "
+            "fact's relation and the request's target_new_id, which CounterFact in its original form gives."
+        )

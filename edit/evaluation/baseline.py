@@ -10,7 +10,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.asking import Answers, Asking, Question, as_requests, ask, questions_of, write_texts
+from edit.evaluation.asking import (
+    Answers,
+    Asking,
+    Question,
+    as_requests,
+    ask,
+    check_references,
+    questions_of,
+    write_texts,
+)
+from edit.evaluation.references import ReferenceTexts
 from edit.requests import EditRequest
 from locate.engine.readout import read_logits
 from locate.errors import FactError
@@ -98,6 +108,8 @@ def baseline(
     max_new_tokens: int = 16,
     fluency: bool = False,
     seed: int = 0,
+    references: ReferenceTexts | None = None,
+    progress: bool = True,
 ) -> Baseline:
     """Ask the model as it is now, to compare any number of edits with it.
 
@@ -108,25 +120,28 @@ def baseline(
         max_new_tokens: at most, per generation.
         fluency: whether to let it write long texts as well (slow).
         seed: of those texts.
+        references: what to compare those texts with (``load_reference_texts``).
+        progress: whether to show bars.
 
     Raises:
-        FactError: a case has no new target.
+        FactError: a case has no new target, or there are references for none.
 
     >>> before = baseline(model, [request], generate=False)
     >>> before.answers.rows["probe"].iloc[0]
     'efficacy'
     """
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed)
-    return measure(model, as_requests(cases), asking)
+    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
+    return measure(model, as_requests(cases), asking, progress=progress)
 
 
-def measure(model: TransformerBridge, requests: tuple[EditRequest, ...], asking: Asking) -> Baseline:
+def measure(model: TransformerBridge, requests: tuple[EditRequest, ...], asking: Asking, *, progress: bool) -> Baseline:
     """The baseline of these requests."""
+    check_references(requests, asking)
     residuals: dict[str, Tensor] = {}
 
     def keep(prompts: list[str], _: Tensor, states: Tensor) -> None:
         residuals.update(zip(prompts, states, strict=True))
 
-    answers = ask(model, questions_of(requests), asking, keep)
-    texts = write_texts(model, requests, asking) if asking.fluency else None
+    answers = ask(model, questions_of(requests), asking, keep, progress=progress)
+    texts = write_texts(model, requests, asking, progress=progress) if asking.fluency else None
     return Baseline(requests=requests, asking=asking, answers=answers, texts=texts, residuals=residuals)

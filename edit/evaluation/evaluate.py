@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation.asking import Asking, as_requests, ask, write_texts
 from edit.evaluation.baseline import Baseline, measure
+from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import LOGITS, agreement
 from edit.requests import EditRequest
@@ -35,7 +36,9 @@ def evaluate(
     max_new_tokens: int = 16,
     fluency: bool = False,
     seed: int = 0,
+    references: ReferenceTexts | None = None,
     baseline: Baseline | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Ask the edited and the unedited model every prompt of the cases: their own, paraphrases, neighbours, unrelated.
 
@@ -49,11 +52,14 @@ def evaluate(
         max_new_tokens: at most, per generation.
         fluency: whether to let it write texts of a hundred tokens as well, sampled as published (slow).
         seed: of those texts.
+        references: what to compare those texts with, for the published reference score (``load_reference_texts``).
         baseline: what ``edit.baseline`` measured on the same cases with the same settings, so that many edits
             need the unedited model's answers only once.
+        progress: whether to show bars.
 
     Raises:
-        FactError: a case has no new target, or the baseline is of other cases or settings.
+        FactError: a case has no new target, there are references for none, or the baseline is of other cases or
+            settings.
         UpdateError: the update does not fit the model.
 
     >>> evaluation = edit.evaluate(model, update, [request])
@@ -61,20 +67,21 @@ def evaluate(
     ['edited', 'unedited']
     """
     requests = as_requests(cases)
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed)
+    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
     if baseline is None:
         with without(model, update):
-            baseline = measure(model, requests, asking)
+            baseline = measure(model, requests, asking, progress=progress)
     else:
         baseline.check(requests, asking)
     # Whole distributions of the unedited model are kept for some prompts at a time only.
     step = max(1, LOGITS // model.cfg.d_vocab)
     starts = range(0, len(baseline.questions), step)
-    edited = pd.concat([_judge(model, update, baseline, slice(at, at + step)) for at in starts], ignore_index=True)
+    parts = [_judge(model, update, baseline, slice(at, at + step), progress) for at in starts]
+    edited = pd.concat(parts, ignore_index=True)
     texts = None
     if baseline.texts is not None:
         with within(model, update):
-            written = write_texts(model, requests, asking)
+            written = write_texts(model, requests, asking, progress=progress)
         texts = pd.concat([written.assign(model="edited"), baseline.texts.assign(model="unedited")], ignore_index=True)
     plain = baseline.answers.rows.assign(model="unedited", same_answer=True, same_tokens=1.0, kl=0.0)
     return Evaluation(rows=pd.concat([edited, plain], ignore_index=True), texts=texts)
@@ -89,6 +96,7 @@ def evaluate_each(
     max_new_tokens: int = 16,
     fluency: bool = False,
     seed: int = 0,
+    references: ReferenceTexts | None = None,
     baseline: Baseline | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -99,19 +107,22 @@ def evaluate_each(
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
     requests = as_requests(cases)
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed)
+    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
     if baseline is None:
-        baseline = measure(model, requests, asking)
+        baseline = measure(model, requests, asking, progress=progress)
     else:
         baseline.check(requests, asking)
     parts = []
     for case, request in enumerate(tqdm(requests, "edit and evaluate", disable=not progress, delay=1)):
         update = method.fit(model, [request], progress=False)
-        parts.append(evaluate(model, update, [request], **vars(asking), baseline=baseline.of_case(case)))
+        own = baseline.of_case(case)
+        parts.append(evaluate(model, update, [request], **vars(asking), baseline=own, progress=False))
     return Evaluation.join(parts)
 
 
-def _judge(model: TransformerBridge, update: WeightUpdate, before: Baseline, part: slice) -> pd.DataFrame:
+def _judge(
+    model: TransformerBridge, update: WeightUpdate, before: Baseline, part: slice, progress: bool
+) -> pd.DataFrame:
     """The edited model's rows for some of the questions."""
     questions = before.questions[part]
     prompts = list(dict.fromkeys(question.prompt for question in questions))
@@ -126,7 +137,7 @@ def _judge(model: TransformerBridge, update: WeightUpdate, before: Baseline, par
         drift.update(zip(seen, kl.tolist(), strict=True))
 
     with within(model, update):
-        after = ask(model, questions, before.asking, compare)
+        after = ask(model, questions, before.asking, compare, progress=progress)
     firsts = zip(before.answers.first[part], after.first, strict=True)
     choices = zip(before.answers.choices[part], after.choices, strict=True)
     return after.rows.assign(

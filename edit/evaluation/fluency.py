@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation.generation import continue_tokens, equal_lengths
@@ -32,7 +33,13 @@ def ngram_entropy(text: str) -> float:
 
 
 def sample_texts(
-    model: TransformerBridge, prompts: Sequence[str], seeds: Sequence[int], *, tokens: int = 100, top: int = 5
+    model: TransformerBridge,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    tokens: int = 100,
+    top: int = 5,
+    progress: bool = False,
 ) -> list[str]:
     """Each prompt with its continuation, sampled from the ``top`` likeliest tokens, as published.
 
@@ -44,6 +51,7 @@ def sample_texts(
         seeds: one for each prompt.
         tokens: the length of a text, its prompt included.
         top: how many tokens are considered at each step.
+        progress: whether to show a bar.
 
     >>> sample_texts(model, ["The Louvre is"], [0], tokens=8) == sample_texts(model, ["The Louvre is"], [0], tokens=8)
     True
@@ -51,7 +59,7 @@ def sample_texts(
     encoded = [encode_text(model, prompt) for prompt in prompts]
     draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     texts = [""] * len(prompts)
-    for batch in equal_lengths(encoded, _ROWS):
+    for batch in tqdm(equal_lengths(encoded, _ROWS), "texts", disable=not progress, delay=1):
         start, own = torch.stack([encoded[i] for i in batch]), draws[batch]
 
         def choose(

@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import DynamicCache
 
@@ -22,7 +23,9 @@ _ROWS = 256
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
 
 
-def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
+def generate_greedily(
+    model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16, progress: bool = False
+) -> list[str]:
     """Continue each prompt with the model's first choices until it stops by itself.
 
     A text stops at an end-of-text token, a line break or the end of a sentence, or after
@@ -33,7 +36,7 @@ def generate_greedily(model: TransformerBridge, prompts: Sequence[str], *, max_n
     """
     encoded = [encode_text(model, prompt) for prompt in prompts]
     texts = [""] * len(prompts)
-    for batch in equal_lengths(encoded, _ROWS):
+    for batch in tqdm(equal_lengths(encoded, _ROWS), "answers", disable=not progress, delay=1):
         made = _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens)
         for i, text in zip(batch, made, strict=True):
             texts[i] = text

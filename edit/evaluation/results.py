@@ -49,6 +49,10 @@ _MEASURES = (
     Measure("specificity tokens", "unrelated", "token_accuracy", "unrelated: its tokens, forced (zsRE specificity)"),
     Measure("specificity own tokens", "unrelated", "same_tokens", "unrelated: choices as before the edit, forced"),
 )
+_WRITTEN = (
+    Measure("fluency", "texts", "entropy", "long texts: n-gram entropy, bits × 100 (GE)"),
+    Measure("reference score", "texts", "reference", "long texts: like those on things with o*, TF-IDF cosine (RS)"),
+)
 _NO_SHARE = "magnitude"  # every other column counts successes
 _SCORED = ("efficacy", "paraphrase", "neighbourhood")
 
@@ -67,7 +71,8 @@ class Evaluation:
             prompts; ``token_accuracy`` is the share of the wanted answer's tokens that are predicted,
             teacher-forced. ``same_answer``, ``same_tokens`` and ``kl`` (in nats) compare with the unedited
             model: its first answer, its choices in place of those tokens, and its distribution.
-        texts: where fluency was asked for, columns ``case, prompt, text, entropy, model``.
+        texts: where fluency was asked for, columns ``case, prompt, text, entropy, model``, and ``reference`` where
+            there were references: the similarity of all of a case's texts to its own.
 
     >>> evaluation.rows.loc[0, "probe"]
     'efficacy'
@@ -88,7 +93,8 @@ class Evaluation:
         those of the published tables, on whose scale they are:
         ``score`` is the harmonic mean of efficacy, paraphrase and neighbourhood (Meng et al. 2022), where
         there are all three; magnitudes compare probabilities per token (geometric means over a target's
-        tokens); ``fluency`` is a hundred times the n-gram entropy in bits.
+        tokens); ``fluency`` is a hundred times the n-gram entropy in bits, ``reference score`` a hundred times the
+        cosine.
 
         >>> evaluation.summary().loc["efficacy", "edited"]                       # doctest: +SKIP
         100.0
@@ -109,10 +115,12 @@ class Evaluation:
                     scored = pd.DataFrame({name: cases[name] for name in _SCORED})
                     table.setdefault("score", {}).update(_score_interval(scored, state, confidence, seed))
                     meanings["score"] = "harmonic mean of these three (CounterFact S)"
-            if self.texts is not None:
-                own = _per_case(self.texts.query("model == @state"), "entropy")
-                table.setdefault("fluency", {}).update(_interval(own, state, confidence, seed, False))
-                meanings["fluency"] = "long texts: n-gram entropy, bits × 100 (GE)"
+            texts = pd.DataFrame() if self.texts is None else self.texts.query("model == @state")
+            for measure in _WRITTEN:
+                values = _per_case(texts, measure.column).dropna()
+                if len(values):
+                    table.setdefault(measure.name, {}).update(_interval(values, state, confidence, seed, False))
+                    meanings[measure.name] = measure.meaning
         return pd.DataFrame.from_dict(table, orient="index").assign(meaning=pd.Series(meanings, dtype=object))
 
     def save(self, path: str | Path) -> Path:
@@ -156,7 +164,7 @@ def _per_case(rows: pd.DataFrame, column: str) -> pd.Series:
 def _score_interval(cases: pd.DataFrame, state: str, confidence: float, seed: int) -> dict[str, float]:
     """The harmonic mean of the means; a case that lacks a kind of prompt counts in the others."""
     values = cases.to_numpy(dtype=float)
-    score = 100 * harmonic_mean(list(np.nanmean(values, axis=0)))
+    score = 100.0 * harmonic_mean(np.nanmean(values, axis=0).tolist())
     draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
     with warnings.catch_warnings(), np.errstate(divide="ignore"):
         warnings.simplefilter("ignore", RuntimeWarning)  # of a draw without any case of a kind

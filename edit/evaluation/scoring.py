@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.devices import input_device
@@ -54,7 +55,9 @@ def agreement(tokens: Sequence[int], others: Sequence[int]) -> float:
     return sum(one == other for one, other in zip(tokens, others, strict=True)) / len(tokens)
 
 
-def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]], *, see: See | None = None) -> list[Score]:
+def score_targets(
+    model: TransformerBridge, pairs: Sequence[tuple[str, str]], *, see: See | None = None, progress: bool = False
+) -> list[Score]:
     """Score every (prompt, target) pair.
 
     Batching and padding change nothing but rounding: padding stands on the right, where causality hides it.
@@ -64,6 +67,7 @@ def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]], *,
         pairs: prompts with targets.
         see: receives, batch by batch and each prompt once, prompts, log-probabilities of the token after
             them, and the last block's output at their last token.
+        progress: whether to show a bar.
 
     >>> score_targets(model, [("The Eiffel Tower is located in the city of", "Paris")])[0].rank
     1
@@ -77,7 +81,8 @@ def score_targets(model: TransformerBridge, pairs: Sequence[tuple[str, str]], *,
     rows, askers = [torch.tensor(row) for row in runs], list(runs.values())
     scores: dict[int, Score] = {}
     seen: set[str] = set()
-    for batch in _batches([len(row) for row in rows], max(1, LOGITS // model.cfg.d_vocab)):
+    batches = _batches([len(row) for row in rows], max(1, LOGITS // model.cfg.d_vocab))
+    for batch in tqdm(batches, "scores", disable=not progress, delay=1):
         asked = [(r, index) for r, row in enumerate(batch) for index in askers[row]]
         # Targets of one prompt share the place of their first token.
         places: dict[tuple[int, int], int] = {}

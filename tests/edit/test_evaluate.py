@@ -1,14 +1,17 @@
 """Evaluation of an edit: rows against literal scores, state of the model, and an honest summary."""
 
+import dataclasses
 import importlib
 import math
+import re
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from edit.evaluation import Evaluation, baseline, evaluate, evaluate_each
+from edit.evaluation import Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
 from edit.evaluation.fluency import ngram_entropy
 from edit.evaluation.fluency import sample_texts as published_texts
 from edit.evaluation.generation import exact_match, generate_greedily
@@ -52,9 +55,19 @@ def make(model, seed=0, size=1.0):
     return WeightUpdate.make(model, {down_projection(model, 1).name: LowRank(left=left, right=right)}, method="test")
 
 
-def sample_texts(model, prompts, seeds):
+class Same:
+    """A method that always finds one update."""
+
+    def __init__(self, update):
+        self.update = update
+
+    def fit(self, model, requests, *, progress=True):
+        return self.update
+
+
+def sample_texts(model, prompts, seeds, **how):
     """Shorter than the published ones, to save time."""
-    return published_texts(model, prompts, seeds, tokens=24)
+    return published_texts(model, prompts, seeds, tokens=24, **how)
 
 
 @pytest.fixture(autouse=True)
@@ -205,8 +218,8 @@ def test_drift_is_never_below_zero(model):
 def test_success_is_new_over_true_but_for_neighbours_the_reverse(model, monkeypatch, new, true, efficacy, neighbour):
     real = asking.score_targets
 
-    def score(model, pairs, *, see):
-        real(model, pairs, see=see)
+    def score(model, pairs, **how):
+        real(model, pairs, **how)
         # The first token says the opposite, because means per token decide.
         return [
             Score(
@@ -424,12 +437,64 @@ def test_fluency_is_the_entropy_of_each_models_texts(model):
     assert "fluency" not in evaluate(model, update, [TOWER], generate=False).summary().index
 
 
+def literal_similarity(text, references, all_texts):
+    """The cosine of TF-IDF vectors, from its definition: inverse document frequencies as if one more text had all."""
+    words = [re.findall(r"\b\w\w+\b", one.lower()) for one in all_texts]
+    known = {word for one in words for word in one}
+    idf = {word: math.log((1 + len(words)) / (1 + sum(word in one for one in words))) + 1 for word in known}
+    counts = (Counter(re.findall(r"\b\w\w+\b", each.lower())) for each in (text, " ".join(references)))
+    one, other = ({word: count * idf[word] for word, count in own.items() if word in idf} for own in counts)
+    dot = sum(value * other.get(word, 0) for word, value in one.items())
+    sizes = [math.sqrt(sum(value**2 for value in each.values())) for each in (one, other)]
+    return dot / math.prod(sizes) if all(sizes) else 0.0
+
+
+def test_texts_are_compared_with_those_on_things_that_have_the_new_object(model):
+    vocabulary = tiny.tokenizer().get_vocab()
+    words = sorted(word.strip("Ġ") for word in vocabulary if re.fullmatch(r"Ġ?[A-Za-z]{2,}", word))
+    texts = {
+        ("P1", "Q1"): (" ".join(words[::3]), " ".join(words[::5])),
+        ("P1", "Q2"): (" ".join(words[1::2]), "Nothing in common"),
+    }
+    references = ReferenceTexts(texts=texts)
+    tower = EditRequest(dataclasses.replace(TOWER, relation="P1"), target_new_id="Q2")
+    ben = dataclasses.replace(ASKED, fact=dataclasses.replace(BEN, relation="P1"), target_new_id="Q1")
+    update, how = make(model), {"generate": False, "fluency": True, "seed": 3, "references": references}
+    evaluation = evaluate(model, update, [tower, ben, ASKED], **how)
+    everything = [text for own in texts.values() for text in own]
+    for state in ("edited", "unedited"):
+        own = evaluation.texts[evaluation.texts["model"] == state]
+        wanted = [
+            literal_similarity(" ".join(own.loc[own["case"] == case, "text"]), texts["P1", q], everything)
+            for case, q in ((0, "Q2"), (1, "Q1"))
+        ]
+        assert min(wanted) > 0
+        found = own.groupby("case")["reference"].agg(["min", "max"])
+        assert found.loc[[0, 1], "min"].tolist() == pytest.approx(wanted)
+        assert found.loc[[0, 1], "max"].tolist() == pytest.approx(wanted)
+        # A case without references has no score, and counts in none.
+        assert found.loc[2].isna().all()
+        assert evaluation.summary().loc["reference score", state] == pytest.approx(100 * np.mean(wanted))
+    assert references.similarity("zzz qqq", texts["P1", "Q1"]) == 0
+    assert references.similarity(texts["P1", "Q1"][0], texts["P1", "Q1"][:1]) == pytest.approx(1)
+    each = evaluate_each(model, Same(update), [tower, ben, ASKED], **how, progress=False)
+    pd.testing.assert_frame_equal(each.summary(), evaluation.summary(), atol=1e-4)
+
+
+def test_references_for_nothing_are_refused(model):
+    references = ReferenceTexts(texts={("P1", "Q1"): ("A text.",)})
+    with pytest.raises(FactError, match="are compared with long texts, which fluency=True lets"):
+        evaluate(model, make(model), [TOWER], references=references)
+    with pytest.raises(FactError, match="have no text about the new object of any of 1 cases"):
+        evaluate(model, make(model), [TOWER], references=references, fluency=True)
+
+
 def test_large_evaluations_compare_in_parts(model, monkeypatch):
     update = make(model)
     whole = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
     parts, real = [], evaluating._judge
     monkeypatch.setattr(evaluating, "LOGITS", 5 * tiny.VOCAB)
-    monkeypatch.setattr(evaluating, "_judge", lambda *args: parts.append(args[-1]) or real(*args))
+    monkeypatch.setattr(evaluating, "_judge", lambda *args: parts.append(args[3]) or real(*args))
     apart = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
     assert len(parts) == 3
     pd.testing.assert_frame_equal(whole.rows, apart.rows, atol=1e-5)

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from edit.benchmarks import load_counterfact, load_zsre
+from edit.benchmarks import load_counterfact, load_reference_texts, load_zsre
 from edit.requests import EditRequest, Unrelated
 from locate import DataError
 
@@ -66,6 +66,7 @@ def test_reads_the_original_form(write):
     assert request.attribute_prompts == tuple(ORIGINAL["attribute_prompts"])
     assert request.generation_prompts == tuple(ORIGINAL["generation_prompts"])
     assert request.unrelated == ()
+    assert request.target_new_id == "Q1"
 
 
 def test_reads_the_flat_form(write):
@@ -76,6 +77,25 @@ def test_reads_the_flat_form(write):
     # A locality prompt with another answer is no neighbour.
     assert other.fact.neighbours == ()
     assert other.unrelated == (Unrelated(prompt="The New Mill stands in", target="Sweden"),)
+
+
+def test_reads_reference_texts_by_relation_and_object(write):
+    (request,), (flat,) = load_counterfact(write(ORIGINAL)), load_counterfact(write(FLAT, name="flat.json"))
+
+    def snippets(relation, target, *texts):
+        samples = [{"name": "Mill", "wikipedia_url": "…", "text": text} for text in texts]
+        return {"relation_id": relation, "target_id": target, "samples": samples}
+
+    path = write(snippets("P19", "Q1", "a", "b"), snippets("P19", "Q2", "c"), snippets("P19", "Q1", "d"))
+    references = load_reference_texts(path)
+    assert references.about(request) == ("a", "b", "d")
+    assert references.about(flat) == ()
+    for record, message in (
+        ({"relation_id": "P19", "samples": []}, "record 0, target_id: Field required"),
+        (snippets("P19", "Q1"), "none of its 1 records has a text"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_reference_texts(write(record))
 
 
 def test_reads_zsre_as_questions(write):

@@ -1,6 +1,7 @@
 """Sessions: batches with memory, undo and removal by solving again, checkpoints, conflicts."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -406,6 +407,54 @@ def test_a_replacement_that_fails_leaves_what_was_there(llama, method, tmp_path)
         assert torch.equal(weight(llama), after)
     with edit.EditSession(llama, method(), folder=tmp_path / "session") as again:
         assert again.requests == REQUESTS[:2]
+
+
+def test_a_session_killed_while_it_replaces_has_the_old_edit_on_disk(llama, method, tmp_path, monkeypatch):
+    new = EditRequest(dataclasses.replace(REQUESTS[0].fact, id="new"), "London")
+    folder, copy = tmp_path / "session", tmp_path / "copy"
+    with edit.EditSession(llama, method(), folder=folder) as session:
+        edited(session, REQUESTS[:2])
+        real = session._know_the_unedited
+
+        def killed(progress):
+            if session.requests == [REQUESTS[1]]:  # the old edit is out of the model
+                shutil.copytree(folder, copy)
+            real(progress)
+
+        monkeypatch.setattr(session, "_know_the_unedited", killed)
+        session.edit(new, on_conflict="replace", progress=False)
+    with edit.EditSession(llama, method(), folder=copy) as left:
+        assert left.requests == REQUESTS[:2]
+
+
+def test_a_script_that_replaces_an_edit_can_be_run_again(llama, method, tmp_path):
+    new = EditRequest(dataclasses.replace(REQUESTS[0].fact, id="new"), "London")
+
+    def script(session, killed=False):
+        edited(session, REQUESTS[:2])
+        session.edit(new, on_conflict="replace", progress=False)
+        if not killed:
+            session.edit(REQUESTS[2], progress=False)
+        return weight(llama)
+
+    with edit.EditSession(llama, method()) as session:
+        expected = script(session)
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        script(session, killed=True)
+    for _ in range(2):
+        with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+            with pytest.warns(UserWarning, match=r"1 request\(s\) are left out, because later edits .* replaced them"):
+                script(session)
+            assert torch.equal(weight(llama), expected)
+            assert session.requests == [REQUESTS[1], new, REQUESTS[2]]
+            assert len(session.log) == 3
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        # What was replaced comes back where that is asked for, and where its replacement is gone.
+        session.edit(REQUESTS[0], on_conflict="replace", progress=False)
+        assert session.requests == [REQUESTS[1], REQUESTS[2], REQUESTS[0]]
+        session.remove(REQUESTS[0])
+        edited(session, REQUESTS[:1])
+        assert session.requests == [REQUESTS[1], REQUESTS[2], REQUESTS[0]]
 
 
 def test_one_request_may_replace_several_and_several_one(llama, method):
