@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ def load_batch(path: Path) -> Batch:
         with safe_open(path, framework="pt") as file:
             described = json.loads((file.metadata() or {})[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        requests = as_requests(described["requests"])
+        requests = TypeAdapter(list[EditRequest]).validate_python(described["requests"])
     except FileNotFoundError as error:
         raise DataError(f"There is no batch {str(path)!r}, of which the session tells. Begin it again.") from error
     except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
@@ -86,15 +86,6 @@ def load_batch(path: Path) -> Batch:
             for n in described["layers"]
         },
     )  # fmt: skip
-
-
-def as_requests(plain: Sequence[Any]) -> list[EditRequest]:
-    """Requests from plain data, as ``dataclasses.asdict`` gives it.
-
-    >>> as_requests([asdict(request)]) == [request]
-    True
-    """
-    return TypeAdapter(list[EditRequest]).validate_python(plain)
 
 
 def joined(memory: EarlierEdits, batch: Batch) -> EarlierEdits:

@@ -49,8 +49,6 @@ class EditRequest:
             still fluent.
         attribute_prompts: prompts about other subjects that have the new object. No measure here asks them;
             they are kept for those who do.
-        target_new_id: the new object's id in a knowledge base, by which reference texts are found (CounterFact
-            gives Wikidata's).
 
     Raises:
         FactError: there is no new target, it equals the old one, or a text is empty.
@@ -69,7 +67,6 @@ class EditRequest:
     unrelated: tuple[Unrelated, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     attribute_prompts: tuple[str, ...] = ()
-    target_new_id: str | None = None
 
     def __post_init__(self) -> None:
         new = self.target_new or self.fact.target_new or ""

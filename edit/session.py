@@ -1,16 +1,15 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.batches import Batch, as_requests, joined, load_batch, save_batch
+from edit.batches import Batch, joined, load_batch, save_batch
 from edit.conflicts import check_conflicts, find_conflicts
 from edit.contexts import check_answered, sample_prefixes
 from edit.exporting import export
@@ -18,11 +17,12 @@ from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.methods import KN, EarlierEdits, LocateThenEdit
 from edit.methods.base import Written, matrix_of
+from edit.replacements import Replacements
 from edit.requests import EditRequest
 from edit.rewriting import written_again
 from edit.updates import WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters, model_fingerprint
-from locate.errors import FactError, UpdateError, listed
+from locate.errors import DataError, FactError, UpdateError
 from locate.runs import RunFolder
 
 _STATE = "standing"
@@ -64,7 +64,7 @@ class EditSession:
         self._layer = layer
         self._fitting = method  # with the unedited model's statistics, once they are known
         self._batches: list[Batch] = []
-        self._replaced: list[EditRequest] = []  # by later ones, so that a script that did it can be run again
+        self._replaced = Replacements()
         self._closed = False
         self._update: WeightUpdate | None = None
         # What is known of some batches, as later ones build on it.
@@ -74,9 +74,11 @@ class EditSession:
         self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
         if self._folder is not None:
             try:
-                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {}
-                self._batches = [load_batch(self._folder.path / "batches" / name) for name in state.get("batches", [])]
-                self._replaced = as_requests(state.get("replaced", []))
+                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {"batches": []}
+                if "batches" not in state:
+                    raise DataError(f"{self._folder.path} is damaged: it does not say which batches stand.")
+                self._batches = [load_batch(self._folder.path / "batches" / name) for name in state["batches"]]
+                self._replaced = Replacements(state.get("replaced", []))
                 self._put(self._batches)
             except BaseException:
                 self._folder.close()
@@ -135,8 +137,8 @@ class EditSession:
     ) -> WeightUpdate:
         """Edit the requests, in batches; with a folder, edits that it holds already are not made again.
 
-        So a script that was stopped can be run again from its beginning. What a later call of it replaced is left
-        out, with a warning.
+        So a script of such calls that was stopped can be run again from its beginning: what a later call of it has
+        replaced is left out once, with a warning.
 
         Args:
             requests: what to change.
@@ -160,7 +162,7 @@ class EditSession:
         if batch_size is not None and batch_size < 1:
             raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
         check_conflicts(requests)
-        requests = self._not_done(requests, again=on_conflict == "replace")
+        requests = self._not_done(requests)
         # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
         if requests:
             with self._unedited():
@@ -232,12 +234,13 @@ class EditSession:
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
 
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
-        before, replaced = self._batches, self._replaced
+        before, replaced = self._batches, self._replaced.names
         try:
             while conflicts := find_conflicts(requests, self.requests):
+                old = conflicts[0][0]
                 # From the model only: on disk it stands until its replacement does.
-                self._batches = self._put(self._solved_again(*self._find(conflicts[0][0])))
-                self._replaced = [*self._replaced, conflicts[0][0]]
+                self._batches = self._put(self._solved_again(*self._find(old)))
+                self._replaced.add(old)
             self._know_the_unedited(progress)
             fitted = self._fitting.fit_with(
                 self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
@@ -248,7 +251,7 @@ class EditSession:
             )  # fmt: skip
             self._stand([*self._batches, batch])
         except BaseException:
-            self._replaced = replaced
+            self._replaced.names = replaced
             if self._batches is not before:
                 self._stand(before)
             raise
@@ -308,28 +311,16 @@ class EditSession:
             return
         where = self._folder.path / "batches"
         self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
-        replaced = [asdict(request) for request in self._replaced]
-        self._folder.record(_STATE, {"batches": [batch.file for batch in self._batches], "replaced": replaced})
+        standing = [batch.file for batch in self._batches]
+        self._folder.record(_STATE, {"batches": standing, "replaced": list(self._replaced.names)})
 
-    def _not_done(self, requests: list[EditRequest], *, again: bool) -> list[EditRequest]:
-        """What is left of the requests if the session was stopped and the same call is made again.
-
-        Those that were replaced are left out as well, unless they are to replace their replacement.
-        """
+    def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
+        """What is left of the requests if the session was stopped and the same call is made again."""
         if self._folder is None:
             return requests
         done = {request.describe(): request for request in self.requests}
         left = [request for request in requests if done.get(request.describe()) != request]
-        if again:
-            return left
-        gone = [one for one in left if one in self._replaced and find_conflicts([one], self.requests)]
-        if gone:
-            warnings.warn(
-                f"{len(gone)} request(s) are left out, because later edits of this session replaced them "
-                '(on_conflict="replace" brings them back):\n' + listed([one.describe() for one in gone]),
-                stacklevel=3,
-            )
-        return [request for request in left if request not in gone]
+        return self._replaced.without(left, self.requests)
 
     def _solved_again(self, index: int, place: int) -> list[Batch]:
         """The batches with one edit left out, and the later ones solved again."""

@@ -37,9 +37,17 @@ def load_counterfact(path: str | Path, *, limit: int | None = None) -> list[Edit
     return load_requests(path, _parse, limit)
 
 
+def fact_id(case_id: int) -> str:
+    """The id that a record's fact gets.
+
+    >>> fact_id(7)
+    'counterfact-7'
+    """
+    return f"counterfact-{case_id}"
+
+
 class _Object(BaseModel):
     text: Answer = Field(alias="str")
-    id: str | None = None
 
 
 class _Rewrite(BaseModel):
@@ -69,12 +77,12 @@ class _Original(BaseModel):
         templates, texts = as_templates(self.paraphrase_prompts, rewrite.subject)
         fact = Fact(
             prompt=rewrite.prompt, subject=rewrite.subject, target=rewrite.target_true.text,
-            target_new=rewrite.target_new.text, id=f"counterfact-{self.case_id}", relation=rewrite.relation_id,
+            target_new=rewrite.target_new.text, id=fact_id(self.case_id), relation=rewrite.relation_id,
             paraphrases=templates, neighbours=tuple(self.neighborhood_prompts),
         )  # fmt: skip
         return EditRequest(
             fact, paraphrase_texts=texts, generation_prompts=tuple(self.generation_prompts),
-            attribute_prompts=tuple(self.attribute_prompts), target_new_id=rewrite.target_new.id,
+            attribute_prompts=tuple(self.attribute_prompts),
         )  # fmt: skip
 
 
@@ -100,7 +108,7 @@ class _Flat(BaseModel):
         shared = other.target == self.ground_truth
         fact = Fact.from_text(
             self.prompt, subject=self.subject, target=self.ground_truth, target_new=self.target_new,
-            id=f"counterfact-{self.case_id}", paraphrases=templates, neighbours=(other.prompt,) if shared else (),
+            id=fact_id(self.case_id), paraphrases=templates, neighbours=(other.prompt,) if shared else (),
         )  # fmt: skip
         return EditRequest(fact, paraphrase_texts=texts, unrelated=() if shared else (other,))
 

@@ -194,6 +194,6 @@ def check_references(requests: Sequence[EditRequest], how: Asking) -> None:
     """
     if how.references is not None and not any(how.references.about(request) for request in requests):
         raise FactError(
-            f"references: have no text about the new object of any of {len(requests)} cases. They are found by a "
-            "fact's relation and the request's target_new_id, which CounterFact in its original form gives."
+            f"references: {how.references} have no text for any of {len(requests)} cases. They are found by the "
+            "fact's id."
         )

@@ -76,7 +76,10 @@ def evaluate(
     # Whole distributions of the unedited model are kept for some prompts at a time only.
     step = max(1, LOGITS // model.cfg.d_vocab)
     starts = range(0, len(baseline.questions), step)
-    parts = [_judge(model, update, baseline, slice(at, at + step), progress) for at in starts]
+    parts = [
+        _judge(model, update, baseline, slice(at, at + step), progress and len(starts) == 1)
+        for at in tqdm(starts, "edited model", disable=not progress or len(starts) == 1, delay=1)
+    ]
     edited = pd.concat(parts, ignore_index=True)
     texts = None
     if baseline.texts is not None:

@@ -453,20 +453,20 @@ def test_texts_are_compared_with_those_on_things_that_have_the_new_object(model)
     vocabulary = tiny.tokenizer().get_vocab()
     words = sorted(word.strip("Ġ") for word in vocabulary if re.fullmatch(r"Ġ?[A-Za-z]{2,}", word))
     texts = {
-        ("P1", "Q1"): (" ".join(words[::3]), " ".join(words[::5])),
-        ("P1", "Q2"): (" ".join(words[1::2]), "Nothing in common"),
+        "tower": (" ".join(words[1::2]), "Nothing in common"),
+        "ben": (" ".join(words[::3]), " ".join(words[::5])),
     }
     references = ReferenceTexts(texts=texts)
-    tower = EditRequest(dataclasses.replace(TOWER, relation="P1"), target_new_id="Q2")
-    ben = dataclasses.replace(ASKED, fact=dataclasses.replace(BEN, relation="P1"), target_new_id="Q1")
+    tower = EditRequest(dataclasses.replace(TOWER, id="tower"))
+    ben = dataclasses.replace(ASKED, fact=dataclasses.replace(BEN, id="ben"))
     update, how = make(model), {"generate": False, "fluency": True, "seed": 3, "references": references}
     evaluation = evaluate(model, update, [tower, ben, ASKED], **how)
     everything = [text for own in texts.values() for text in own]
     for state in ("edited", "unedited"):
         own = evaluation.texts[evaluation.texts["model"] == state]
         wanted = [
-            literal_similarity(" ".join(own.loc[own["case"] == case, "text"]), texts["P1", q], everything)
-            for case, q in ((0, "Q2"), (1, "Q1"))
+            literal_similarity(" ".join(own.loc[own["case"] == case, "text"]), texts[fact], everything)
+            for case, fact in ((0, "tower"), (1, "ben"))
         ]
         assert min(wanted) > 0
         found = own.groupby("case")["reference"].agg(["min", "max"])
@@ -475,18 +475,23 @@ def test_texts_are_compared_with_those_on_things_that_have_the_new_object(model)
         # A case without references has no score, and counts in none.
         assert found.loc[2].isna().all()
         assert evaluation.summary().loc["reference score", state] == pytest.approx(100 * np.mean(wanted))
-    assert references.similarity("zzz qqq", texts["P1", "Q1"]) == 0
-    assert references.similarity(texts["P1", "Q1"][0], texts["P1", "Q1"][:1]) == pytest.approx(1)
+    assert references.similarity("zzz qqq", texts["ben"]) == 0
+    assert references.similarity(texts["ben"][0], texts["ben"][:1]) == pytest.approx(1)
+    # As published, an accent splits a word of the model's, and none of the references'.
+    accented = ReferenceTexts(texts={"piaf": ("Édith Piaf",)})
+    assert accented.similarity("Édith Piaf", ("Édith Piaf",)) == pytest.approx(0.5**0.5)
     each = evaluate_each(model, Same(update), [tower, ben, ASKED], **how, progress=False)
     pd.testing.assert_frame_equal(each.summary(), evaluation.summary(), atol=1e-4)
 
 
 def test_references_for_nothing_are_refused(model):
-    references = ReferenceTexts(texts={("P1", "Q1"): ("A text.",)})
+    references = ReferenceTexts(texts={"other": ("A text.",)})
     with pytest.raises(FactError, match="are compared with long texts, which fluency=True lets"):
         evaluate(model, make(model), [TOWER], references=references)
-    with pytest.raises(FactError, match="have no text about the new object of any of 1 cases"):
+    with pytest.raises(FactError, match=r"ReferenceTexts\(1 facts, 1 texts\) have no text for any of 1 cases"):
         evaluate(model, make(model), [TOWER], references=references, fluency=True)
+    with pytest.raises(FactError, match="none of 2 texts has a word to compare"):
+        ReferenceTexts(texts={"other": ("", "a b")})
 
 
 def test_large_evaluations_compare_in_parts(model, monkeypatch):
@@ -540,6 +545,13 @@ def test_a_baseline_of_something_else_is_refused(model):
             evaluate(model, update, CASES, baseline=before, **how)
         with pytest.raises(FactError, match=f"measured with {name}=.*, but {name}={value} is asked for now"):
             evaluate_each(model, ROME(), CASES, baseline=before, **how)
+    tower = EditRequest(dataclasses.replace(TOWER, id="tower"))
+    one, same, other = (ReferenceTexts(texts={"tower": (text,)}) for text in ("A text.", "A text.", "Another."))
+    how = {"generate": False, "fluency": True}
+    spoken = baseline(model, [tower], references=one, **how)
+    assert "reference" in evaluate(model, update, [tower], references=same, baseline=spoken, **how).texts
+    with pytest.raises(FactError, match="measured with references="):
+        evaluate(model, update, [tower], references=other, baseline=spoken, **how)
 
 
 def test_join_numbers_the_cases_on():

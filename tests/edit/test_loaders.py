@@ -66,7 +66,6 @@ def test_reads_the_original_form(write):
     assert request.attribute_prompts == tuple(ORIGINAL["attribute_prompts"])
     assert request.generation_prompts == tuple(ORIGINAL["generation_prompts"])
     assert request.unrelated == ()
-    assert request.target_new_id == "Q1"
 
 
 def test_reads_the_flat_form(write):
@@ -80,22 +79,27 @@ def test_reads_the_flat_form(write):
 
 
 def test_reads_reference_texts_by_relation_and_object(write):
-    (request,), (flat,) = load_counterfact(write(ORIGINAL)), load_counterfact(write(FLAT, name="flat.json"))
+    original = write(
+        ORIGINAL, without(ORIGINAL, case_id=13), without(rewritten(relation_id="P20"), case_id=14), name="original.json"
+    )
+    requests = load_counterfact(original)
 
     def snippets(relation, target, *texts):
         samples = [{"name": "Mill", "wikipedia_url": "…", "text": text} for text in texts]
         return {"relation_id": relation, "target_id": target, "samples": samples}
 
-    path = write(snippets("P19", "Q1", "a", "b"), snippets("P19", "Q2", "c"), snippets("P19", "Q1", "d"))
-    references = load_reference_texts(path)
-    assert references.about(request) == ("a", "b", "d")
-    assert references.about(flat) == ()
-    for record, message in (
-        ({"relation_id": "P19", "samples": []}, "record 0, target_id: Field required"),
-        (snippets("P19", "Q1"), "none of its 1 records has a text"),
+    path = write(snippets("P19", "Q1", "aa", "bb"), snippets("P19", "Q2", "cc"), snippets("P19", "Q1", "dd"))
+    references = load_reference_texts(path, original)
+    # Words are weighted over all texts, those of no fact included.
+    assert references.corpus == ("aa", "bb", "dd", "cc")
+    assert [references.about(request) for request in requests] == [("aa", "bb", "dd")] * 2 + [()]
+    for record, facts, message in (
+        ({"relation_id": "P19", "samples": []}, original, "record 0, target_id: Field required"),
+        (snippets("P19", "Q1"), original, "has no text for any of the 3 facts in"),
+        (snippets("P19", "Q1", "aa"), write(FLAT, name="flat.json"), "record 0, requested_rewrite: Field required"),
     ):
         with pytest.raises(DataError, match=message):
-            load_reference_texts(write(record))
+            load_reference_texts(write(record), facts)
 
 
 def test_reads_zsre_as_questions(write):

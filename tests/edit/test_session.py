@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+import warnings
 
 import pytest
 import torch
@@ -443,18 +444,63 @@ def test_a_script_that_replaces_an_edit_can_be_run_again(llama, method, tmp_path
         script(session, killed=True)
     for _ in range(2):
         with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
-            with pytest.warns(UserWarning, match=r"1 request\(s\) are left out, because later edits .* replaced them"):
+            with pytest.warns(UserWarning, match=r"1 request\(s\) are left out, as in a script that is run again"):
                 script(session)
             assert torch.equal(weight(llama), expected)
             assert session.requests == [REQUESTS[1], new, REQUESTS[2]]
             assert len(session.log) == 3
     with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
-        # What was replaced comes back where that is asked for, and where its replacement is gone.
-        session.edit(REQUESTS[0], on_conflict="replace", progress=False)
-        assert session.requests == [REQUESTS[1], REQUESTS[2], REQUESTS[0]]
-        session.remove(REQUESTS[0])
+        # What was replaced comes back where its replacement is gone.
+        session.remove(new)
         edited(session, REQUESTS[:1])
         assert session.requests == [REQUESTS[1], REQUESTS[2], REQUESTS[0]]
+
+
+@pytest.mark.parametrize("stop", range(6))
+def test_a_script_that_replaces_back_and_forth_goes_on_where_it_was(stop, llama, method, tmp_path, monkeypatch):
+    old, new = (EditRequest(dataclasses.replace(REQUESTS[0].fact, id=name), "London") for name in ("old", "new"))
+    calls = [REQUESTS[1], old, new, old, REQUESTS[2], new]
+
+    def script(session, calls):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            for request in calls:
+                session.edit(request, on_conflict="replace", progress=False)
+        return weight(llama)
+
+    with edit.EditSession(llama, method()) as session:
+        expected = script(session, calls)
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        script(session, calls[:stop])
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        made = count_calls(monkeypatch, session, "_edit_batch")
+        assert torch.equal(script(session, calls), expected)
+        assert session.requests == [REQUESTS[1], REQUESTS[2], new]
+        assert len(made) == len(calls) - stop
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        with pytest.warns(UserWarning, match="Ask again for what is to come back"):
+            session.edit(old, on_conflict="replace", progress=False)
+        assert session.requests[-1] == new
+        # It was replaced twice.
+        with pytest.warns(UserWarning, match="Ask again"):
+            session.edit(old, on_conflict="replace", progress=False)
+        session.edit(old, on_conflict="replace", progress=False)
+        assert session.requests[-1] == old
+
+
+def count_calls(monkeypatch, owner, name):
+    calls, real = [], getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args: calls.append(args) or real(*args))
+    return calls
+
+
+def test_a_folder_that_does_not_say_what_stands_is_refused(llama, method, tmp_path):
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        edited(session, REQUESTS[:1])
+    cases = tmp_path / "session" / "cases.jsonl"
+    cases.write_text(cases.read_text().replace('"batches"', '"others"'))
+    with pytest.raises(DataError, match="is damaged: it does not say which batches stand"):
+        edit.EditSession(llama, method(), folder=tmp_path / "session")
 
 
 def test_one_request_may_replace_several_and_several_one(llama, method):
