@@ -37,8 +37,8 @@ def names(smollm):
     return {
         "model": smollm, "facts": facts, "fact": fact, "request": request, "update": update,
         "edit": edit, "locate": locate,
-        "trace": locate.causal_trace(smollm, fact, progress=False),
-        "evaluation": edit.evaluate(smollm, update, [request]),
+        "trace": locate.causal_trace(smollm, fact, corruption=locate.GaussianNoise(samples=2), **quiet),
+        "evaluation": edit.evaluate(smollm, update, [request], **quiet),
         "traces": traces, "average": locate.average_traces(traces),
         "patches": locate.patch(smollm, fact, swap, positions="subject", **quiet),
         "screened": locate.patch(smollm, fact, swap, positions="subject", screen=9, **quiet),
