@@ -77,9 +77,8 @@ class EditSession:
                 state = self._folder.done[_STATE].found if _STATE in self._folder.done else {"batches": []}
                 if "batches" not in state:
                     raise DataError(f"{self._folder.path} is damaged: it does not say which batches stand.")
-                self._batches = [load_batch(self._folder.path / "batches" / name) for name in state["batches"]]
                 self._replaced = Replacements(state.get("replaced", []))
-                self._put(self._batches)
+                self._put([load_batch(self._folder.path / "batches" / name) for name in state["batches"]])
             except BaseException:
                 self._folder.close()
                 raise
@@ -239,7 +238,7 @@ class EditSession:
             while conflicts := find_conflicts(requests, self.requests):
                 old = conflicts[0][0]
                 # From the model only: on disk it stands until its replacement does.
-                self._batches = self._put(self._solved_again(*self._find(old)))
+                self._put(self._solved_again(*self._find(old)))
                 self._replaced.add(old)
             self._know_the_unedited(progress)
             fitted = self._fitting.fit_with(
@@ -280,7 +279,7 @@ class EditSession:
             if self._update is not None:
                 self._update.apply(self.model)
 
-    def _put(self, batches: list[Batch]) -> list[Batch]:
+    def _put(self, batches: list[Batch]) -> None:
         """Give the model the edits of these batches, and no others; as it was if that fails."""
         old = self._update
         new = self._total(batches)
@@ -293,8 +292,7 @@ class EditSession:
             if old is not None:
                 old.apply(self.model)
             raise
-        self._update = new
-        return batches
+        self._update, self._batches = new, batches
 
     def _total(self, batches: Sequence[Batch]) -> WeightUpdate | None:
         if not batches:
@@ -306,7 +304,7 @@ class EditSession:
 
     def _stand(self, batches: list[Batch]) -> None:
         """Let these be the session's batches: in the model, and on disk by one line that names all their files."""
-        self._batches = self._put(batches)
+        self._put(batches)
         if self._folder is None:
             return
         where = self._folder.path / "batches"

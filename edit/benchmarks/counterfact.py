@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, model_validator
 
-from edit.benchmarks.records import Answer, Template, Text, as_templates, load_requests
+from edit.benchmarks.records import Answer, Template, Text, as_templates, load_records
 from edit.requests import EditRequest, Unrelated
 from locate.facts import Fact
 
@@ -34,7 +34,7 @@ def load_counterfact(path: str | Path, *, limit: int | None = None) -> list[Edit
     >>> request.describe(), request.fact.id, request.fact.neighbours
     ('Rome is in: Italy → France', 'counterfact-7', ('Milan is in',))
     """
-    return load_requests(path, _parse, limit)
+    return load_records(path, _parse, limit)
 
 
 def fact_id(case_id: int) -> str:

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator
 
-from edit.requests import EditRequest
 from locate.errors import DataError
 from locate.facts import parse_records, read_records
+
+T = TypeVar("T")
 
 
 def _filled(text: str) -> str:
@@ -29,10 +30,8 @@ Text = Annotated[str, AfterValidator(_filled), AfterValidator(str.rstrip)]
 Template = Annotated[Text, AfterValidator(_template)]
 
 
-def load_requests(
-    path: str | Path, parse: Callable[[int, Any], EditRequest], limit: int | None = None
-) -> list[EditRequest]:
-    """The first ``limit`` records of a file as requests; none is left out.
+def load_records(path: str | Path, parse: Callable[[int, Any], T], limit: int | None = None) -> list[T]:
+    """The first ``limit`` records of a file, each by ``parse(index, record)``; none is left out.
 
     Raises:
         DataError: the limit is below 1, the file cannot be read, or a record is bad.

@@ -1,14 +1,15 @@
 """CounterFact's reference texts: what an encyclopedia says of things that have an object in a relation."""
 
+from collections import defaultdict
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel
 
 from edit.benchmarks.counterfact import fact_id
+from edit.benchmarks.records import load_records
 from edit.evaluation.references import ReferenceTexts
 from locate.errors import DataError
-from locate.facts import parse_records, read_records
 
 
 def load_reference_texts(snippets: str | Path, counterfact: str | Path) -> ReferenceTexts:
@@ -28,16 +29,16 @@ def load_reference_texts(snippets: str | Path, counterfact: str | Path) -> Refer
     >>> load_reference_texts("snippets.json", "original.json").texts
     {'counterfact-7': ('A river in Italy.',)}
     """
-    found: dict[tuple[str, str], tuple[str, ...]] = {}
-    for one in _parsed(snippets, _Snippets):
-        key = one.relation_id, one.target_id
-        found[key] = (*found.get(key, ()), *(sample.text for sample in one.samples))
-    facts = _parsed(counterfact, _Record)
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for one in load_records(snippets, lambda _, record: _Snippets.model_validate(record)):
+        found[one.relation_id, one.target_id] += [sample.text for sample in one.samples]
+    about = {key: tuple(own) for key, own in found.items() if own}
+    facts = load_records(counterfact, lambda _, record: _Record.model_validate(record))
     keys = {fact_id(one.case_id): one.requested_rewrite.key for one in facts}
-    texts = {fact: found[key] for fact, key in keys.items() if found.get(key)}
+    texts = {fact: about[key] for fact, key in keys.items() if key in about}
     if not texts:
         raise DataError(f"{snippets} has no text for any of the {len(facts)} facts in {counterfact}.")
-    return ReferenceTexts(texts=texts, corpus=tuple(text for own in found.values() for text in own))
+    return ReferenceTexts(texts=texts, corpus=tuple(chain.from_iterable(about.values())))
 
 
 class _Sample(BaseModel):
@@ -66,7 +67,3 @@ class _Rewrite(BaseModel):
 class _Record(BaseModel):
     case_id: int
     requested_rewrite: _Rewrite
-
-
-def _parsed(path: str | Path, form: type[BaseModel]) -> list[Any]:
-    return parse_records(Path(path), read_records(Path(path)), lambda _, record: form.model_validate(record))

@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
 
-from edit.benchmarks.records import Answer, Text, as_templates, load_requests
+from edit.benchmarks.records import Answer, Text, as_templates, load_records
 from edit.requests import EditRequest, Unrelated
 from locate.errors import DataError, FactError
 from locate.facts import Fact
@@ -39,7 +39,7 @@ def load_zsre(path: str | Path, *, limit: int | None = None, target_new: Taught 
     """
     if target_new not in get_args(Taught):
         raise DataError(f"target_new: must be one of {', '.join(get_args(Taught))}, found {target_new!r}.")
-    return load_requests(path, lambda index, record: _parse(index, record, target_new), limit)
+    return load_records(path, lambda index, record: _parse(index, record, target_new), limit)
 
 
 class _Record(BaseModel):

@@ -590,15 +590,11 @@ def test_each_case_is_edited_on_the_unedited_model(model):
 
 
 def test_the_unedited_model_is_asked_once_for_all_cases(model, monkeypatch):
-    class Method:
-        def fit(self, model, requests, *, progress=True):
-            return make(model)
-
     asked, real = [], asking.score_targets
     monkeypatch.setattr(
         asking, "score_targets", lambda m, pairs, **how: asked.append(len(pairs)) or real(m, pairs, **how)
     )
-    joined = evaluate_each(model, Method(), CASES, max_new_tokens=2, fluency=True, seed=2, progress=False)
+    joined = evaluate_each(model, Same(make(model)), CASES, max_new_tokens=2, fluency=True, seed=2, progress=False)
     assert asked == [16, 12, 4]
     assert joined.texts["case"].tolist() == [0, 0, 1, 1]
     assert joined.texts["model"].tolist() == ["edited", "unedited"] * 2
