@@ -98,14 +98,7 @@ def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
 def test_the_unedited_models_statistics_are_collected_once(llama, method, monkeypatch):
     import edit.methods.locate_then_edit as module
 
-    calls = []
-    real = module.collect_statistics
-
-    def count(*arguments, **options):
-        calls.append(arguments)
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(module, "collect_statistics", count)
+    calls = count_calls(monkeypatch, module, "collect_statistics")
     with edit.EditSession(llama, method()) as session:
         edited(session, REQUESTS[:1], REQUESTS[1:2], REQUESTS[2:3])
     assert len(calls) == 1
@@ -490,7 +483,7 @@ def test_a_script_that_replaces_back_and_forth_goes_on_where_it_was(stop, llama,
 
 def count_calls(monkeypatch, owner, name):
     calls, real = [], getattr(owner, name)
-    monkeypatch.setattr(owner, name, lambda *args: calls.append(args) or real(*args))
+    monkeypatch.setattr(owner, name, lambda *args, **options: calls.append(args) or real(*args, **options))
     return calls
 
 
