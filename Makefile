@@ -16,7 +16,7 @@ demo: $(READY)
 	$(BIN)/locate-edit demo $${FACT:+--fact "$$FACT"} $${CONFIG:+--config "$$CONFIG"} $(ARGS)
 
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 install: $(READY)
 

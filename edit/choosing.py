@@ -1,6 +1,6 @@
 """Choosing the layer to edit by what edits there do, and not by where tracing peaks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from edit.evaluation import baseline, evaluate_each
 from edit.layers import Where
 from edit.methods.locate_then_edit import LocateThenEdit
 from edit.requests import EditRequest
+from edit.updates import WeightUpdate
 from locate.errors import FactError, SiteError
 from locate.facts import Fact
 from locate.sites import check_layer
@@ -93,5 +94,7 @@ class _At:
     method: LocateThenEdit
     layer: Where
 
-    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> Any:
-        return self.method.fit(model, requests, layer=self.layer, progress=progress)
+    def fit_each(
+        self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
+    ) -> Iterator[WeightUpdate]:
+        return self.method.fit_each(model, requests, layer=self.layer, progress=progress)

@@ -8,6 +8,16 @@ import pytest
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 
+def pytest_collection_modifyitems(items):
+    """Files that are slow throughout go first, so that no worker is left with one of them at the end."""
+
+    def quick(item):
+        marks = getattr(item.module, "pytestmark", [])
+        return not any(mark.name == "slow" for mark in (marks if isinstance(marks, list) else [marks]))
+
+    items.sort(key=quick)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The public benchmark data, which is not part of the project."""

@@ -19,6 +19,7 @@ from edit.evaluation.scoring import Score
 from edit.methods import ROME
 from edit.requests import EditRequest, Unrelated
 from edit.updates import LowRank, WeightUpdate
+from edit.values import ValueObjective
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate import Fact, FactError, UpdateError
 from tests import tiny
@@ -42,6 +43,7 @@ ASKED = EditRequest(
 )  # fmt: skip
 asking = importlib.import_module("edit.evaluation.asking")
 evaluating = importlib.import_module("edit.evaluation.evaluate")
+locate_then_edit = importlib.import_module("edit.methods.locate_then_edit")
 
 
 @pytest.fixture
@@ -587,6 +589,27 @@ def test_each_case_is_edited_on_the_unedited_model(model):
     given = baseline(model, CASES, generate=False)
     again = evaluate_each(model, Method(), CASES, generate=False, progress=False, baseline=given)
     pd.testing.assert_frame_equal(joined.rows, again.rows)
+
+
+def test_values_of_all_cases_are_found_together_and_edits_are_the_same(model, tmp_path, monkeypatch):
+    found, real = [], locate_then_edit.optimise_values
+    monkeypatch.setattr(
+        locate_then_edit, "optimise_values", lambda m, own, *a, **how: found.append(len(own)) or real(m, own, *a, **how)
+    )
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path))
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number:04d}" for number in range(2500)))
+    method = ROME(objective=ValueObjective(steps=3), prefixes=("I am. ",), corpus=str(text), statistics_tokens=1000)
+
+    class OneByOne:
+        def fit(self, model, requests, *, progress=True):
+            return method.fit(model, requests, progress=progress)
+
+    together = evaluate_each(model, method, CASES, generate=False, progress=False)
+    alone = evaluate_each(model, OneByOne(), CASES, generate=False, progress=False)
+    assert found == [2, 1, 1]
+    assert (together.rows["kl"] > 0).any()
+    pd.testing.assert_frame_equal(together.rows, alone.rows, atol=1e-4)
 
 
 def test_the_unedited_model_is_asked_once_for_all_cases(model, monkeypatch):
