@@ -109,10 +109,10 @@ def _sequence(
                 break
             try:
                 session.edit(requests[start : start + size])
-            except locate.NumericsError as error:  # a model so broken that no value can be found
+                measured.append(_measure(model, session, requests[: start + size], size, text))
+            except locate.NumericsError as error:  # a model so broken that no value can be found, or no answer
                 print(f"{folder.name} ends after {start} edits: {error}", flush=True)
                 break
-            measured.append(_measure(model, session, requests[: start + size], size, text))
             with log.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")
 

@@ -1,9 +1,18 @@
 """Requests that contradict or repeat each other."""
 
+import warnings
 from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
 
 from edit.requests import EditRequest
 from locate.errors import FactError, listed
+
+# The cosine of two keys above which rounding alone tells them apart.
+_SAME_KEY = 1 - 1e-5
 
 
 def find_conflicts(
@@ -51,6 +60,35 @@ def check_conflicts(requests: Sequence[EditRequest], earlier: Sequence[EditReque
     raise FactError(
         f"{len(conflicts)} request(s) are about the same subject and relation as another one. Nothing was changed. "
         f"Keep one of each, or remove the earlier edit first:\n{listed(pairs)}"
+    )
+
+
+def warn_of_shared_keys(
+    requests: Sequence[EditRequest], keys: Float[Tensor, "edit d_mlp"], earlier: Float[Tensor, "before d_mlp"]
+) -> None:
+    """Say so where several edits are to write at one key, as where they ask about one subject after the same words.
+
+    A down-projection gives one value at a key: what is written last wins, or a mixture is written.
+
+    Args:
+        requests: what is being edited.
+        keys: theirs.
+        earlier: those of edits that are in the model already.
+    """
+    unit = F.normalize(torch.cat([earlier, keys]).double(), dim=1)
+    alike = (unit[len(earlier) :] @ unit.T > _SAME_KEY).tril(len(earlier) - 1)
+    if not alike.any():
+        return
+    pairs = [
+        f"{requests[int(new)].describe()}  and  "
+        + (requests[int(old) - len(earlier)].describe() if old >= len(earlier) else f"edit {int(old)} of those before")
+        for new, old in alike.nonzero()
+    ]
+    warnings.warn(
+        f"{len(pairs)} pair(s) of edits share one key, so that they cannot both have their own value: their prompts "
+        "are the same up to the end of the subject. Of such edits the model may keep one, or none whole. Put the "
+        f"subject after other words, or edit one of them:\n{listed(pairs)}",
+        stacklevel=2,
     )
 
 

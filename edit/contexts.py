@@ -15,7 +15,7 @@ from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.readout import only_logits_at
 from locate.errors import FactError, listed
-from locate.prompts import encode_fact, encode_target, encode_text
+from locate.prompts import check_room, encode_fact, encode_target, encode_text
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _ESSENCE = "{} is a"
@@ -142,6 +142,7 @@ def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: lis
         rows.append(torch.cat([prompt.tokens, target[:-1]]))
         sites.append(prompt.last_subject_position)
         ends.append(len(prompt.tokens) - 1)
+    check_room(model, max(map(len, rows)), fact.text)
     essence = encode_fact(model, fact, template=_ESSENCE)
     rows.append(essence.tokens)
     sites.append(essence.last_subject_position)

@@ -3,7 +3,7 @@
 from dataclasses import KW_ONLY, dataclass
 
 from locate.errors import FactError
-from locate.facts import Fact
+from locate.facts import Fact, as_tuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Unrelated:
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "aliases", tuple(self.aliases))
+        object.__setattr__(self, "aliases", as_tuple("aliases", self.aliases))
         _check_prompts("prompt", [self.prompt])
         _check_answers("target", [self.target])
         _check_answers("aliases", self.aliases)
@@ -81,10 +81,10 @@ class EditRequest:
         object.__setattr__(self, "target_new", new)
         object.__setattr__(self, "unrelated", tuple(self.unrelated))
         for name in ("aliases", "aliases_before"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
             _check_answers(name, getattr(self, name))
         for name in ("paraphrase_texts", "generation_prompts", "attribute_prompts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
             _check_prompts(name, getattr(self, name))
 
     @property
@@ -95,6 +95,38 @@ class EditRequest:
     def describe(self) -> str:
         """One line that says what changes."""
         return f"{self.fact.text}: {self.fact.target} → {self.target_new}"
+
+    def change(self, *, paraphrases: bool = False) -> "Change":
+        """What the edit itself depends on, and not what is only asked about it afterwards.
+
+        Args:
+            paraphrases: whether the edit depends on those, as KN's does.
+
+        >>> other = edit.EditRequest(request.fact, request.target_new, aliases=("Roma",))
+        >>> other == request, other.change() == request.change()
+        (False, True)
+        """
+        return Change(
+            prompt=self.fact.prompt, subject=self.fact.subject, target=self.fact.target, target_new=self.target_new,
+            id=self.fact.id, relation=self.fact.relation, paraphrases=self.paraphrases if paraphrases else (),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What an edit depends on, and what it goes by.
+
+    >>> request.change().target_new
+    'Rome'
+    """
+
+    prompt: str
+    subject: str
+    target: str
+    target_new: str
+    id: str | None = None
+    relation: str | None = None
+    paraphrases: tuple[str, ...] = ()
 
 
 def _check_answers(name: str, answers: "list[str] | tuple[str, ...]") -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,13 @@ class EditSession:
 
     def close(self) -> None:
         """Put the model's weights back as they were, bit for bit, and release the folder. The edits stay on disk."""
-        if not self._closed and self._update is not None and self._update.is_applied(self.model):
-            self._update.revert(self.model)
-        self._closed = True
-        if self._folder is not None:
-            self._folder.close()
+        try:
+            if not self._closed and self._update is not None and self._update.is_applied(self.model):
+                self._update.revert(self.model)
+            self._closed = True
+        finally:
+            if self._folder is not None:
+                self._folder.close()
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -160,6 +162,8 @@ class EditSession:
             raise FactError(f"on_conflict: must be 'error' or 'replace', found {on_conflict!r}.")
         if batch_size is not None and batch_size < 1:
             raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
+        if not requests:
+            raise FactError("There are no requests to edit; give at least one EditRequest.")
         check_conflicts(requests)
         requests = self._not_done(requests)
         # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
@@ -252,7 +256,7 @@ class EditSession:
         except BaseException:
             self._replaced.names = replaced
             if self._batches is not before:
-                self._stand(before)
+                self._put(before)
             raise
 
     def _know_the_unedited(self, progress: bool) -> None:
@@ -304,20 +308,26 @@ class EditSession:
 
     def _stand(self, batches: list[Batch]) -> None:
         """Let these be the session's batches: in the model, and on disk by one line that names all their files."""
+        before = self._batches
         self._put(batches)
         if self._folder is None:
             return
         where = self._folder.path / "batches"
-        self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
-        standing = [batch.file for batch in self._batches]
-        self._folder.record(_STATE, {"batches": standing, "replaced": list(self._replaced.names)})
+        try:
+            self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
+            standing = [batch.file for batch in self._batches]
+            self._folder.record(_STATE, {"batches": standing, "replaced": list(self._replaced.names)})
+        except BaseException:
+            self._put(before)  # as the disk has it
+            raise
 
     def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
         """What is left of the requests if the session was stopped and the same call is made again."""
         if self._folder is None:
             return requests
-        done = {request.describe(): request for request in self.requests}
-        left = [request for request in requests if done.get(request.describe()) != request]
+        kn = isinstance(self.method, KN)
+        done = {request.change(paraphrases=kn) for request in self.requests}
+        left = [request for request in requests if request.change(paraphrases=kn) not in done]
         return self._replaced.without(left, self.requests)
 
     def _solved_again(self, index: int, place: int) -> list[Batch]:
@@ -375,13 +385,12 @@ def _description(model: TransformerBridge, method: LocateThenEdit | KN, layer: W
     """What a session's batches depend on, besides the requests."""
     given = None if isinstance(method, KN) else method.statistics
     several = given.values() if isinstance(given, Mapping) else [given] if given is not None else []
+    # Not the memory it may take, which is lowered to go on with a run that had too little.
+    own = {f.name: repr(getattr(method, f.name)) for f in fields(method) if f.name not in ("statistics", "budget")}
+    if layer is not None:
+        own["layer"] = repr(layer if isinstance(method, KN) else method.edited_layers(model, layer))
     return {
-        "command": "session", "model": {"name": str(model.cfg.model_name), "fingerprint": model_fingerprint(model)},
-        "method": {"name": type(method).__name__, "hyperparameters": repr(_without_statistics(method))},
-        "layer": None if layer is None else repr(layer),
+        "command": "session", "model": {"fingerprint": model_fingerprint(model)},
+        "method": {"name": type(method).__name__, **own},
         **({"statistics": [fingerprint(one.second_moment) for one in several]} if several else {}),
     }  # fmt: skip
-
-
-def _without_statistics(method: LocateThenEdit | KN) -> LocateThenEdit | KN:
-    return method if isinstance(method, KN) else replace(method, statistics=None)

@@ -92,8 +92,15 @@ def solve_positive(matrix: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) 
     """
     factor, failed = torch.linalg.cholesky_ex(matrix.double())
     if failed or not factor.isfinite().all():
+        silent = int((matrix.diagonal() == 0).sum())
+        remedy = (
+            f"{silent} neurons were zero in all of the text: add a ridge (stabilisers=(edit.ENCORE(),)), use "
+            "AlphaEdit, or edit a layer where every neuron fires."
+            if silent
+            else f"Collect more key statistics: at least {2 * len(matrix)} keys, better {10 * len(matrix)}."
+        )
         raise NumericsError(
             f"The {len(matrix)} × {len(matrix)} matrix of what is to be preserved is singular or indefinite (at row "
-            f"{int(failed)}). Collect more key statistics: at least {2 * len(matrix)} keys, better {10 * len(matrix)}."
+            f"{int(failed)}). {remedy}"
         )
     return torch.cholesky_solve(columns.double(), factor)

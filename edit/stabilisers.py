@@ -1,12 +1,17 @@
 """What keeps many edits from breaking a model; each may be combined with any locate-then-edit method."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
+from edit.hyperparameters import make_plain
 from edit.lowrank import LowRank, thin_svd
 from edit.values import Value, ValueObjective
 from locate.errors import NumericsError
@@ -19,6 +24,9 @@ class Stabiliser:
     >>> Stabiliser().stages((3, 4, 5))
     ((3, 4, 5),)
     """
+
+    def __post_init__(self) -> None:
+        make_plain(self)
 
     @property
     def anchored(self) -> bool:
@@ -70,6 +78,7 @@ class NAS(Stabiliser):
     norm: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.norm is not None and not self.norm > 0:
             raise NumericsError(f"norm: must be positive, found {self.norm}.")
 
@@ -113,6 +122,7 @@ class ENCORE(Stabiliser):
     strength: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.strength >= 0:
             raise NumericsError(f"strength: must be 0 or more, found {self.strength}.")
 
@@ -129,6 +139,8 @@ class ENCORE(Stabiliser):
 class BLUE(Stabiliser):
     """Boundary-layer update: the first and the last layer alone, each with its own value (arXiv:2502.03748).
 
+    A method that edits a single layer stays as it is.
+
     >>> BLUE().stages((3, 4, 5, 6))
     ((3,), (6,))
     """
@@ -142,7 +154,9 @@ class BLUE(Stabiliser):
 class PRUNE(Stabiliser):
     """Keeps the accumulated change's singular values near the original matrix's (Ma et al. 2024, arXiv:2405.16821).
 
-    A singular value σ of the accumulated Δ above the largest one σ_max of W₀ becomes ln σ − ln σ_max + σ_max.
+    A singular value σ of the accumulated Δ above the largest one σ_max of W₀ becomes ln σ − ln σ_max + σ_max, or stays
+    where that is less restraint than none (σ_max below 1). What was lowered after earlier edits counts as it was
+    before, so that many batches end where lowering once at their end does.
 
     >>> PRUNE().change(delta, weight, None).rank                                    # doctest: +SKIP
     1
@@ -150,18 +164,14 @@ class PRUNE(Stabiliser):
 
     def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
         """The change, with what is too large in the accumulated one taken back."""
-        total = delta if earlier is None else earlier.joined(delta)
         original = weight.detach().cpu().double()
         if earlier is not None:
             original = original - earlier.dense().double()
-        limit = float(torch.linalg.matrix_norm(original, 2))
-        left, values, right = thin_svd(total)
-        large = values > limit
-        if not large.any():
-            return delta
-        pruned = values[large].log() - torch.tensor(limit).log() + limit
-        back = LowRank(left=(left[:, large] * (pruned - values[large])).float(), right=right[large].float())
-        return delta.joined(back)
+        limit = _spectral_norm(original)
+        if earlier is not None and (raised := _respaced(earlier, limit, _raised)) is not None:
+            delta = delta.joined(raised)
+        lowered = _respaced(delta if earlier is None else earlier.joined(delta), limit, _lowered)
+        return delta if lowered is None else delta.joined(lowered)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +190,7 @@ class RECT(Stabiliser):
     share: float = 0.4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.share <= 1:
             raise NumericsError(f"share: must be above 0 and at most 1, found {self.share}.")
 
@@ -201,3 +212,29 @@ def _own_part(value: Value) -> Tensor:
 def _rescaled(value: Value, norm: float) -> Value:
     own = _own_part(value)
     return replace(value, value=value.initial - value.written + own * (norm / own.norm()))
+
+
+def _spectral_norm(matrix: Float[Tensor, "out in"]) -> float:
+    """The largest singular value, in float64, by Lanczos' iteration: all of them take a wide model minutes."""
+    start = np.ones(min(matrix.shape))
+    largest: Any = svds(matrix.numpy(), k=1, v0=start, return_singular_vectors=False)
+    return float(largest[0])
+
+
+def _respaced(delta: LowRank, limit: float, to: Callable[[Tensor, float], Tensor]) -> LowRank | None:
+    """What has to be added to a change for its singular values above a limit, if there are any, to become others."""
+    left, values, right = thin_svd(delta)
+    large = values > limit
+    if not large.any():
+        return None
+    moved = to(values[large], limit) - values[large]
+    return LowRank(left=(left[:, large] * moved).float(), right=right[large].float())
+
+
+def _lowered(values: Tensor, limit: float) -> Tensor:
+    return torch.minimum(values, values.log() - math.log(limit) + limit)
+
+
+def _raised(values: Tensor, limit: float) -> Tensor:
+    """What ``_lowered`` made these of. Nothing that it lowers comes from above a million limits."""
+    return torch.maximum(values, limit * (values - limit).clamp(max=math.log(1e6)).exp())

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Literal, get_args
 
 import torch
@@ -14,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.contexts import AlignedContexts, ContextBatch, align_contexts
 from edit.hooks import contribution_hook, key_hook, value_hook
+from edit.hyperparameters import make_plain
 from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
 from locate.errors import NumericsError
@@ -64,10 +64,11 @@ class ValueObjective:
     probability: float = 0.9
 
     def __post_init__(self) -> None:
+        make_plain(self)
         for name in ("steps", "learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
-        if not isinstance(self.steps, Integral):
+        if not isinstance(self.steps, int):
             raise NumericsError(f"steps: must be a whole number, found {self.steps}.")
         for name in ("kl_weight", "weight_decay"):
             if not getattr(self, name) >= 0:
@@ -236,6 +237,8 @@ class _Optimisation:
                     break
                 own = [self.deltas[i] for i in active.tolist()]
                 gradients = torch.autograd.grad(loss.sum(), own)
+                if step == 0:
+                    self._check_reached(active, gradients)
                 for delta in self.deltas:
                     delta.grad = None  # a request that has stopped is left where it is
                 for delta, gradient, goes in zip(own, gradients, going.tolist(), strict=True):
@@ -281,6 +284,16 @@ class _Optimisation:
                 raise NumericsError(
                     f"{f'{label}: ' if label else ''}The value's loss is {one} at step {step} in layer {self.layer}; "
                     "nothing was changed. Lower the learning rate, or load the model in float32."
+                )
+
+    def _check_reached(self, active: Tensor, gradients: Sequence[Tensor]) -> None:
+        for i, gradient in zip(active.tolist(), gradients, strict=True):
+            if not gradient.any():
+                label = self.contexts[i].label
+                raise NumericsError(
+                    f"{f'{label}: ' if label else ''}What layer {self.layer} gives at the subject's last token reaches "
+                    "no answer, so no value there can change one; nothing was changed. In the last layer only the last "
+                    "token's state does. Choose an earlier layer."
                 )
 
     def _check_descent(self) -> None:

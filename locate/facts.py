@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -103,7 +103,7 @@ class Fact:
                 )
         for name in ("paraphrases", "neighbours", "other_relations", "consequences"):
             # JSON gives lists; tuples keep a frozen fact hashable by value in its parts.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+            object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
         for index, template in enumerate(self.paraphrases):
             _check_template(f"paraphrases[{index}]", template)
         for index, text in enumerate(self.neighbours):
@@ -243,7 +243,7 @@ def read_records(path: Path) -> Sequence[Any]:
             case ".json":
                 records = json.loads(text)
             case ".jsonl":
-                records = [json.loads(line) for line in text.split("\n") if line.strip()]
+                records = _read_lines(path, text)
             case ".csv":
                 rows = csv.DictReader(io.StringIO(text, newline=""))
                 records = [{key: value for key, value in row.items() if value} for row in rows]
@@ -254,8 +254,36 @@ def read_records(path: Path) -> Sequence[Any]:
     if isinstance(records, dict):  # a file with a single fact
         records = [records]
     if not isinstance(records, list) or not records:
-        raise DataError(f"{path}: expected a non-empty list of facts, found {type(records).__name__}.")
+        found = "an empty one" if records == [] else type(records).__name__
+        raise DataError(f"{path}: expected a non-empty list of facts, found {found}.")
     return records
+
+
+def _read_lines(path: Path, text: str) -> list[Any]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not readable as JSON: {error.msg} at column {error.colno}"
+                ) from error
+    return records
+
+
+def as_tuple(name: str, values: Iterable[T] | str) -> tuple[T, ...]:
+    """Several values as a tuple.
+
+    Raises:
+        FactError: they are one text, of which a tuple would make letters.
+
+    >>> as_tuple("aliases", ["Rome", "Roma"])
+    ('Rome', 'Roma')
+    """
+    if isinstance(values, str):
+        raise FactError(f"{name}: takes several texts; give one as [{values!r}].")
+    return tuple(values)
 
 
 def _check_template(name: str, template: str) -> None:

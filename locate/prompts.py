@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import shorten
 from typing import Literal
 
 import torch
@@ -140,6 +141,29 @@ def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Ten
     if model.tokenizer.unk_token_id in found and model.tokenizer.unk_token not in target:
         raise FactError(f"The target {target!r} is unknown to the model's tokenizer.")
     return torch.tensor(found)
+
+
+def check_room(model: TransformerBridge, length: int, text: str | None = None) -> None:
+    """Whether a text of so many tokens fits the model's context.
+
+    Raises:
+        FactError: it does not.
+
+    >>> check_room(model, 10)
+    """
+    room = room_of(model)
+    if room is not None and length > room:
+        what = "The prompt" if text is None else f"The text {shorten(text, 60, placeholder=' …')!r}"
+        raise FactError(f"{what} has {length} tokens, but the model has room for {room}. Shorten it.")
+
+
+def room_of(model: TransformerBridge) -> int | None:
+    """How many tokens the model's context has, where its configuration says so.
+
+    >>> room_of(model)
+    8192
+    """
+    return getattr(model.original_model.config, "max_position_embeddings", None)
 
 
 def rank_of(logits: Float[Tensor, "vocab"], token: int) -> int:

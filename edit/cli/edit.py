@@ -18,6 +18,8 @@ from edit.cli.methods import (
     LayersOption,
     MethodOption,
     StabiliseOption,
+    StatisticsOption,
+    TokensOption,
     ValuePrecisionOption,
     make_method,
 )
@@ -36,8 +38,11 @@ from edit.cli.options import (
     TargetOption,
 )
 from edit.cli.output import print_json, readable_errors
+from edit.conflicts import check_conflicts
+from edit.contexts import already_answered, build_contexts, check_answered
 from edit.corpus import SAMPLED
 from edit.evaluation import Evaluation, evaluate
+from edit.evaluation.asking import check_questions
 from edit.exporting import check_target
 from edit.exporting import export as export_model
 from edit.methods import KN, LocateThenEdit
@@ -70,10 +75,20 @@ def run(
     batch_size: Annotated[
         int | None, typer.Option(help="Edits that are made together; by default all.", min=1, rich_help_panel=MANY)
     ] = None,
+    skip_answered: Annotated[
+        bool,
+        typer.Option(
+            "--skip-answered",
+            help="Leave out facts that the model answers with the new target already, instead of refusing them.",
+            rich_help_panel=MANY,
+        ),
+    ] = False,
     method: MethodOption = "rome",
     layers: LayersOption = None,
     stabilise: StabiliseOption = None,
+    statistics: StatisticsOption = None,
     corpus: CorpusOption = SAMPLED,
+    tokens: TokensOption = None,
     precision: ValuePrecisionOption = "model",
     seed: Annotated[int, typer.Option(help="Of sampled prefixes and text.", rich_help_panel=METHOD)] = 0,
     model: ModelOption = DEFAULT_MODEL,
@@ -92,31 +107,80 @@ def run(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit one edit or a file of them, evaluate on the final model, and save them as one weight update.
+    """Fit one edit or a file of them, save them as one weight update, and evaluate on the final model.
 
-    Several facts (--facts) are edited in batches, each with the earlier ones in place. The folder gets the batches,
-    update.safetensors, evaluation.csv and summary.json.
+    Without any fact the first shipped one, of the Eiffel Tower, is edited. Several facts (--facts) are edited in
+    batches, each with the earlier ones in place. The folder gets the batches, update.safetensors, evaluation.csv and
+    summary.json.
     """
     with readable_errors() as console:
-        own = make_method(method, layers=layers, stabilise=stabilise, corpus=corpus, precision=precision, seed=seed)
+        own = make_method(
+            method, layers=layers, stabilise=stabilise, statistics=statistics, corpus=corpus, tokens=tokens,
+            precision=precision, seed=seed,
+        )  # fmt: skip
         place = None if export is None else check_target(export, overwrite)
         if facts is None:
-            if limit is not None or batch_size is not None or form != "facts":
+            if limit is not None or batch_size is not None or form != "facts" or skip_answered:
                 raise DataError(
-                    "--limit, --batch-size and --format go with a file of several facts: give --facts FILE."
+                    "--limit, --batch-size, --format and --skip-answered go with a file of several facts: give "
+                    "--facts FILE."
                 )
+            if target_new is not None and not target_new.strip():
+                raise DataError("--target-new is empty; give the new object's text.")
             request = EditRequest(one_fact(fact, prompt, subject, target), target_new or "")
-            _edit_one(load_model(model), own, request, out or Path("runs/update.safetensors"), place, as_json, console)
+            file = _check_file(out or Path("runs/update.safetensors"))
+            _check_apart(file, place)
+            _edit_one(load_model(model), own, request, file, place, as_json, console)
             return
         if any((fact, prompt, subject, target, target_new)):
             raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
         requests = _requests(facts, form, limit)
         folder = out or Path(f"runs/edit-{facts.stem}-{method}")
+        _check_apart(folder, place)
         bridge = load_model(model)
-        # The method's own options stand in the session's description.
-        description = describe_run("edit", model, bridge, requests, {"method": method, "batch_size": batch_size})
+        # Before the folder is this run's, and before any edit that a later mistake would make useless.
+        check_conflicts(requests)
+        left_out: list[EditRequest] = []
+        if skip_answered:
+            requests, left_out = _without_answered(bridge, requests, console)
+        else:
+            check_answered(bridge, requests, budget=own.budget)
+        check_questions(bridge, requests)
+        # The method's own options stand in the session's description, and prompts that are only asked do not count.
+        changes = [request.change(paraphrases=isinstance(own, KN)) for request in requests]
+        description = describe_run("edit", model, bridge, changes, {"method": method, "batch_size": batch_size})
         with RunFolder.open(folder, description):
-            _edit_many(bridge, own, requests, folder, batch_size, place, as_json, console)
+            _edit_many(bridge, own, requests, left_out, folder, batch_size, place, as_json, console)
+
+
+def _check_file(out: Path) -> Path:
+    """The update's file, which must be possible before it takes minutes to make."""
+    if out.is_dir():
+        raise DataError(f"--out {out} is a folder, and one update is a file. Give a name such as update.safetensors.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _check_apart(out: Path, export: Path | None) -> None:
+    if export is not None and out.expanduser().absolute() == export:
+        raise DataError(f"--out and --export are both {out}; the edited model needs a folder of its own.")
+
+
+def _without_answered(
+    bridge: TransformerBridge, requests: list[EditRequest], console: Console
+) -> tuple[list[EditRequest], list[EditRequest]]:
+    """What asks for something new, and what does not."""
+    answered = already_answered(bridge, [build_contexts(bridge, request, [""]) for request in requests])
+    pairs = list(zip(requests, answered, strict=True))
+    kept, left_out = [one for one, known in pairs if not known], [one for one, known in pairs if known]
+    if left_out:
+        console.print(
+            f"Left out {len(left_out)} of {len(requests)} facts, whose new targets the model answers already.",
+            soft_wrap=True,
+        )
+    if not kept:
+        raise FactError("The model answers all facts with their new targets already, so there is nothing to change.")
+    return kept, left_out
 
 
 def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:
@@ -137,17 +201,18 @@ def _edit_one(
     bridge: TransformerBridge, method: LocateThenEdit | KN, request: EditRequest, out: Path, export: Path | None,
     as_json: bool, console: Console,
 ) -> None:  # fmt: skip
+    check_questions(bridge, [request])
     update = method.fit(bridge, [request])
-    evaluation = evaluate(bridge, update, [request])
     update.save(out)
     if export is not None:
         export_model(bridge, update, export, overwrite=True)
+    evaluation = evaluate(bridge, update, [request])
     own: Any = evaluation.rows[evaluation.rows["model"] == "edited"]
     rows = own[_COLUMNS].to_dict(orient="records")
     if as_json:
         print_json(to_plain(rows))
         return
-    table = Table("probe", "prompt", "answer", f"P({request.target_new})", title=request.describe())
+    table = Table("probe", "prompt", "answer", "P(first new token)", title=request.describe())
     for row in rows:
         table.add_row(row["probe"], row["prompt"], row["generation"].strip(), f"{row['probability_new']:.3f}")
     console.print(table)
@@ -155,19 +220,21 @@ def _edit_one(
 
 
 def _edit_many(
-    bridge: TransformerBridge, method: LocateThenEdit | KN, requests: Sequence[EditRequest], folder: Path,
-    batch_size: int | None, export: Path | None, as_json: bool, console: Console,
+    bridge: TransformerBridge, method: LocateThenEdit | KN, requests: Sequence[EditRequest],
+    left_out: Sequence[EditRequest], folder: Path, batch_size: int | None, export: Path | None, as_json: bool,
+    console: Console,
 ) -> None:  # fmt: skip
     with EditSession(bridge, method, folder=folder / "session") as session:
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
         update = session.edit(requests, batch_size=batch_size)
+    update.save(folder / "update.safetensors")
     console.print(f"Evaluating {len(requests)} edits on the final model.", soft_wrap=True)
     evaluation = evaluate(bridge, update, requests)
-    update.save(folder / "update.safetensors")
     evaluation.save(folder / "evaluation.csv")
     summary = {
         "method": update.method, "edits": len(requests), "batch_size": batch_size or len(requests),
+        "left_out": [request.describe() for request in left_out],
         "parameters": update.parameters, "norm": {name: update.norm(name) for name in update.parameters},
         "evaluation": evaluation.summary().to_dict(orient="index"),
     }  # fmt: skip

@@ -1,10 +1,12 @@
 """From the options of the command line to an editing method."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from edit.cli.options import METHOD, read_names, read_numbers
+from edit.cli.statistics import add_up, statistics_files
 from edit.corpus import SAMPLED
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, LocateThenEdit
 from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, Stabiliser
@@ -46,14 +48,30 @@ CorpusOption = Annotated[
     ),
 ]
 
+StatisticsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Key statistics to use, from `locate-edit stats`: a file or a folder; may be given several times.",
+        rich_help_panel=METHOD,
+    ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Keys to collect, where none are given; by default 20 times their dimension (40 for alphaedit).",
+        min=1,
+        rich_help_panel=METHOD,
+    ),
+]
 ValuePrecisionOption = Annotated[
     Precision, typer.Option(help="Of the matrix products while values are optimised.", rich_help_panel=METHOD)
 ]
 
 
 def make_method(
-    name: MethodName, *, layers: str | None, stabilise: str | None, corpus: str, precision: Precision, seed: int
-) -> LocateThenEdit | KN:
+    name: MethodName, *, layers: str | None, stabilise: str | None, statistics: list[Path] | None, corpus: str,
+    tokens: int | None, precision: Precision, seed: int,
+) -> LocateThenEdit | KN:  # fmt: skip
     """The method that was asked for.
 
     Raises:
@@ -63,10 +81,20 @@ def make_method(
     options: dict[str, Any] = {"seed": seed, "stabilisers": tuple(_stabilisers(stabilise))}
     chosen = None if layers is None else read_numbers(layers, "--layers")
     if name == "kn":
-        if chosen is not None or corpus != SAMPLED or precision != "model":
-            raise DataError("--layers, --corpus and --precision have no meaning for --method kn; leave them out.")
+        if chosen is not None or statistics or tokens or corpus != SAMPLED or precision != "model":
+            raise DataError(
+                "--layers, --statistics, --corpus, --tokens and --precision have no meaning for --method kn; leave "
+                "them out."
+            )
+        if unfit := [one for one in options["stabilisers"] if not isinstance(one, PRUNE | RECT)]:
+            raise DataError(
+                f"--stabilise: {type(unfit[0]).__name__} has no meaning for --method kn; use prune or rect."
+            )
         return KN(**options)
-    options |= {"corpus": corpus, "precision": precision}
+    if statistics and (corpus != SAMPLED or tokens):
+        raise DataError("--statistics gives what --corpus and --tokens would collect; leave these out.")
+    known = add_up(statistics_files(statistics)) if statistics else None
+    options |= {"statistics": known, "corpus": corpus, "statistics_tokens": tokens, "precision": precision}
     if name in ("rome", "rome-original"):
         if chosen is not None and len(chosen) != 1:
             raise DataError(f"--layers: ROME edits one layer, found {layers!r}. Use emmet, memit or another method.")

@@ -1,6 +1,7 @@
 """What the commands say: results on stdout, everything else on stderr, mistakes in one message."""
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,4 +44,6 @@ def make_console(*, stderr: bool) -> Console:
 
 def print_json(value: Any) -> None:
     """The result for machines, alone on stdout."""
-    print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+    # A stream that cannot take every character gets them escaped.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))

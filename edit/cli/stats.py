@@ -2,7 +2,6 @@
 
 import math
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,14 +13,14 @@ from torch import Tensor
 
 from edit.cli.options import METHOD, RUN, JsonOption, ModelOption, read_numbers
 from edit.cli.output import print_json, readable_errors
+from edit.cli.statistics import SUFFIX, add_up, statistics_files
 from edit.corpus import SAMPLED
-from edit.statistics import KeyStatistics, Part, collect_statistics, load_statistics
+from edit.statistics import KeyStatistics, Part, collect_statistics
 from locate.bundled import DEFAULT_MODEL
 from locate.errors import DataError
 from locate.loading import load_model
 from locate.storage import to_plain
 
-_SUFFIX = ".safetensors"
 # Eigenvalues below this share of the largest are rounding of the float32 products that were added up.
 _ROUNDING = 1e-7
 
@@ -40,7 +39,9 @@ def run(
     tokens: Annotated[
         int | None,
         typer.Option(
-            help="How many keys, in all shards; by default 20 times their dimension.", min=1, rich_help_panel=METHOD
+            help="How many keys, in all shards; by default 20 times their dimension (AlphaEdit's own default is 40).",
+            min=1,
+            rich_help_panel=METHOD,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled text.", rich_help_panel=METHOD)] = 0,
@@ -59,7 +60,7 @@ def run(
     out: Annotated[
         Path | None,
         typer.Option(
-            help=f"A file ({_SUFFIX}, for one layer) or a folder for the statistics; the cache has them in any case.",
+            help=f"A file ({SUFFIX}, for one layer) or a folder for the statistics; the cache has them in any case.",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -74,9 +75,16 @@ def run(
         if merge:
             if layers is not None or shard is not None:
                 raise DataError("--merge adds up files; it does not go with --layers or --shard.")
+            if corpus != SAMPLED or tokens is not None or seed != 0:
+                raise DataError("--merge adds up files; it does not go with --corpus, --tokens or --seed.")
             if out is None:
                 raise DataError("--merge needs --out: a file or folder for the sums.")
-            found = _merged(_files(files or []))
+            if not files:
+                raise DataError("--merge needs files to add up: locate-edit stats --merge FILES --out FILE.")
+            place = out.resolve()
+            if any(one in (place, place.parent) or one.parent == place for one in map(Path.resolve, files)):
+                raise DataError(f"--out {out} is among what is merged, and would count itself next time. Give another.")
+            found = add_up(statistics_files(files))
         else:
             if files:
                 raise DataError(f"Files are only read with --merge; found {str(files[0])!r}.")
@@ -112,41 +120,17 @@ def _read_shard(text: str | None) -> tuple[int, int]:
 
 
 def _check_out(out: Path | None, layers: int) -> None:
-    if out is not None and out.suffix == _SUFFIX and layers > 1:
+    if out is not None and out.suffix == SUFFIX and layers > 1:
         raise DataError(f"--out {out} is one file, and there are {layers} layers. Give a folder.")
-    if out is not None and out.suffix != _SUFFIX and out.is_file():
-        raise DataError(f"--out {out} is a file that is no {_SUFFIX} file. Give a folder, or a name that ends so.")
+    if out is not None and out.suffix != SUFFIX and out.is_file():
+        raise DataError(f"--out {out} is a file that is no {SUFFIX} file. Give a folder, or a name that ends so.")
 
 
 def _place(out: Path | None, statistics: KeyStatistics) -> Path | None:
-    if out is None or out.suffix == _SUFFIX:
+    if out is None or out.suffix == SUFFIX:
         return out
     shards = "".join(f"-shard-{part.index}-of-{part.of}" for part in statistics.parts if part.of > 1)
-    return out / f"layer-{statistics.layer}{shards}{_SUFFIX}"
-
-
-def _files(given: Iterable[Path]) -> list[Path]:
-    files: list[Path] = []
-    for path in given:
-        inside = sorted(path.glob(f"*{_SUFFIX}")) if path.is_dir() else [path]
-        if not inside:
-            raise DataError(f"There are no {_SUFFIX} files in the folder {str(path)!r}.")
-        files += inside
-    if not files:
-        raise DataError("--merge needs files of statistics to add up: locate-edit stats --merge FILES --out FILE.")
-    return files
-
-
-def _merged(files: list[Path]) -> dict[int, KeyStatistics]:
-    found: dict[int, KeyStatistics] = {}
-    for path in files:
-        statistics = load_statistics(path)
-        try:
-            so_far = found.get(statistics.layer)
-            found[statistics.layer] = statistics if so_far is None else so_far.merge(statistics)
-        except DataError as error:
-            raise DataError(f"{path}: {error}") from error
-    return dict(sorted(found.items()))
+    return out / f"layer-{statistics.layer}{shards}{SUFFIX}"
 
 
 def _described(found: dict[int, KeyStatistics], spectrum: bool, console: Console) -> list[dict[str, Any]]:

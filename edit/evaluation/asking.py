@@ -10,10 +10,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.references import ReferenceTexts
-from edit.evaluation.scoring import See, score_targets
+from edit.evaluation.scoring import See, encode_pair, score_targets
 from edit.requests import EditRequest
-from locate.errors import FactError
+from locate.errors import FactError, listed
 from locate.facts import Fact
+
+Cases = Sequence[EditRequest | Fact] | EditRequest | Fact
 
 _CHANGED = ("efficacy", "paraphrase")
 
@@ -87,12 +89,14 @@ class Answers:
     first: list[int]
 
 
-def as_requests(cases: Sequence[EditRequest | Fact]) -> tuple[EditRequest, ...]:
+def as_requests(cases: Cases) -> tuple[EditRequest, ...]:
     """Cases as requests; a fact stands for its own counterfactual.
 
     Raises:
         FactError: there are none, or one has no new target.
     """
+    if isinstance(cases, EditRequest | Fact):
+        cases = [cases]
     if not cases:
         raise FactError("There are no cases to evaluate; give at least one fact with a new target.")
     return tuple(case if isinstance(case, EditRequest) else EditRequest(case) for case in cases)
@@ -118,6 +122,23 @@ def questions_of(requests: Sequence[EditRequest]) -> list[Question]:
             for probe, prompt, target, answers in asked
         ]  # fmt: skip
     return questions
+
+
+def check_questions(model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
+    """Whether every prompt of every case can be asked, with both of its answers.
+
+    Raises:
+        FactError: some cannot; the message names them.
+    """
+    wrong: list[str] = []
+    for question in questions_of(requests):
+        try:
+            for target in (question.target_new, question.target):
+                encode_pair(model, question.prompt, target)
+        except FactError as error:
+            wrong.append(f"{requests[question.case].describe()}, {question.probe}: {error}")
+    if wrong:
+        raise FactError(f"{len(wrong)} prompt(s) cannot be asked. Nothing was changed.\n{listed(wrong)}")
 
 
 def ask(

@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.evaluation.asking import (
     Answers,
     Asking,
+    Cases,
     Question,
     as_requests,
     ask,
@@ -24,7 +25,6 @@ from edit.evaluation.references import ReferenceTexts
 from edit.requests import EditRequest
 from locate.engine.readout import read_logits
 from locate.errors import FactError
-from locate.facts import Fact
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -102,7 +102,7 @@ class Baseline:
 
 def baseline(
     model: TransformerBridge,
-    cases: Sequence[EditRequest | Fact],
+    cases: Cases,
     *,
     generate: bool = True,
     max_new_tokens: int = 16,

@@ -8,14 +8,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.asking import Asking, as_requests, ask, write_texts
+from edit.evaluation.asking import Asking, Cases, as_requests, ask, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import LOGITS, agreement
 from edit.requests import EditRequest
 from edit.updates import WeightUpdate, within, without
-from locate.facts import Fact
 
 
 @runtime_checkable
@@ -41,7 +40,7 @@ class BatchMethod(Protocol):
 def evaluate(
     model: TransformerBridge,
     update: WeightUpdate,
-    cases: Sequence[EditRequest | Fact],
+    cases: Cases,
     *,
     generate: bool = True,
     max_new_tokens: int = 16,
@@ -104,7 +103,7 @@ def evaluate(
 def evaluate_each(
     model: TransformerBridge,
     method: Method | BatchMethod,
-    cases: Sequence[EditRequest | Fact],
+    cases: Cases,
     *,
     generate: bool = True,
     max_new_tokens: int = 16,

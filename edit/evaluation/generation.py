@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from locate.devices import input_device
 from locate.engine.readout import only_logits_at
-from locate.prompts import encode_text
+from locate.prompts import check_room, encode_text, room_of
 
 Choose = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
 _ROWS = 256
@@ -28,13 +28,18 @@ def generate_greedily(
 ) -> list[str]:
     """Continue each prompt with the model's first choices until it stops by itself.
 
-    A text stops at an end-of-text token, a line break or the end of a sentence, or after
-    ``max_new_tokens``. The prompt is not repeated in the result.
+    A text stops at an end-of-text token, a line break or the end of a sentence, after ``max_new_tokens``, or where the
+    model's context is full. The prompt is not repeated in the result.
+
+    Raises:
+        FactError: a prompt is longer than the model's context.
 
     >>> generate_greedily(model, ["The Eiffel Tower is located in the city of"])[0].split()[0].rstrip(",.")
     'Paris'
     """
     encoded = [encode_text(model, prompt) for prompt in prompts]
+    for prompt, tokens in zip(prompts, encoded, strict=True):
+        check_room(model, len(tokens), prompt)
     texts = [""] * len(prompts)
     for batch in tqdm(equal_lengths(encoded, _ROWS), "answers", disable=not progress, delay=1):
         made = _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens)
@@ -105,7 +110,9 @@ def _normal(text: str) -> str:
 
 
 def _decode(model: TransformerBridge, tokens: Tensor, max_new_tokens: int) -> list[str]:
-    ends = _end_tokens(model)
+    ends, room = _end_tokens(model), room_of(model)
+    if room is not None:
+        max_new_tokens = min(max_new_tokens, room + 1 - tokens.shape[1])
     made = torch.empty(len(tokens), 0, dtype=torch.long)
     finished = [False] * len(tokens)
     for made in islice(continue_tokens(model, tokens, lambda logits, _: logits.argmax(-1)), max_new_tokens):

@@ -12,7 +12,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.devices import input_device
 from locate.engine.readout import only_logits_at
-from locate.prompts import encode_target, encode_text
+from locate.errors import NumericsError
+from locate.prompts import check_room, encode_target, encode_text
 
 See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
 _TOKENS = 4096  # in a batch
@@ -69,10 +70,14 @@ def score_targets(
             them, and the last block's output at their last token.
         progress: whether to show a bar.
 
+    Raises:
+        FactError: a prompt or target cannot be used, or is too long for the model.
+        NumericsError: the model's predictions are not finite.
+
     >>> score_targets(model, [("The Eiffel Tower is located in the city of", "Paris")])[0].rank
     1
     """
-    encoded = [(encode_text(model, prompt), encode_target(model, prompt, target)) for prompt, target in pairs]
+    encoded = [encode_pair(model, prompt, target) for prompt, target in pairs]
     # What is run: the prompt and all but the target's last token.
     runs: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, target) in enumerate(encoded):
@@ -91,6 +96,11 @@ def score_targets(
             for r, i in asked
         }
         logprobs, residuals = _read(model, [rows[row] for row in batch], list(places))
+        if broken := next((pairs[i][0] for i, at in own.items() if logprobs[at].isnan().any()), None):
+            raise NumericsError(
+                f"The model's predictions after {broken!r} are not finite: its weights or an edit of them are broken, "
+                "or its precision is too low. Take the edit back, or load the model in bfloat16 or float32."
+            )
         best = logprobs.argmax(-1).tolist()
         scores |= {i: _score(logprobs, encoded[i][1], at, best) for i, at in own.items()}
         first = {pairs[i][0]: at[0] for i, at in own.items() if pairs[i][0] not in seen}
@@ -100,9 +110,28 @@ def score_targets(
     return [scores[index] for index in range(len(pairs))]
 
 
+def encode_pair(
+    model: TransformerBridge, prompt: str, target: str
+) -> tuple[Int[Tensor, "position"], Int[Tensor, "token"]]:
+    """Prompt and target as tokens that fit into the model's context together.
+
+    Raises:
+        FactError: they do not, or one of them cannot be used.
+
+    >>> [len(part) for part in encode_pair(model, "The capital of France is", "Paris")]
+    [5, 1]
+    """
+    text, answer = encode_text(model, prompt), encode_target(model, prompt, target)
+    check_room(model, len(text) + len(answer) - 1, prompt)
+    return text, answer
+
+
 def _score(logprobs: Float[Tensor, "place vocab"], target: Tensor, at: list[int], best: list[int]) -> Score:
     tokenwise = logprobs[at, target.to(logprobs.device)]
-    rank = int((logprobs[at[0]] > tokenwise[0]).sum()) + 1
+    # Equals are counted in the order of the vocabulary, so that exactly one token is first.
+    first = int(target[0])
+    before = (logprobs[at[0]] > tokenwise[0]).sum() + (logprobs[at[0]][:first] == tokenwise[0]).sum()
+    rank = int(before) + 1
     return Score(
         mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank,
         tokens=tuple(target.tolist()), predicted=tuple(best[place] for place in at),

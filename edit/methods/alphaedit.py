@@ -60,7 +60,7 @@ class AlphaEdit(Spreading):
         ridge = self.ridge
         if ridge is None:
             # Of all keys, and not of the batch's own: a batch and the same edits in sequence must agree.
-            held = (basis * (statistics.second_moment @ basis)).sum()
+            held = statistics.eigen()[0][: basis.shape[1]].clamp(min=0).sum()
             ridge = self.relative_ridge * float(held)
         held_before = (earlier.double() @ basis).square().sum(0)
         return in_null_space(keys, residuals, basis, earlier, ridge + self._extra_ridge(held_before + ridge))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.conflicts import check_conflicts
+from edit.hyperparameters import make_plain
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.requests import EditRequest
@@ -87,17 +88,16 @@ class EditingMethod:
     budget: int = DEFAULT_BUDGET
 
     def __post_init__(self) -> None:
-        pairs = [tuple(pair) if isinstance(pair, tuple | list) else () for pair in self.prefix_lengths]
-        if any(len(pair) != 2 or not min(pair) >= 1 for pair in pairs):
+        make_plain(self)
+        pairs = [pair if isinstance(pair, tuple) and len(pair) == 2 else ("", "") for pair in self.prefix_lengths]
+        if not all(isinstance(number, int) and number >= 1 for pair in pairs for number in pair):
             raise NumericsError(
                 "prefix_lengths: give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); "
                 f"found {self.prefix_lengths}."
             )
-        several = isinstance(self.stabilisers, tuple | list)
+        several = isinstance(self.stabilisers, tuple)
         if not several or not all(isinstance(one, Stabiliser) for one in self.stabilisers):
             raise NumericsError(f"stabilisers: give several, or one as (edit.NAS(),); found {self.stabilisers!r}.")
-        # A number from an array is not written to files as such.
-        object.__setattr__(self, "seed", int(self.seed))
 
     def fit(
         self,
@@ -115,7 +115,8 @@ class EditingMethod:
             requests: one or several.
             layer: where to edit instead of the method's own layers: a layer, several, a ``Site``, or a result of
                 ``locate`` such as a ``Trace``.
-            earlier: what edits that are in the model wrote; an ``EditSession`` keeps it.
+            earlier: what edits that are in the model wrote; an ``EditSession`` keeps it. The method then needs the
+                unedited model's ``statistics``, and its ``prefixes`` to be the same as before.
             progress: whether to show bars.
 
         Raises:

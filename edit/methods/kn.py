@@ -1,5 +1,6 @@
 """Knowledge neurons: rewrite what single neurons say."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ class KN(EditingMethod):
 
     The neurons on which a fact's present answer depends are found by integrated gradients, over its prompt and
     paraphrases (or sampled prefixes, where it has none). What each of them writes, a column of the down-projection,
-    loses λ₁·E[o] and gains λ₂·E[o*], with E the rows of the unembedding.
+    loses λ₁·E[o] and gains λ₂·E[o*], with E the rows of the unembedding of the targets' first tokens.
 
     Args:
         erase: λ₁.
@@ -53,6 +54,16 @@ class KN(EditingMethod):
     share: float = 0.5
     least: int = 2
     most: int = 20
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (math.isfinite(self.erase) and math.isfinite(self.write)):
+            raise NumericsError(f"erase, write: must be finite, found {self.erase} and {self.write}.")
+        if not 0 <= self.share <= 1:
+            raise NumericsError(f"share: must be from 0 to 1, found {self.share}.")
+        for name, smallest in (("steps", 1), ("least", 0), ("most", 1)):
+            if not getattr(self, name) >= smallest:
+                raise NumericsError(f"{name}: must be {smallest} or more, found {getattr(self, name)}.")
 
     def fit_each(
         self,
@@ -80,9 +91,10 @@ class KN(EditingMethod):
 
         Raises:
             NumericsError: no neuron of a fact passes the threshold for any of its prompts.
-            FactError: the neurons given are not of a request's fact.
+            FactError: the neurons given are not of a request's fact, or both its targets begin with one token.
         """
         requests, earlier = checked(requests), earlier or EarlierEdits()
+        firsts = [_first_tokens(model, request) for request in requests]
         if not earlier.changes:
             check_answered(model, requests, budget=self.budget)
         for stabiliser in self.stabilisers:
@@ -110,8 +122,7 @@ class KN(EditingMethod):
                     f"{request.describe()}: no neuron{where} passes {scores.info['threshold']} of the largest "
                     "attribution for any prompt. Lower the threshold, or allow more layers."
                 )
-            old, new = (int(encode_target(model, fact.text, t)[0]) for t in (fact.target, request.target_new))
-            vectors = unembedding.detach()[[old, new]].float().cpu()
+            vectors = unembedding.detach()[firsts[index]].float().cpu()
             change = self.write * vectors[1] - self.erase * vectors[0]
             for site in sites:
                 column = changes.setdefault(site.layer, {})
@@ -148,6 +159,17 @@ class KN(EditingMethod):
             if len(sites) >= self.least or share <= 0:
                 return sites[: self.most]
             share = max(0.0, share - 0.05)
+
+
+def _first_tokens(model: TransformerBridge, request: EditRequest) -> list[int]:
+    """Of the old and the new target, which are all of them that neurons are given."""
+    old, new = (int(encode_target(model, request.fact.text, t)[0]) for t in (request.fact.target, request.target_new))
+    if old == new:
+        raise FactError(
+            f"{request.describe()}: KN writes the targets' first tokens, and those of {request.fact.target!r} and "
+            f"{request.target_new!r} are the same. Use another method, or another target."
+        )
+    return [old, new]
 
 
 def _places(scores: NeuronScores, requests: Sequence[EditRequest]) -> dict[int, int]:

@@ -53,6 +53,8 @@ class LocateThenEdit(EditingMethod):
         check_precision(self.precision)
         if isinstance(self.prefixes, str):
             raise NumericsError(f"prefixes: give several texts, or one as ({self.prefixes!r},).")
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", tuple(self.prefixes))  # a generator gives them once only
         if self.statistics_tokens is not None and self.statistics_tokens < 1:
             raise NumericsError(f"statistics_tokens: must be 1 or more, found {self.statistics_tokens}.")
 
@@ -204,6 +206,11 @@ class LocateThenEdit(EditingMethod):
         self, model: TransformerBridge, downs: Mapping[int, DownProjection], earlier: EarlierEdits, progress: bool
     ) -> dict[int, KeyStatistics]:
         """Statistics of each layer: those given, checked, or collected."""
+        if self.statistics is None and earlier.changes:
+            raise NumericsError(
+                "After earlier edits the key statistics must be those of the unedited model. Give the method "
+                "statistics=method.statistics_for(model) from before they were made, or use an EditSession."
+            )
         if self.statistics is None:
             size = next(iter(downs.values())).key_size
             tokens = self.statistics_tokens or self.keys_per_dimension * size
@@ -231,7 +238,8 @@ class LocateThenEdit(EditingMethod):
                     f"of dimension {down.key_size}. Collect them with edit.key_statistics(model, {layer})."
                 )
         # Those of the unedited model are the right ones for one with earlier edits.
-        if not earlier.changes and any(given[layer].fingerprint != model_fingerprint(model) for layer in downs):
+        fingerprint = None if earlier.changes else model_fingerprint(model)
+        if fingerprint and any(given[layer].fingerprint != fingerprint for layer in downs):
             warnings.warn(
                 "The key statistics were collected on another model, or on this one before its weights changed. The "
                 f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {next(iter(downs))}).",

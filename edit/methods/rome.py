@@ -11,13 +11,14 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.conflicts import warn_of_shared_keys
 from edit.contexts import ContextBatch
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
 from edit.methods.locate_then_edit import LocateThenEdit, described_edit
 from edit.requests import EditRequest
-from edit.solves import Factors, solve_positive
+from edit.solves import Factors
 from edit.stabilisers import reference_norm
 from edit.statistics import KeyStatistics
 from edit.updates import WeightUpdate
@@ -120,6 +121,8 @@ class ROME(LocateThenEdit):
             changes[down.name] = own if down.name not in changes else changes[down.name].joined(own)
         assert delta is not None
         assert written is not None
+        before = earlier.written.get(at)
+        warn_of_shared_keys(requests, written.keys, written.keys[:0] if before is None else before.keys)
         info = {"layer": at, **self._info([at], prefixes, {at: statistics}, edits)}
         update = WeightUpdate.make(model, {down.name: delta}, method="ROME", info=info)
         return Fitted(update=update, written={at: written}, anchors=anchors or {at: reference_norm(values)})
@@ -189,11 +192,8 @@ class ROME(LocateThenEdit):
         self, mean_key: Float[Tensor, "d_mlp"], key: Float[Tensor, "d_mlp"], statistics: KeyStatistics
     ) -> Float[Tensor, "d_mlp"]:
         """u / (kᵀu) with u = C⁻¹k̄."""
-        ridged = self._with_ridge(statistics.second_moment)
-        if ridged is statistics.second_moment:
-            direction = statistics.solve(mean_key.double()[:, None])[:, 0]
-        else:
-            direction = solve_positive(ridged, mean_key.double()[:, None])[:, 0]
+        ridge = self._extra_ridge(statistics.second_moment.diagonal())
+        direction = statistics.solve(mean_key.double()[:, None], ridge=ridge)[:, 0]
         scale = direction @ key.double()
         if not torch.isfinite(scale) or scale.abs() < 1e-12 * direction.norm() * key.norm().item():
             raise NumericsError(

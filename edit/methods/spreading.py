@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.conflicts import warn_of_shared_keys
 from edit.contexts import ContextBatch
 from edit.hooks import contribution_hook, key_hook, value_hook
 from edit.layers import Where, layers_at
@@ -32,6 +33,10 @@ from locate.sites import hook_name
 class Spreading(LocateThenEdit):
     """Values of all requests at the last layer, reached by writing a part of what is missing into each layer.
 
+    Where a norm follows the MLP (Gemma 3, OLMo 2), what a layer adds keeps its length whatever is written. A value
+    that is found in the residual stream (MEMIT, AlphaEdit) is then reached in direction and not in full; one that is
+    found in the MLP's output (EMMET, PMET) is.
+
     Args:
         layers: whose down-projections to edit, in ascending order; by default the method's share of the depth.
     """
@@ -45,7 +50,7 @@ class Spreading(LocateThenEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.layers is not None and not isinstance(self.layers, tuple | list):
+        if self.layers is not None and not isinstance(self.layers, tuple):
             raise SiteError(f"layers: give several, or one as (4,); found {self.layers!r}.")
 
     def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
@@ -122,6 +127,8 @@ class Spreading(LocateThenEdit):
                     residuals = residuals * self._share(len(stage) - index)
                     before = earlier.written.get(one)
                     none = torch.zeros(0, keys.shape[1])
+                    if not written:
+                        warn_of_shared_keys(requests, keys, none if before is None else before.keys)
                     try:
                         factors = self.solve(keys, residuals, statistics[one], none if before is None else before.keys)
                     except NumericsError as error:

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,7 @@ def collect_statistics(
         if job.path is not None:
             kept_beside(statistics, job.path).save(job.path)
             moments.forget()
+    text.warn_if_short(tokens, found)
     return {layer: found[layer] for layer in chosen}
 
 
@@ -190,6 +192,17 @@ class _Text:
             yield from kept.batches(lambda n: token_batches(model, SAMPLED, first=n, **options), first, self.of)
         else:
             yield from token_batches(model, self.corpus, first=first, **options)
+
+    def warn_if_short(self, tokens: int | None, found: Mapping[int, KeyStatistics]) -> None:
+        """Say so where the whole text gave fewer keys than were asked for."""
+        fewest = min(found.values(), key=lambda one: one.count)
+        wanted = tokens or _TOKENS_PER_KEY_DIMENSION * len(fewest.second_moment)
+        if self.of == 1 and fewest.count < wanted:
+            warnings.warn(
+                f"The corpus {self.corpus!r} ended early: the key statistics of layer {fewest.layer} have "
+                f"{fewest.count} of the {wanted} keys asked for. Give a longer text, or ask for fewer.",
+                stacklevel=3,
+            )
 
     def check_enough(self, moments: MomentSum) -> None:
         """Refuse what a corpus that ended early gave. A shard may be small, because others are added to it."""

@@ -65,18 +65,22 @@ class KeyStatistics:
     # What was computed once: the Cholesky factor, the eigenvalues and eigenvectors, and the file to keep them in.
     _kept: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
-    def solve(self, keys: Float[Tensor, "d_mlp n"]) -> Float[Tensor, "d_mlp n"]:
-        """C⁻¹ applied to columns of keys, in float64 through a Cholesky factor that is kept.
+    def solve(self, keys: Float[Tensor, "d_mlp n"], *, ridge: float = 0.0) -> Float[Tensor, "d_mlp n"]:
+        """(C + ridge·I)⁻¹ applied to columns of keys, in float64 through a Cholesky factor that is kept.
 
         Raises:
             NumericsError: C is singular, because too few keys were collected or some neurons never fired.
         """
-        if "factor" not in self._kept:
+        if self._kept.get("ridge") != ridge:
             self.check_rank()
-            factor, failed = torch.linalg.cholesky_ex(self.second_moment)
+            matrix = self.second_moment
+            if ridge:
+                matrix = matrix.clone()
+                matrix.diagonal().add_(ridge)
+            factor, failed = torch.linalg.cholesky_ex(matrix)
             if failed:
                 raise NumericsError(self._why_singular())
-            self._kept["factor"] = factor
+            self._kept.update(factor=factor, ridge=ridge)
         return torch.cholesky_solve(keys.to(self.second_moment), self._kept["factor"])
 
     def eigen(self) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
@@ -216,7 +220,7 @@ class KeyStatistics:
                 )
 
     def check_rank(self) -> None:
-        """Whether there are as many keys as they have dimensions; with fewer C is singular, whatever is added to it.
+        """Whether there are as many keys as they have dimensions; with fewer C alone is singular.
 
         Raises:
             NumericsError: there are fewer, or C is not finite.
@@ -243,8 +247,8 @@ class KeyStatistics:
         if silent := int((diagonal == 0).sum()):
             return (
                 f"The key statistics of layer {self.layer} are singular: {silent} of {size} neurons were zero in all "
-                f"of {found}. Collect more, from other text: at least {2 * size}, better {10 * size}; or edit a layer "
-                "where every neuron fires."
+                f"of {found}. Add a ridge (stabilisers=(edit.ENCORE(),)), use AlphaEdit, or edit a layer where every "
+                "neuron fires; other text may help as well."
             )
         if (diagonal < 0).any():
             return (

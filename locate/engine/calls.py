@@ -81,9 +81,9 @@ class BlockCall:
         if value.ndim >= 1 and value.shape[0] > self.batch and value.shape[0] % self.batch == 0 and value.ndim == 3:
             # Alibi: batch and heads are flattened together, and the bias is per key.
             heads = value.shape[0] // self.batch
-            return value.unflatten(0, (self.batch, heads))[rows].flatten(0, 1)
+            return value.unflatten(0, (self.batch, heads))[rows.to(value.device)].flatten(0, 1)
         if value.ndim >= 2 and self.batch > 1 and value.shape[0] == self.batch:
-            value = value[rows]
+            value = value[rows.to(value.device)]
         match value.ndim:
             case 1 if value.shape[0] == self.length:  # cache positions
                 return value[start:]

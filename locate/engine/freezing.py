@@ -18,7 +18,8 @@ from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at
 from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
-from locate.errors import FactError, LocateError, ModelError
+from locate.errors import LocateError, ModelError
+from locate.prompts import check_room
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
 # architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
@@ -70,9 +71,7 @@ def freeze(
         attention_mask = attention_mask.to(device)
     points = hook_points(model, keep)
     n_rows, length = tokens.shape
-    room = getattr(model.original_model.config, "max_position_embeddings", None)
-    if room is not None and length > room:
-        raise FactError(f"The prompt has {length} tokens, but the model has room for {room}. Shorten it.")
+    check_room(model, length)
     if at is None:
         at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
     problem = ""

@@ -1,14 +1,19 @@
 """``locate-edit edit`` of a file of facts."""
 
+import itertools
 import json
 
 import pandas as pd
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import locate
 from edit import load_update
 from edit.cli import app
 from edit.methods import KN, MEMIT
+from edit.statistics import collect
+from locate.prompts import encode_target, encode_text
 from tests.edit.conftest import FACTS
 
 runner = CliRunner()
@@ -129,7 +134,11 @@ MISTAKES = {
     "stabiliser": (["--stabilise", "nase"], "--stabilise: there is no 'nase'. Did you mean nas?"),
     "two layers for rome": (["--layers", "1,2"], "--layers: ROME edits one layer, found '1,2'"),
     "missing file": (["--facts", "none.json"], "There is no facts file"),
-    "layers of kn": (["--method", "kn", "--layers", "1"], "--layers, --corpus and --precision have no meaning"),
+    "layers of kn": (["--method", "kn", "--layers", "1"], "--layers, --statistics, --corpus, --tokens and --precision"),
+    "statistics and tokens": (["--statistics", "x", "--tokens", "9"], "--statistics gives what --corpus and --tokens"),
+    "stabiliser of values for kn": (["--method", "kn", "--stabilise", "nas"], "NAS has no meaning for --method kn"),
+    "empty target": (["--fact", "louvre-city", "--target-new", " "], "--target-new is empty"),
+    "skipping of one": (["--skip-answered"], "go with a file of several facts"),
     "precision of kn": (["--method", "kn", "--precision", "bfloat16"], "have no meaning for --method kn"),
 }
 
@@ -167,3 +176,78 @@ def test_contradictions_in_a_file_are_refused(edit, facts_file, tmp_path):
     facts = [*FACTS, {**FACTS[0], "id": "again", "target_new": "Berlin"}]
     result = edit("--facts", facts_file(facts), "--layers", "1", "--out", tmp_path / "run", expect=2)
     assert "same subject and relation as another one" in " ".join(result.output.split())
+
+
+def test_prompts_that_cannot_be_asked_are_told_before_any_edit(edit, facts_file, tmp_path, monkeypatch):
+    wrong = [{**FACTS[0], "neighbours": ["Big Ben is in "]}, {**FACTS[1], "paraphrases": ["{}" + " lies in" * 200]}]
+    with monkeypatch.context() as patch:
+        patch.setattr(MEMIT, "fit_with", lambda *_, **__: pytest.fail("it began"))
+        common = ["--method", "memit", "--layers", "1", "--out", tmp_path / "run"]
+        message = " ".join(edit("--facts", facts_file(wrong), *common, expect=2).output.split())
+    assert "2 prompt(s) cannot be asked. Nothing was changed." in message
+    assert "The Louvre is located in the city of: Paris → Rome, neighbourhood: The target" in message
+    assert "paraphrase: The text 'Big Ben lies in" in message
+    # The folder is nobody's yet, and a prompt that is only asked may change later.
+    edit("--facts", facts_file(FACTS[:2]), *common)
+    again = edit("--facts", facts_file([{**FACTS[0], "neighbours": ["Big Ben is in"]}, FACTS[1]]), *common)
+    assert "2 of 2 edits are made" in " ".join(again.stderr.split())
+    assert set(pd.read_csv(tmp_path / "run" / "evaluation.csv")["probe"]) == {"efficacy", "neighbourhood"}
+    one = ["--fact", json.dumps({**FACTS[0], "neighbours": ["Big Ben is in "]}), "--method", "memit", "--layers", "1"]
+    result = edit(*one, "--out", tmp_path / "one.safetensors", expect=2)
+    assert "1 prompt(s) cannot be asked" in " ".join(result.output.split())
+
+
+def test_what_is_answered_already_is_refused_or_left_out(edit, facts_file, tmp_path, model_folder):
+    model = locate.load_model(model_folder)
+    # A prompt that the model answers with something that can be written as a target.
+    for subject, verb in itertools.product(
+        ("Big Ben", "The Louvre", "Italy", "France", "Rome"), ("is", "in", "of", "to")
+    ):
+        text = f"{subject} {verb}"
+        said = int(model(encode_text(model, text)[None])[0, -1].argmax())
+        answer = model.tokenizer.decode([said]).strip()
+        if answer.isalpha() and encode_target(model, text, answer).tolist() == [said]:
+            break
+    known = {"prompt": f"{{}} {verb}", "subject": subject, "target": "Rome", "target_new": answer}
+    facts = facts_file([known, FACTS[0]])
+    common = ["--facts", facts, "--method", "memit", "--layers", "1", "--out", tmp_path / "run"]
+    assert "already answers" in " ".join(edit(*common, expect=2).output.split())
+    result = edit(*common, "--skip-answered", "--json")
+    assert "Left out 1 of 2 facts" in " ".join(result.stderr.split())
+    summary = json.loads(result.stdout)
+    assert (summary["edits"], summary["left_out"]) == (1, [f"{text}: Rome → {answer}"])
+    only = edit("--facts", facts_file([known]), "--method", "kn", "--skip-answered", expect=2)
+    assert "The model answers all facts with their new targets already" in " ".join(only.output.split())
+
+
+def test_statistics_of_shards_are_used(facts_file, tmp_path, model_folder, quick, monkeypatch):
+    monkeypatch.setattr(collect, "ROWS", 4)
+    monkeypatch.setattr(collect, "LENGTH", 32)
+    shards = ["stats", "--model", model_folder, *quick, "--layers", "1-2", "--tokens", "600", "--no-spectrum"]
+    for index in range(2):
+        own = ["--shard", f"{index}/2", "--out", str(tmp_path / "shards")]
+        assert runner.invoke(app, [*shards, *own]).exit_code == 0
+    common = ["edit", "--model", model_folder, "--facts", facts_file(), "--method", "memit", "--layers", "1-2"]
+    given = ["--statistics", str(tmp_path / "shards"), "--out", str(tmp_path / "given")]
+    result = runner.invoke(app, [*common, *given])
+    assert result.exit_code == 0, result.output
+    assert "Note" not in result.stderr
+    collected = [*quick, "--tokens", "600", "--out", str(tmp_path / "own")]
+    assert runner.invoke(app, [*common, *collected]).exit_code == 0
+    one, two = (load_update(tmp_path / name / "update.safetensors") for name in ("given", "own"))
+    for name in one.parameters:
+        torch.testing.assert_close(one.delta(name), two.delta(name), atol=1e-5, rtol=1e-3)
+
+
+def test_places_in_the_way_are_told_before_any_work(edit, facts_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(KN, "fit_with", lambda *_, **__: pytest.fail("it began"))
+    one = ["--fact", json.dumps(FACTS[0]), "--method", "kn"]
+    (tmp_path / "file").write_text("x")
+    for options, message in (
+        (["--out", tmp_path], "is a folder, and one update is a file"),
+        (["--out", tmp_path / "file" / "a.safetensors"], "file"),
+        (["--out", tmp_path / "same", "--export", tmp_path / "same"], "--out and --export are both"),
+    ):
+        assert message in " ".join(edit(*one, *options, expect=2).output.split())
+    many = ["--facts", facts_file(), "--method", "kn", "--out", tmp_path / "same", "--export", tmp_path / "same"]
+    assert "--out and --export are both" in " ".join(edit(*many, expect=2).output.split())

@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import json
+import math
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +16,7 @@ import locate
 from benchmarks import literal_memit
 from edit.contexts import build_contexts
 from edit.hooks import value_hook
+from edit.hyperparameters import make_plain
 from edit.layers import _whole
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, locate_then_edit
 from edit.methods.base import EditingMethod
@@ -49,6 +53,8 @@ def prepared(corpus, tmp_path, monkeypatch):
     options = {"objective": OBJECTIVE, "prefixes": PREFIXES, "corpus": corpus, "statistics_tokens": 1500}
 
     def prepare(name, **changes):
+        if name == "ROME":
+            return dataclasses.replace(ROME(layer=2), **{**options, **changes})
         method = METHODS[name]
         layers = LAYERS[-1:] if name == "EMMET" else LAYERS
         return dataclasses.replace(method, **{"layers": layers, **options, **changes})
@@ -203,14 +209,16 @@ def test_default_layers_are_a_share_of_the_depth(method, n_layers, layers, llama
 def test_a_result_of_locate_names_the_layers(llama, prepared):
     method = prepared("MEMIT")
     fact = EditRequest(TOWER)
-    update = method.fit(llama, fact, layer=Site("mlp", layer=3, position=1), progress=False)
-    assert update.info["layers"] == [2, 3]
-    assert method.fit(llama, fact, layer=(0, 3), progress=False).info["layers"] == [0, 3]
+    update = method.fit(llama, fact, layer=Site("mlp", layer=2, position=1), progress=False)
+    assert update.info["layers"] == [1, 2]
+    assert method.fit(llama, fact, layer=(0, 2), progress=False).info["layers"] == [0, 2]
     trace = locate.causal_trace(llama, TOWER, corruption=locate.GaussianNoise(samples=1), progress=False)
-    rome = ROME(objective=OBJECTIVE, prefixes=PREFIXES, corpus=method.corpus, statistics_tokens=1500)
-    assert rome.fit(llama, fact, layer=trace, progress=False).info["layer"] == trace.best("mlp").layer
+    rome = prepared("ROME")
+    assert rome.fit(llama, fact, layer=Site("mlp", layer=0), progress=False).info["layer"] == 0
     neurons = locate.knowledge_neurons(llama, TOWER, steps=3, progress=False)
-    assert rome.fit(llama, fact, layer=neurons, progress=False).info["layer"] == neurons.best().layer
+    for found, best in ((trace, trace.best("mlp")), (neurons, neurons.best())):
+        assert rome.edited_layers(llama, found) == (best.layer,)
+        assert method.edited_layers(llama, found)[-1] == best.layer
     for wrong, message in (((3, 1), "ascending order"), (True, "a Site, or a result of locate"), (9, "out of range")):
         with pytest.raises(SiteError, match=message):
             method.fit(llama, fact, layer=wrong, progress=False)
@@ -260,9 +268,46 @@ def test_encore_stops_early_and_shrinks_the_change(llama, prepared):
     assert dense(llama, update, 1).norm() < dense(llama, plain, 1).norm()
 
 
+def wide(parameter):
+    """A matrix with a largest singular value as trained models have it, and that value."""
+    weight = parameter.detach().double()
+    weight = weight * (3.0 / torch.linalg.matrix_norm(weight, 2))
+    return weight.float(), 3.0
+
+
+def test_prune_over_many_batches_ends_where_pruning_once_does(llama):
+    weight, limit = wide(down_projection(llama, 1).parameter)
+    generator = torch.Generator().manual_seed(0)
+    sizes = (8.0, 0.01, 3.0, 0.01, 12.0)
+    batches = [
+        edit.LowRank(
+            left=size * torch.randn(32, 2, generator=generator), right=torch.randn(2, 80, generator=generator) / 8
+        )
+        for size in sizes
+    ]
+    earlier, raw = None, None
+    for batch in batches:
+        now = weight if earlier is None else weight + earlier.dense()
+        change = PRUNE().change(batch, now, earlier)
+        earlier = change if earlier is None else earlier.joined(change)
+        raw = batch if raw is None else raw.joined(batch)
+        left, values, right = torch.linalg.svd(raw.dense().double(), full_matrices=False)
+        lowered = torch.where(values > limit, values.log() - math.log(limit) + limit, values)
+        torch.testing.assert_close(earlier.dense().double(), left * lowered @ right, atol=1e-4, rtol=1e-4)
+    assert float(values[0]) > 10 * limit
+
+
+def test_prune_never_enlarges_a_value(llama):
+    weight = down_projection(llama, 1).parameter.detach()
+    weight = weight * (0.3 / torch.linalg.matrix_norm(weight, 2))
+    u, _, v = torch.linalg.svd(weight, full_matrices=False)
+    delta = edit.LowRank(left=u[:, :2] * torch.tensor([9.0, 0.31]), right=v[:2])
+    found = torch.linalg.svdvals(PRUNE().change(delta, weight, None).dense())[:2]
+    torch.testing.assert_close(found, torch.tensor([0.3 + math.log(30), 0.31]), atol=1e-4, rtol=1e-4)
+
+
 def test_prune_leaves_small_singular_values_alone_and_lowers_large_ones(llama):
-    weight = down_projection(llama, 1).parameter
-    limit = float(torch.linalg.matrix_norm(weight.detach(), 2))
+    weight, limit = wide(down_projection(llama, 1).parameter)
     u, _, v = torch.linalg.svd(
         torch.randn(*weight.shape, generator=torch.Generator().manual_seed(0)), full_matrices=False
     )
@@ -298,12 +343,7 @@ def test_rect_keeps_its_share_of_the_entries_exactly(share, llama):
 @pytest.mark.parametrize("stabiliser", [NAS(), ENCORE(), BLUE(), PRUNE(), RECT()], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("name", [*METHODS, "ROME"])
 def test_every_stabiliser_goes_with_every_method(name, stabiliser, llama, prepared):
-    if name == "ROME":
-        other = prepared("EMMET")
-        method = ROME(layer=2, objective=OBJECTIVE, prefixes=PREFIXES, corpus=other.corpus, statistics_tokens=1500,
-                      stabilisers=(stabiliser,))  # fmt: skip
-    else:
-        method = prepared(name, stabilisers=(stabiliser,))
+    method = prepared(name, stabilisers=(stabiliser,))
     before = prints(llama)
     update = method.fit(llama, REQUESTS[:2], progress=False)
     assert prints(llama) == before
@@ -557,3 +597,71 @@ def test_methods_with_one_objective_share_its_values(name, llama, prepared):
             assert torch.equal(update.delta(parameter), own.delta(parameter))
     with pytest.raises(FactError, match=r"found 1 for 3 requests\. Find them with values_for"):
         list(other.fit_each(llama, REQUESTS, values=values[:1], progress=False))
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ROME"])
+def test_a_layer_whose_state_reaches_no_answer_is_refused(name, llama, prepared):
+    before = {key: fingerprint(parameter) for key, parameter in hf_parameters(llama).items()}
+    with pytest.raises(NumericsError, match="What layer 3 gives at the subject's last token reaches no answer"):
+        prepared(name).fit(llama, REQUESTS[:1], layer=3, progress=False)
+    assert {key: fingerprint(parameter) for key, parameter in hf_parameters(llama).items()} == before
+    # A prompt that its subject ends is answered from that very state.
+    ending = EditRequest(Fact(prompt="The city of {}", subject="Big Ben", target="London"), "Paris")
+    assert prepared(name).fit(llama, ending, layer=3, progress=False).norm(down_projection(llama, 3).name) > 0
+
+
+@pytest.mark.parametrize("name", ["MEMIT", "ROME"])
+def test_edits_that_share_a_key_are_told(name, llama, prepared):
+    other = EditRequest(dataclasses.replace(TOWER, prompt="In Europe, {} stands in", target_new="London"))
+    with pytest.warns(UserWarning, match=r"1 pair\(s\) of edits share one key(.|\n)*stands in: Paris → London  and"):
+        prepared(name).fit(llama, [REQUESTS[0], REQUESTS[1], other], progress=False)
+    with edit.EditSession(llama, prepared(name)) as session:
+        session.edit(REQUESTS[:2], progress=False)
+        with pytest.warns(UserWarning, match=r"stands in: Paris → London  and  edit 0 of those before"):
+            session.edit(other, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepared(name).fit(llama, REQUESTS, progress=False)
+
+
+def test_numbers_from_arrays_become_plain_hyperparameters(llama, prepared):
+    @dataclasses.dataclass(frozen=True)
+    class Some:
+        steps: object
+        rate: object
+        lengths: object
+        other: object = None
+
+    some = Some(np.int64(2), torch.tensor(0.5), [[np.int64(3), 4]])
+    make_plain(some)
+    assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=((3, 4),), other=None)")
+    # Every kind of hyperparameter goes through it.
+    number = np.float64(0.5)
+    objective = ValueObjective(steps=2, learning_rate=number)
+    method = prepared("MEMIT", objective=objective, weight=number, stabilisers=(RECT(share=number),))
+    assert "float64" not in repr(method)
+    json.dumps(dict(method.fit(llama, REQUESTS[:1], progress=False).info))
+
+
+def test_kn_needs_first_tokens_that_differ(llama):
+    request = EditRequest(LOUVRE, "Paris in France")
+    with pytest.raises(FactError, match="KN writes the targets' first tokens, and those of 'Paris' and 'Paris in Fr"):
+        KN().fit(llama, request, progress=False)
+    for wrong in ({"most": 0}, {"least": -1}, {"steps": 0}, {"share": -1.0}, {"write": float("nan")}):
+        (name,) = wrong
+        with pytest.raises(NumericsError, match=f"{name}.*: must be"):
+            KN(**wrong)
+
+
+def test_alphaedits_ridge_is_the_energy_in_the_null_space(llama, prepared):
+    method = prepared("AlphaEdit", ridge=None)
+    statistics = method.statistics_for(llama, progress=False)[1]
+    basis = statistics.null_space(energy=method.energy)
+    held = float((basis * (statistics.second_moment @ basis)).sum())
+    keys, residuals = torch.randn(3, 80), torch.randn(3, 32)
+    none = torch.zeros(0, 80)
+    explicit = dataclasses.replace(method, ridge=held)
+    for found, wanted in zip(
+        method.solve(keys, residuals, statistics, none), explicit.solve(keys, residuals, statistics, none), strict=True
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

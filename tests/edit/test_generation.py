@@ -9,6 +9,7 @@ import torch
 from edit.evaluation import fluency, generation
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
+from locate import FactError
 from tests import tiny
 
 KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
@@ -234,3 +235,13 @@ def test_ngram_entropy_is_the_published_one():
 )
 def test_words_and_marks_are_counted_apart(text, words):
     assert fluency._WORD.findall(text.replace("’", "'")) == words
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_generation_ends_where_the_context_is_full(kind):
+    model = tiny.bridge(kind)
+    prompt = "Of" + " Paris" * (126 - len(ids("Of")))
+    with saying(model, " Rome" * 40):
+        assert generate_greedily(model, [prompt], max_new_tokens=20) == [" Rome" * 3]
+    with pytest.raises(FactError, match="but the model has room for 128"):
+        generate_greedily(model, [prompt + " Paris" * 3])

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 import edit
 import locate
 from edit.requests import Unrelated
+from locate.facts import as_tuple
 
 FACT = locate.Fact(
     prompt="{} is in", subject="The Louvre", target="Paris", target_new="Rome", paraphrases=("Where is {}? In",)
@@ -37,6 +38,19 @@ def test_a_fact_without_counterfactual_needs_a_target():
 def test_paraphrases_are_templates_and_texts():
     request = edit.EditRequest(FACT, paraphrase_texts=("The museum is in",))
     assert request.paraphrases == ("Where is The Louvre? In", "The museum is in")
+
+
+def test_one_text_in_place_of_several_is_refused():
+    with pytest.raises(locate.FactError, match=r"aliases: takes several texts; give one as \['Roma'\]"):
+        as_tuple("aliases", "Roma")
+
+
+def test_a_change_is_what_the_edit_depends_on():
+    request = edit.EditRequest(FACT)
+    same = edit.EditRequest(FACT, "Rome", aliases=("Roma",), paraphrase_texts=("The museum is in",))
+    assert request.change() == same.change()
+    assert request.change(paraphrases=True) != same.change(paraphrases=True)
+    assert request.change() != edit.EditRequest(FACT, "Oslo").change()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 
 from edit.evaluation import scoring
 from edit.evaluation.scoring import agreement, score_targets
-from locate import FactError
+from locate import FactError, NumericsError
 from locate.engine.readout import read_logits
 from tests import tiny
 
@@ -130,3 +130,30 @@ def test_no_batch_is_larger_than_the_budget(monkeypatch):
 def test_refuses_targets_that_cannot_follow(model):
     with pytest.raises(FactError, match="The target is empty"):
         score_targets(model, [("The Colosseum stands in", " ")])
+
+
+def test_ties_have_one_first_and_nan_is_an_error(model):
+    def level(logits, hook):
+        return torch.zeros_like(logits)
+
+    with model.hooks(fwd_hooks=[("unembed.hook_out", level)]):
+        scores = score_targets(model, PAIRS[:4])
+    assert [score.rank for score in scores] == [score.tokens[0] + 1 for score in scores]
+    with (
+        model.hooks(fwd_hooks=[("unembed.hook_out", lambda logits, hook: logits * float("nan"))]),
+        pytest.raises(NumericsError, match=r"predictions after 'The Eiffel Tower .*' are not finite"),
+    ):
+        score_targets(model, PAIRS[:1])
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_a_prompt_that_does_not_fit_the_context_is_refused(kind):
+    model = tiny.bridge(kind)
+    room = len(ids("Of")) + 128
+    text = "Of" + " Paris" * 128
+    assert len(ids(text)) == room
+    with pytest.raises(FactError, match=rf"The text 'Of Paris .* …' has {room} tokens, but the model has room for 128"):
+        score_targets(model, [(text, "Paris")])
+    # The last token of a target is not run.
+    fits = "Of" + " Paris" * (128 - len(ids("Of")))
+    assert score_targets(model, [(fits, "Paris")])[0].tokens

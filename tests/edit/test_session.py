@@ -83,9 +83,13 @@ def test_a_session_edits_the_model_and_puts_it_back(kind, method):
 
 
 def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
-    with edit.EditSession(llama, method()) as session:
+    own = method()
+    with edit.EditSession(llama, own) as session:
+        knowing = dataclasses.replace(own, statistics=own.statistics_for(llama, progress=False))
         session.edit(REQUESTS[:2], progress=False)
-        fitted = method().fit_with(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
+        with pytest.raises(NumericsError, match="must be those of the unedited model"):
+            own.fit(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
+        fitted = knowing.fit_with(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
         session.edit(REQUESTS[2:], progress=False)
         earlier = session.earlier()
     assert earlier.written[1].keys.shape == (5, 80)
@@ -568,3 +572,70 @@ def test_the_edited_model_can_be_exported(llama, method, tmp_path):
         wanted = weight(llama)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert torch.equal(plain.model.layers[1].mlp.down_proj.weight, wanted)
+
+
+def test_what_cannot_be_written_down_is_not_undone(llama, method, tmp_path, monkeypatch):
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        after = edited(session, REQUESTS[:2], REQUESTS[2:3])
+
+        def full(*_, **__):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(session._folder, "record", full)
+        for call in (session.undo, lambda: session.undo(2), lambda: session.remove("f0")):
+            with pytest.raises(OSError, match="No space left"):
+                call()
+            assert session.requests == REQUESTS[:3]
+            assert torch.equal(weight(llama), after)
+        monkeypatch.undo()
+        session.undo()
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:2]
+
+
+def test_a_folder_is_released_where_the_model_cannot_be_put_back(llama, method, tmp_path):
+    session = edit.EditSession(llama, method(), folder=tmp_path / "session")
+    session.edit(REQUESTS[:1], progress=False)
+    other = method("ROME").fit(llama, REQUESTS[1], progress=False)
+    other.apply(llama)
+    with pytest.raises(UpdateError):
+        session.close()
+    other.revert(llama)
+    session.close()
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:1]
+
+
+def test_what_is_only_asked_does_not_make_another_edit(llama, method, tmp_path, monkeypatch):
+    asked = [
+        EditRequest(dataclasses.replace(request.fact, neighbours=("Big Ben is in",)), "Rome", aliases=("Roma",))
+        for request in REQUESTS
+    ]
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        after = edited(session, REQUESTS[:2])
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        made = count_calls(monkeypatch, session, "_edit_batch")
+        assert torch.equal(edited(session, asked[:2]), after)
+        assert not made
+    own = KN(steps=2, share=0.3, prefix_lengths=((2, 2),), most=2)
+    paraphrased = EditRequest(dataclasses.replace(REQUESTS[0].fact, paraphrases=("Where is {}?",)), "Rome")
+    with edit.EditSession(llama, own, folder=tmp_path / "kn") as session:
+        edited(session, REQUESTS[:1])
+        with pytest.raises(FactError, match="same subject and relation"):
+            session.edit(paraphrased, progress=False)
+
+
+def test_memory_may_change_between_turns_and_a_difference_is_named(llama, method, tmp_path):
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        edited(session, REQUESTS[:1])
+    with edit.EditSession(llama, method(budget=64), folder=tmp_path / "session") as session:
+        edited(session, REQUESTS[1:2])
+    with pytest.raises(DataError, match=r'another run: method\.weight was "20\.0" and is "30\.0" now\. Give'):
+        edit.EditSession(llama, method(weight=30.0), folder=tmp_path / "session")
+    with pytest.raises(DataError, match=r'another run: method\.layer was not given and is "\(0, 1\)" now'):
+        edit.EditSession(llama, method(), layer=1, folder=tmp_path / "session")
+
+
+def test_no_requests_are_a_mistake(llama, method):
+    with edit.EditSession(llama, method()) as session, pytest.raises(FactError, match="no requests to edit"):
+        session.edit([], progress=False)

@@ -146,6 +146,10 @@ def test_independent_edits_do_not_depend_on_order(statistics):
 
 def test_a_singular_or_indefinite_matrix_is_an_error():
     with pytest.raises(NumericsError, match=r"24 × 24 matrix .* singular or indefinite .*at least 48 keys"):
-        solve_positive(torch.zeros(D, D), KEYS.T)
+        solve_positive(torch.ones(D, D), KEYS.T)
+    silent = torch.eye(D)
+    silent[3, 3] = 0
+    with pytest.raises(NumericsError, match=r"singular .* 1 neurons were zero in all of the text: add a ridge"):
+        solve_positive(silent, KEYS.T)
     with pytest.raises(NumericsError, match="singular or indefinite"):
         solve_positive(-torch.eye(D), KEYS.T)

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import time
+import warnings
 
 import pytest
 import torch
@@ -688,3 +689,25 @@ def test_the_default_model(smollm, tmp_path, monkeypatch):
     basis = found[5].null_space(energy=0.02)
     assert 0 < basis.shape[1] < 1536
     torch.testing.assert_close(basis.T @ basis, torch.eye(basis.shape[1], dtype=torch.float64))
+
+
+def test_a_text_that_ends_early_is_told(model, text):
+    with pytest.warns(UserWarning, match=r"ended early: .* layer 1 have \d+ of the 9000 keys asked for"):
+        collect_statistics(model, [1, 2], corpus=text, tokens=9000, progress=False)
+    # Also where they come from the cache.
+    with pytest.warns(UserWarning, match="ended early"):
+        collect_statistics(model, [1], corpus=text, tokens=9000, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collect_statistics(model, [1], corpus=text, tokens=1000, progress=False)
+
+
+def test_a_ridge_is_added_and_its_factor_kept(model, text, monkeypatch):
+    one = key_statistics(model, 1, corpus=text, tokens=1000, progress=False)
+    columns = torch.randn(80, 2, dtype=torch.float64)
+    factored, real = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: factored.append(1) or real(matrix))
+    for ridge, count in ((0.0, 1), (0.0, 1), (0.5, 2), (0.5, 2), (0.0, 3)):
+        wanted = torch.linalg.solve(one.second_moment + ridge * torch.eye(80, dtype=torch.float64), columns)
+        torch.testing.assert_close(one.solve(columns, ridge=ridge), wanted, rtol=1e-6, atol=1e-9)
+        assert len(factored) == count

@@ -156,7 +156,7 @@ def test_every_bad_record_is_counted_and_ten_are_shown(tmp_path):
     ("name", "content", "message"),
     [
         ("facts.json", b"[{", r"facts\.json: not readable as JSON"),
-        ("facts.jsonl", b'{"prompt": 1}\n{', r"facts\.jsonl: not readable as JSONL"),
+        ("facts.jsonl", b'\n{"prompt": 1}\n{', r"facts\.jsonl, line 3: not readable as JSON: .* at column 2"),
         ("facts.json", b"\xff\xfe\x00", r"facts\.json: not readable as JSON"),
         ("facts.json", b"[]", "expected a non-empty list of facts"),
         ("facts.json", b"7", "expected a non-empty list of facts, found int"),

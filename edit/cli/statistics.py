@@ -1,0 +1,41 @@
+"""Files of key statistics on the command line."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from edit.statistics import KeyStatistics, load_statistics
+from locate.errors import DataError
+
+SUFFIX = ".safetensors"
+
+
+def statistics_files(given: Iterable[Path]) -> list[Path]:
+    """Files of statistics, and those in folders.
+
+    Raises:
+        DataError: a folder has none.
+    """
+    files: list[Path] = []
+    for path in given:
+        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"There are no {SUFFIX} files in the folder {str(path)!r}.")
+        files += inside
+    return files
+
+
+def add_up(files: Iterable[Path]) -> dict[int, KeyStatistics]:
+    """The statistics in some files, by layer, with shards of a layer added up.
+
+    Raises:
+        DataError: a file is not readable, or does not go with the others; the message names it.
+    """
+    found: dict[int, KeyStatistics] = {}
+    for path in files:
+        statistics = load_statistics(path)
+        try:
+            so_far = found.get(statistics.layer)
+            found[statistics.layer] = statistics if so_far is None else so_far.merge(statistics)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+    return dict(sorted(found.items()))
