@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Batch:
         anchors: by the layer at which its values were optimised, their mean norm.
         info: how it was made.
         file: the name of the file that holds it, where there is one.
+        before: the name of the file of the batch before it, where there is one.
     """
 
     requests: tuple[EditRequest, ...]
@@ -39,6 +40,41 @@ class Batch:
     anchors: Mapping[int, float]
     info: Mapping[str, Any]
     file: str | None = None
+    before: str | None = None
+
+
+def save_chain(batches: Sequence[Batch], folder: Path) -> list[Batch]:
+    """Write what is not on disk of batches that follow each other; each names the one before it.
+
+    So the last one stands for all, and a session's notes do not grow with its length.
+
+    >>> save_chain([batch], folder)[0].before is None                               # doctest: +SKIP
+    True
+    """
+    chain: list[Batch] = []
+    for batch in batches:
+        before = chain[-1].file if chain else None
+        if batch.file is None or batch.before != before:
+            batch = replace(batch, before=before)
+            batch = replace(batch, file=save_batch(batch, folder).name)
+        chain.append(batch)
+    return chain
+
+
+def load_chain(last: str | None, folder: Path) -> list[Batch]:
+    """The batches that end with this file, the first one first.
+
+    Raises:
+        DataError: a file is missing, damaged, or not what its name says.
+
+    >>> load_chain(None, Path("batches"))
+    []
+    """
+    chain: list[Batch] = []
+    while last is not None:
+        chain.append(load_batch(folder / last))
+        last = chain[-1].before
+    return chain[::-1]
 
 
 def save_batch(batch: Batch, folder: Path) -> Path:
@@ -52,7 +88,7 @@ def save_batch(batch: Batch, folder: Path) -> Path:
         tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
     described = {
         "requests": [asdict(request) for request in batch.requests], "anchors": dict(batch.anchors), "info": batch.info,
-        "parameters": list(batch.deltas), "layers": list(batch.written),
+        "parameters": list(batch.deltas), "layers": list(batch.written), "before": batch.before,
     }  # fmt: skip
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(described)})
     path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
@@ -78,7 +114,7 @@ def load_batch(path: Path) -> Batch:
     except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
         raise DataError(f"{path} is not a batch of a session: {error}") from error
     return Batch(
-        requests=tuple(requests), file=path.name, info=described["info"],
+        requests=tuple(requests), file=path.name, before=described["before"], info=described["info"],
         anchors={int(layer): norm for layer, norm in described["anchors"].items()},
         deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
         written={

@@ -9,7 +9,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.batches import Batch, joined, load_batch, save_batch
+from edit.batches import Batch, joined, load_chain, save_chain
 from edit.conflicts import check_conflicts, find_conflicts
 from edit.contexts import check_answered, sample_prefixes
 from edit.exporting import export
@@ -74,11 +74,11 @@ class EditSession:
         self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
         if self._folder is not None:
             try:
-                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {"batches": []}
-                if "batches" not in state:
+                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {"last": None}
+                if "last" not in state:
                     raise DataError(f"{self._folder.path} is damaged: it does not say which batches stand.")
                 self._replaced = Replacements(state.get("replaced", []))
-                self._put([load_batch(self._folder.path / "batches" / name) for name in state["batches"]])
+                self._put(load_chain(state["last"], self._folder.path / "batches"))
             except BaseException:
                 self._folder.close()
                 raise
@@ -307,16 +307,15 @@ class EditSession:
         return WeightUpdate(deltas=changes, before=before, method=type(self.method).__name__, info=info)
 
     def _stand(self, batches: list[Batch]) -> None:
-        """Let these be the session's batches: in the model, and on disk by one line that names all their files."""
+        """Let these be the session's batches: in the model, and on disk by one line that names the last one's file."""
         before = self._batches
         self._put(batches)
         if self._folder is None:
             return
-        where = self._folder.path / "batches"
         try:
-            self._batches = [one if one.file else replace(one, file=save_batch(one, where).name) for one in batches]
-            standing = [batch.file for batch in self._batches]
-            self._folder.record(_STATE, {"batches": standing, "replaced": list(self._replaced.names)})
+            self._batches = save_chain(batches, self._folder.path / "batches")
+            last = self._batches[-1].file if self._batches else None
+            self._folder.record(_STATE, {"last": last, "replaced": list(self._replaced.names)})
         except BaseException:
             self._put(before)  # as the disk has it
             raise

@@ -495,7 +495,7 @@ def test_a_folder_that_does_not_say_what_stands_is_refused(llama, method, tmp_pa
     with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
         edited(session, REQUESTS[:1])
     cases = tmp_path / "session" / "cases.jsonl"
-    cases.write_text(cases.read_text().replace('"batches"', '"others"'))
+    cases.write_text(cases.read_text().replace('"last"', '"others"'))
     with pytest.raises(DataError, match="is damaged: it does not say which batches stand"):
         edit.EditSession(llama, method(), folder=tmp_path / "session")
 
@@ -639,3 +639,29 @@ def test_memory_may_change_between_turns_and_a_difference_is_named(llama, method
 def test_no_requests_are_a_mistake(llama, method):
     with edit.EditSession(llama, method()) as session, pytest.raises(FactError, match="no requests to edit"):
         session.edit([], progress=False)
+
+
+def test_a_sessions_notes_do_not_grow_with_its_length(llama, method, tmp_path):
+    folder = tmp_path / "session"
+    with edit.EditSession(llama, method(), folder=folder) as session:
+        after = edited(session, *([request] for request in REQUESTS))
+    lines = (folder / "cases.jsonl").read_text().splitlines()
+    assert len(lines) == len(REQUESTS)
+    assert len({len(line) for line in lines}) == 1
+    with edit.EditSession(llama, method(), folder=folder) as session:
+        assert torch.equal(weight(llama), after)
+        # A batch in the middle that goes takes the names of those after it along.
+        session.remove("f1")
+        expected = weight(llama)
+        names = [(batch.before, batch.file) for batch in session._batches]
+    assert [before for before, _ in names] == [None, *(file for _, file in names[:-1])]
+    with edit.EditSession(llama, method(), folder=folder) as session:
+        assert torch.equal(weight(llama), expected)
+    own = KN(steps=2, share=0.3, prefix_lengths=((2, 2),), most=2)
+    with edit.EditSession(llama, own, folder=tmp_path / "kn") as session:
+        edited(session, REQUESTS[:1], REQUESTS[1:2], REQUESTS[2:3])
+        session.remove("f1")
+        expected = weight(llama)
+    with edit.EditSession(llama, own, folder=tmp_path / "kn") as session:
+        assert session.requests == [REQUESTS[0], REQUESTS[2]]
+        assert torch.equal(weight(llama), expected)
