@@ -1,15 +1,16 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.batches import Batch, joined, load_chain, save_chain
+from edit.batches import Batch, joined
+from edit.checkpoints import Checkpoints, description
 from edit.conflicts import check_conflicts, find_conflicts
 from edit.contexts import check_answered, sample_prefixes
 from edit.exporting import export
@@ -21,11 +22,8 @@ from edit.replacements import Replacements
 from edit.requests import EditRequest
 from edit.rewriting import written_again
 from edit.updates import WeightUpdate
-from edit.weights import down_projection, fingerprint, hf_parameters, model_fingerprint
-from locate.errors import DataError, FactError, UpdateError
-from locate.runs import RunFolder
-
-_STATE = "standing"
+from edit.weights import down_projection, fingerprint, hf_parameters
+from locate.errors import FactError, UpdateError
 
 
 class EditSession:
@@ -71,16 +69,14 @@ class EditSession:
         self._known: tuple[tuple[Batch, ...], EarlierEdits] = ((), EarlierEdits())
         # Of the unedited model: what every later state is measured from.
         self._before = {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
-        self._folder = None if folder is None else RunFolder.open(folder, _description(model, method, layer))
-        if self._folder is not None:
+        self._disk = None if folder is None else Checkpoints(folder, description(model, method, layer))
+        if self._disk is not None:
             try:
-                state = self._folder.done[_STATE].found if _STATE in self._folder.done else {"last": None}
-                if "last" not in state:
-                    raise DataError(f"{self._folder.path} is damaged: it does not say which batches stand.")
-                self._replaced = Replacements(state.get("replaced", []))
-                self._put(load_chain(state["last"], self._folder.path / "batches"))
+                batches, replaced = self._disk.load()
+                self._replaced = Replacements(replaced)
+                self._put(batches)
             except BaseException:
-                self._folder.close()
+                self._disk.close()
                 raise
 
     def __enter__(self) -> "EditSession":
@@ -96,8 +92,8 @@ class EditSession:
                 self._update.revert(self.model)
             self._closed = True
         finally:
-            if self._folder is not None:
-                self._folder.close()
+            if self._disk is not None:
+                self._disk.close()
 
     @property
     def requests(self) -> list[EditRequest]:
@@ -310,19 +306,17 @@ class EditSession:
         """Let these be the session's batches: in the model, and on disk by one line that names the last one's file."""
         before = self._batches
         self._put(batches)
-        if self._folder is None:
+        if self._disk is None:
             return
         try:
-            self._batches = save_chain(batches, self._folder.path / "batches")
-            last = self._batches[-1].file if self._batches else None
-            self._folder.record(_STATE, {"last": last, "replaced": list(self._replaced.names)})
+            self._batches = self._disk.keep(batches, self._replaced.names)
         except BaseException:
             self._put(before)  # as the disk has it
             raise
 
     def _not_done(self, requests: list[EditRequest]) -> list[EditRequest]:
         """What is left of the requests if the session was stopped and the same call is made again."""
-        if self._folder is None:
+        if self._disk is None:
             return requests
         kn = isinstance(self.method, KN)
         done = {request.change(paraphrases=kn) for request in self.requests}
@@ -378,18 +372,3 @@ class EditSession:
             memory = joined(memory, batch)
         self._known = tuple(batches), memory
         return memory
-
-
-def _description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Where | None) -> dict[str, Any]:
-    """What a session's batches depend on, besides the requests."""
-    given = None if isinstance(method, KN) else method.statistics
-    several = given.values() if isinstance(given, Mapping) else [given] if given is not None else []
-    # Not the memory it may take, which is lowered to go on with a run that had too little.
-    own = {f.name: repr(getattr(method, f.name)) for f in fields(method) if f.name not in ("statistics", "budget")}
-    if layer is not None:
-        own["layer"] = repr(layer if isinstance(method, KN) else method.edited_layers(model, layer))
-    return {
-        "command": "session", "model": {"fingerprint": model_fingerprint(model)},
-        "method": {"name": type(method).__name__, **own},
-        **({"statistics": [fingerprint(one.second_moment) for one in several]} if several else {}),
-    }  # fmt: skip

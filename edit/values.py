@@ -321,8 +321,8 @@ class _Optimisation:
         initial, delta = self.initial[index, -1], self.deltas[index].detach()[-1]
         return Value(
             value=initial + delta, initial=initial, written=self.written[index],
-            keys=self._at_site(self.frozen.kept[key_hook(self.layer)], rows),
-            outputs=self._at_site(self.frozen.kept[value_hook(self.layer)], rows),
+            keys=self._at_site(self.frozen.kept[key_hook(self.layer)], rows).cpu(),
+            outputs=self._at_site(self.frozen.kept[value_hook(self.layer)], rows).cpu(),
             losses=tuple(self.losses[index]), stopped=self.stopped[index],
         )  # fmt: skip
 

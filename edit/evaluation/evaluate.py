@@ -1,6 +1,7 @@
 """Did the edit take, does it generalise, and did it leave the rest alone?"""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import pandas as pd
@@ -8,7 +9,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.asking import Asking, Cases, as_requests, ask, write_texts
+from edit.evaluation.asking import Asking, Cases, as_requests, ask, check_questions, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.results import Evaluation
@@ -122,14 +123,17 @@ def evaluate_each(
     """
     requests = as_requests(cases)
     asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
-    if baseline is None:
-        baseline = measure(model, requests, asking, progress=progress)
-    else:
+    check_questions(model, requests)
+    if baseline is not None:
         baseline.check(requests, asking)
     if isinstance(method, BatchMethod):
         updates = method.fit_each(model, requests, progress=progress)
     else:
         updates = (method.fit(model, [request], progress=False) for request in requests)
+    # Before much is asked, so that what cannot be edited is told at once.
+    updates = chain([next(updates)], updates)
+    if baseline is None:
+        baseline = measure(model, requests, asking, progress=progress)
     pairs = tqdm(zip(requests, updates, strict=True), "edit and evaluate", len(requests), disable=not progress, delay=1)
     parts = [
         evaluate(model, update, [request], **vars(asking), baseline=baseline.of_case(case), progress=False)

@@ -179,14 +179,14 @@ class ROME(LocateThenEdit):
     def _written_at(self, value: Value) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
         """The key that is given the value, and what the down-projection gives there now."""
         if self.original:
-            return value.keys[0].cpu(), value.outputs[0].cpu()
+            return value.keys[0], value.outputs[0]
         return self._mean(value.keys), self._mean(value.outputs)
 
     def _mean(self, rows: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
         """Over prefixes, the bare prompt first."""
         if self.bare_weight is None or len(rows) == 1:
-            return rows.mean(0).cpu()
-        return (self.bare_weight * rows[0] + (1 - self.bare_weight) * rows[1:].mean(0)).cpu()
+            return rows.mean(0)
+        return self.bare_weight * rows[0] + (1 - self.bare_weight) * rows[1:].mean(0)
 
     def _direction(
         self, mean_key: Float[Tensor, "d_mlp"], key: Float[Tensor, "d_mlp"], statistics: KeyStatistics

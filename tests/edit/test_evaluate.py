@@ -645,3 +645,23 @@ def test_refuses_what_it_cannot_judge(model):
         evaluate(model, update, [BEN])
     with pytest.raises(UpdateError, match=r"is not what .* was made for"):
         evaluate(tiny.bridge("llama", seed=1), update, CASES, generate=False)
+
+
+def test_what_cannot_be_edited_or_asked_is_told_before_much_is_asked(model, monkeypatch):
+    monkeypatch.setattr(evaluating, "measure", lambda *_, **__: pytest.fail("it began"))
+
+    class Refusing:
+        def fit(self, model, requests, *, progress=True):
+            raise FactError("no such edit")
+
+    with pytest.raises(FactError, match="no such edit"):
+        evaluate_each(model, Refusing(), CASES)
+    wrong = dataclasses.replace(TOWER, neighbours=("Big Ben is in ",))
+    with pytest.raises(FactError, match=r"1 prompt\(s\) cannot be asked(.|\n)*Rome, neighbourhood: The target"):
+        evaluate_each(model, Refusing(), [wrong])
+
+
+def test_one_case_may_be_given_plainly(model):
+    update = make(model)
+    plain, listed = (evaluate(model, update, cases, generate=False).rows for cases in (TOWER, [TOWER]))
+    pd.testing.assert_frame_equal(plain, listed)

@@ -581,7 +581,7 @@ def test_what_cannot_be_written_down_is_not_undone(llama, method, tmp_path, monk
         def full(*_, **__):
             raise OSError("No space left on device")
 
-        monkeypatch.setattr(session._folder, "record", full)
+        monkeypatch.setattr(session._disk, "keep", full)
         for call in (session.undo, lambda: session.undo(2), lambda: session.remove("f0")):
             with pytest.raises(OSError, match="No space left"):
                 call()
