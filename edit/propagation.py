@@ -150,7 +150,7 @@ def propagate(
         FactError: no probes, or one whose answers no token tells apart.
         UpdateError: the update does not fit the model.
 
-    >>> flow = edit.propagate(model, update, request)
+    >>> flow = edit.propagate(model, update, request, mediate=("edit",), kinds=["mlp"])
     >>> bool(flow.totals.loc[0, "total_effect"] > 0)
     True
     """

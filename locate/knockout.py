@@ -233,7 +233,7 @@ def attribute_extraction_rate(
     Raises:
         FactError: there are no facts.
 
-    >>> rates = locate.attribute_extraction_rate(model, facts)
+    >>> rates = locate.attribute_extraction_rate(model, facts[:8])
     >>> rates["rate"].dims
     ('kind', 'layer')
     """

@@ -127,7 +127,7 @@ def causal_trace(
         LocateError: no corruption, a metric of the wrong shape, or one that is not finite.
 
     >>> fact = locate.Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
-    >>> trace = locate.causal_trace(model, fact)
+    >>> trace = locate.causal_trace(model, fact, kinds=["mlp"], positions="subject")
     >>> trace.scores.dims
     ('kind', 'position', 'layer')
     """
