@@ -59,7 +59,8 @@ def main() -> None:
     # The end of the text: key statistics take its beginning, where they are of the same one.
     text = torch.cat(list(token_batches(model, str(arguments.text))))[-32:]
     print(f"{machine()}; {arguments.model}; {len(requests)} edits in batches of {arguments.batch}, {left_out} left out")
-    print(f"unedited: perplexity {_perplexity(model, text):.2f}", flush=True)
+    unedited = _perplexity(model, text)
+    print(f"unedited: perplexity {unedited:.2f}", flush=True)
     tables = []
     for anchored in arguments.anchored:
         for name in arguments.methods:
@@ -85,7 +86,7 @@ def main() -> None:
         return
     everything = pd.concat(tables, ignore_index=True)
     everything.round(4).to_csv(arguments.out / "sequential.csv", index=False)
-    save_figure(_figure(everything), arguments.out, "sequential")
+    save_figure(_figure(everything, unedited), arguments.out, "sequential")
 
 
 def _distinct(requests: list[edit.EditRequest]) -> list[edit.EditRequest]:
@@ -101,9 +102,14 @@ def _sequence(
     model: Any, method: Any, requests: list[Any], text: torch.Tensor, folder: Path, arguments: argparse.Namespace
 ) -> None:
     log, size = folder / "measured.jsonl", arguments.batch
+    measured = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    ends = [min(start + size, len(requests)) for start in range(0, len(requests), size)]
+    if [one["edits"] for one in measured] != ends[: len(measured)]:
+        raise SystemExit(f"{folder} holds a sequence of other batches; give another --work.")
+    if len(measured) == len(ends):
+        return
     with edit.EditSession(model, method, folder=folder / "session") as session:
         log.touch()
-        measured = [json.loads(line) for line in log.read_text().splitlines()]
         for start in range(len(measured) * size, len(requests), size):
             if measured and not measured[-1]["perplexity"] < arguments.collapsed:
                 break
@@ -141,7 +147,7 @@ def _perplexity(model: Any, text: torch.Tensor) -> float:
     return float(torch.stack(losses).mean().exp())
 
 
-def _figure(table: pd.DataFrame) -> Any:
+def _figure(table: pd.DataFrame, unedited: float) -> Any:
     with plt.rc_context({"font.size": 9, "pdf.fonttype": 42}):
         figure, axes = plt.subplots(1, 4, figsize=(12.5, 3.1), layout="constrained")
         panels = {
@@ -158,9 +164,14 @@ def _figure(table: pd.DataFrame) -> Any:
         for panel, label in zip(axes, panels.values(), strict=True):
             panel.set(xlabel="edits", ylabel=label)
             panel.spines[["top", "right"]].set_visible(False)
-        for panel in axes[:2]:
-            panel.set_ylim(0, 104)
+        for panel, column in zip(axes[:2], panels, strict=False):
+            panel.set_ylim(min(80, 0.95 * table[column].min()), 101)
         axes[2].set_yscale("log")
+        for which in (axes[2].yaxis.set_major_formatter, axes[2].yaxis.set_minor_formatter):
+            which("{x:g}")
+        axes[2].axhline(unedited, color="0.5", linestyle=":", linewidth=1.2)
+        axes[2].annotate("unedited", (1, unedited), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                         textcoords="offset points", ha="right", color="0.4", fontsize=8)  # fmt: skip
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     plt.close(figure)
     return figure
