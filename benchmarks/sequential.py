@@ -117,7 +117,7 @@ def _sequence(
                 session.edit(requests[start : start + size])
                 measured.append(_measure(model, session, requests[: start + size], size, text))
             except locate.NumericsError as error:  # a model so broken that no value can be found, or no answer
-                print(f"{folder.name} ends after {start} edits: {error}", flush=True)
+                print(f"{folder.name} ends with {len(session.requests)} edits: {error}", flush=True)
                 break
             with log.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")

@@ -15,6 +15,7 @@ from locate.errors import DataError
 from locate.runs import RunFolder
 
 _STATE, _BATCHES = "standing", "batches"
+_ELSEWHERE = ("statistics", "budget", "layer", "layers")
 
 
 class Checkpoints:
@@ -65,9 +66,8 @@ def description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Wh
     given = None if isinstance(method, KN) else method.statistics
     several = given.values() if isinstance(given, Mapping) else [given] if given is not None else []
     # Not the memory it may take, which is lowered to go on with a run that had too little.
-    own = {f.name: repr(getattr(method, f.name)) for f in fields(method) if f.name not in ("statistics", "budget")}
-    if layer is not None:
-        own["layer"] = repr(layer if isinstance(method, KN) else method.edited_layers(model, layer))
+    own = {f.name: repr(getattr(method, f.name)) for f in fields(method) if f.name not in _ELSEWHERE}
+    own["layers"] = repr(layer) if isinstance(method, KN) else repr(method.edited_layers(model, layer))
     return {
         "command": "session", "model": {"fingerprint": model_fingerprint(model)},
         "method": {"name": type(method).__name__, **own},

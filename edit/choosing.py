@@ -1,5 +1,7 @@
 """Choosing the layer to edit by what edits there do, and not by where tracing peaks."""
 
+import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +15,11 @@ from edit.layers import Where
 from edit.methods.locate_then_edit import LocateThenEdit
 from edit.requests import EditRequest
 from edit.updates import WeightUpdate
-from locate.errors import FactError, SiteError
+from locate.errors import FactError, NumericsError, SiteError
 from locate.facts import Fact
 from locate.sites import check_layer
+
+_SCORES = ("efficacy", "paraphrase", "neighbourhood", "score")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,7 +28,7 @@ class LayerChoice:
 
     Attributes:
         table: by layer (the last one, where a method spreads over several), percentages of efficacy, paraphrase and
-            neighbourhood success, and their harmonic mean, the score.
+            neighbourhood success, and their harmonic mean, the score; NaN for a layer that could not be edited.
         layer: of the largest score; of several the one with the largest mean P(o*).
 
     >>> choice.layer in choice.table.index                                          # doctest: +SKIP
@@ -63,6 +67,7 @@ def choose_layer(
     Raises:
         FactError: no cases, or cases without paraphrases or neighbours, of which there is no score.
         SiteError: no such layer, or none to try.
+        NumericsError: no layer could be edited; one of several is a warning.
 
     >>> edit.choose_layer(model, edit.ROME(), facts[:20], layers=[3, 4, 5]).layer   # doctest: +SKIP
     4
@@ -76,14 +81,23 @@ def choose_layer(
     if not any(paraphrases for paraphrases, _ in asked) or not any(neighbours for _, neighbours in asked):
         raise FactError("Layers are compared by a score, for which some cases need paraphrases and some neighbours.")
     rows: dict[int, dict[str, float]] = {}
+    failed: NumericsError | None = None
     before = baseline(model, cases, generate=False, progress=progress)
     for layer in tqdm(tried, "layers", disable=not progress, delay=1):
         there = _At(method=method, layer=layer)
-        result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)
+        try:
+            result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)
+        except NumericsError as error:  # one layer that cannot be edited must not cost the others
+            failed = error
+            warnings.warn(f"Layer {layer} has no score: {error}", stacklevel=2)
+            rows[layer] = dict.fromkeys([*_SCORES, "P(new)"], float("nan"))
+            continue
         percentages: Any = result.summary()["edited"]
         prompts: Any = result.rows.query("model == 'edited' and probe == 'efficacy'")
-        named = {name: float(percentages[name]) for name in ("efficacy", "paraphrase", "neighbourhood", "score")}
+        named = {name: float(percentages[name]) for name in _SCORES}
         rows[layer] = {**named, "P(new)": float(prompts["probability_new"].mean())}
+    if failed is not None and all(math.isnan(row["score"]) for row in rows.values()):
+        raise failed
     return LayerChoice(table=pd.DataFrame(rows).T.rename_axis("layer"))
 
 

@@ -142,7 +142,7 @@ def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: lis
         rows.append(torch.cat([prompt.tokens, target[:-1]]))
         sites.append(prompt.last_subject_position)
         ends.append(len(prompt.tokens) - 1)
-    check_room(model, max(map(len, rows)), fact.text)
+    check_room(model, max(map(len, rows)), fact.text, beside="its longest prefix and the target")
     essence = encode_fact(model, fact, template=_ESSENCE)
     rows.append(essence.tokens)
     sites.append(essence.last_subject_position)

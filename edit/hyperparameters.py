@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from locate.errors import NumericsError
+
 
 def make_plain(owner: Any) -> None:
     """Turn the numbers among a dataclass's fields into Python's own, and lists into tuples.
@@ -20,9 +22,25 @@ def make_plain(owner: Any) -> None:
         object.__setattr__(owner, field.name, _plain(getattr(owner, field.name)))
 
 
+def check_whole(owner: Any, *names: str, least: int | None = None) -> None:
+    """Whether fields are whole numbers; those of another type, such as 3.0, become integers.
+
+    Raises:
+        NumericsError: one is not, or is below the least that makes sense.
+
+    >>> check_whole(edit.ValueObjective(), "steps", least=1)
+    """
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, float) and value.is_integer():
+            object.__setattr__(owner, name, int(value))
+        elif not isinstance(value, int):
+            raise NumericsError(f"{name}: must be a whole number, found {value!r}.")
+        if least is not None and value < least:
+            raise NumericsError(f"{name}: must be {least} or more, found {value}.")
+
+
 def _plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return tuple(_plain(one) for one in value)
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
-        return value.item()
-    return value
+    if isinstance(value, np.ndarray | np.generic | Tensor):
+        value = value.tolist()
+    return tuple(_plain(one) for one in value) if isinstance(value, list | tuple | range) else value

@@ -14,6 +14,7 @@ class Replacements:
 
     Args:
         names: as ``names`` gave them when the session was last open.
+        paraphrases: whether edits depend on those.
 
     >>> replaced = Replacements()
     >>> replaced.add(request)
@@ -22,13 +23,14 @@ class Replacements:
     True
     """
 
-    def __init__(self, names: Sequence[str] = ()) -> None:
+    def __init__(self, names: Sequence[str] = (), *, paraphrases: bool = False) -> None:
         self.names = tuple(names)
+        self._paraphrases = paraphrases
         self._unasked = list(names)
 
     def add(self, request: EditRequest) -> None:
         """Note that an edit was replaced."""
-        self.names = (*self.names, fingerprint([request]))
+        self.names = (*self.names, self._name(request))
 
     def without(self, requests: Sequence[EditRequest], standing: Sequence[EditRequest]) -> list[EditRequest]:
         """The requests without those that were replaced and whose replacement stands, with a warning.
@@ -38,7 +40,7 @@ class Replacements:
         """
         gone: list[EditRequest] = []
         for request in requests:
-            if (name := fingerprint([request])) in self._unasked and find_conflicts([request], standing):
+            if (name := self._name(request)) in self._unasked and find_conflicts([request], standing):
                 self._unasked.remove(name)
                 gone.append(request)
         if gone:
@@ -48,3 +50,6 @@ class Replacements:
                 stacklevel=4,
             )
         return [request for request in requests if request not in gone]
+
+    def _name(self, request: EditRequest) -> str:
+        return fingerprint([request.change(paraphrases=self._paraphrases)])

@@ -100,7 +100,7 @@ class EditRequest:
         """What the edit itself depends on, and not what is only asked about it afterwards.
 
         Args:
-            paraphrases: whether the edit depends on those, as KN's does.
+            paraphrases: whether the edit depends on those of its fact, as KN's does.
 
         >>> other = edit.EditRequest(request.fact, request.target_new, aliases=("Roma",))
         >>> other == request, other.change() == request.change()
@@ -108,7 +108,7 @@ class EditRequest:
         """
         return Change(
             prompt=self.fact.prompt, subject=self.fact.subject, target=self.fact.target, target_new=self.target_new,
-            id=self.fact.id, relation=self.fact.relation, paraphrases=self.paraphrases if paraphrases else (),
+            id=self.fact.id, relation=self.fact.relation, paraphrases=self.fact.paraphrases if paraphrases else (),
         )  # fmt: skip
 
 

@@ -12,14 +12,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.batches import Batch, joined
 from edit.checkpoints import Checkpoints, description
 from edit.conflicts import check_conflicts, find_conflicts
-from edit.contexts import check_answered, sample_prefixes
+from edit.contexts import sample_prefixes
 from edit.exporting import export
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.methods import KN, EarlierEdits, LocateThenEdit
 from edit.methods.base import Written, matrix_of
 from edit.replacements import Replacements
-from edit.requests import EditRequest
+from edit.requests import Change, EditRequest
 from edit.rewriting import written_again
 from edit.updates import WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters
@@ -62,8 +62,10 @@ class EditSession:
         self._layer = layer
         self._fitting = method  # with the unedited model's statistics, once they are known
         self._batches: list[Batch] = []
-        self._replaced = Replacements()
-        self._closed = False
+        # What makes two requests the same edit.
+        self._paraphrases = isinstance(method, KN)
+        self._replaced = Replacements(paraphrases=self._paraphrases)
+        self._closed = self._put_back = False
         self._update: WeightUpdate | None = None
         # What is known of some batches, as later ones build on it.
         self._known: tuple[tuple[Batch, ...], EarlierEdits] = ((), EarlierEdits())
@@ -73,7 +75,7 @@ class EditSession:
         if self._disk is not None:
             try:
                 batches, replaced = self._disk.load()
-                self._replaced = Replacements(replaced)
+                self._replaced = Replacements(replaced, paraphrases=self._paraphrases)
                 self._put(batches)
             except BaseException:
                 self._disk.close()
@@ -87,10 +89,11 @@ class EditSession:
 
     def close(self) -> None:
         """Put the model's weights back as they were, bit for bit, and release the folder. The edits stay on disk."""
+        self._closed = True
         try:
-            if not self._closed and self._update is not None and self._update.is_applied(self.model):
+            if not self._put_back and self._update is not None and self._update.is_applied(self.model):
                 self._update.revert(self.model)
-            self._closed = True
+            self._put_back = True
         finally:
             if self._disk is not None:
                 self._disk.close()
@@ -165,7 +168,7 @@ class EditSession:
         # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
         if requests:
             with self._unedited():
-                check_answered(self.model, requests, budget=self.method.budget)
+                self.method.check(self.model, requests)
         if on_conflict == "error":
             check_conflicts(requests, self.requests)
         size = batch_size or max(1, len(requests))
@@ -227,10 +230,16 @@ class EditSession:
         """The batch that has an edit, and its place there."""
         for index, batch in enumerate(self._batches):
             for place, own in enumerate(batch.requests):
-                if own == request or (isinstance(request, str) and request in (own.fact.id, own.describe())):
+                if isinstance(request, str):
+                    if request in (own.fact.id, own.describe()):
+                        return index, place
+                elif self._change(own) == self._change(request):
                     return index, place
         name = request if isinstance(request, str) else request.describe()
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
+
+    def _change(self, request: EditRequest) -> Change:
+        return request.change(paraphrases=self._paraphrases)
 
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
         before, replaced = self._batches, self._replaced.names
@@ -318,9 +327,8 @@ class EditSession:
         """What is left of the requests if the session was stopped and the same call is made again."""
         if self._disk is None:
             return requests
-        kn = isinstance(self.method, KN)
-        done = {request.change(paraphrases=kn) for request in self.requests}
-        left = [request for request in requests if request.change(paraphrases=kn) not in done]
+        done = {self._change(request) for request in self.requests}
+        left = [request for request in requests if self._change(request) not in done]
         return self._replaced.without(left, self.requests)
 
     def _solved_again(self, index: int, place: int) -> list[Batch]:

@@ -156,7 +156,7 @@ class PRUNE(Stabiliser):
 
     A singular value σ of the accumulated Δ above the largest one σ_max of W₀ becomes ln σ − ln σ_max + σ_max, or stays
     where that is less restraint than none (σ_max below 1). What was lowered after earlier edits counts as it was
-    before, so that many batches end where lowering once at their end does.
+    before, so that many batches end where lowering once at their end does; earlier edits must have had it as well.
 
     >>> PRUNE().change(delta, weight, None).rank                                    # doctest: +SKIP
     1

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.contexts import AlignedContexts, ContextBatch, align_contexts
 from edit.hooks import contribution_hook, key_hook, value_hook
-from edit.hyperparameters import make_plain
+from edit.hyperparameters import check_whole, make_plain
 from locate.devices import input_device
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
 from locate.errors import NumericsError
@@ -65,11 +65,10 @@ class ValueObjective:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        for name in ("steps", "learning_rate", "clamp"):
+        check_whole(self, "steps", least=1)
+        for name in ("learning_rate", "clamp"):
             if not getattr(self, name) > 0:
                 raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
-        if not isinstance(self.steps, int):
-            raise NumericsError(f"steps: must be a whole number, found {self.steps}.")
         for name in ("kl_weight", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise NumericsError(f"{name}: must be 0 or more, found {getattr(self, name)}.")

@@ -143,8 +143,14 @@ def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Ten
     return torch.tensor(found)
 
 
-def check_room(model: TransformerBridge, length: int, text: str | None = None) -> None:
+def check_room(model: TransformerBridge, length: int, text: str | None = None, *, beside: str = "") -> None:
     """Whether a text of so many tokens fits the model's context.
+
+    Args:
+        model: the model.
+        length: of the text and what stands beside it.
+        text: to be named in the message.
+        beside: what else was counted, to be named as well.
 
     Raises:
         FactError: it does not.
@@ -154,7 +160,8 @@ def check_room(model: TransformerBridge, length: int, text: str | None = None) -
     room = room_of(model)
     if room is not None and length > room:
         what = "The prompt" if text is None else f"The text {shorten(text, 60, placeholder=' …')!r}"
-        raise FactError(f"{what} has {length} tokens, but the model has room for {room}. Shorten it.")
+        counted = f" with {beside}" if beside else ""
+        raise FactError(f"{what} has {length} tokens{counted}, but the model has room for {room}. Shorten it.")
 
 
 def room_of(model: TransformerBridge) -> int | None:

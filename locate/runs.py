@@ -73,9 +73,10 @@ class RunFolder:
             description: what the run is, as plain data: everything that its results depend on.
 
         Raises:
-            DataError: the folder belongs to another run, is in use, or is damaged.
+            DataError: the folder belongs to another run that has finished something, is in use, or is damaged.
 
-        >>> RunFolder.open("runs/one", {"model": "smollm2-135m"}).close()
+        >>> with RunFolder.open("runs/one", {"model": "smollm2-135m"}) as run:
+        ...     run.record("a")
         >>> RunFolder.open("runs/one", {"model": "gpt2"})
         Traceback (most recent call last):
         locate.errors.DataError: runs/one belongs to another run: model was "smollm2-135m" and is "gpt2" now...
@@ -246,6 +247,11 @@ def _begin(path: Path, description: dict[str, Any]) -> None:
         version = found.pop("format")
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{target} does not describe a run: {error!r}. Give another folder.") from error
+    if found != description and not any(path.rglob(_CASES)):
+        # Nothing was finished there, so nothing is lost: a run that a mistake ended is begun again.
+        target.unlink()
+        _begin(path, description)
+        return
     if version != _FORMAT:
         raise DataError(f"{path} is a run of format {version}; this version goes on with format {_FORMAT}.")
     if differences := _differences(found, description):

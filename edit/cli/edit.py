@@ -22,6 +22,7 @@ from edit.cli.methods import (
     TokensOption,
     ValuePrecisionOption,
     make_method,
+    with_statistics,
 )
 from edit.cli.options import (
     MANY,
@@ -39,7 +40,7 @@ from edit.cli.options import (
 )
 from edit.cli.output import print_json, readable_errors
 from edit.conflicts import check_conflicts
-from edit.contexts import already_answered, build_contexts, check_answered
+from edit.contexts import already_answered, build_contexts
 from edit.corpus import SAMPLED
 from edit.evaluation import Evaluation, evaluate
 from edit.evaluation.asking import check_questions
@@ -115,7 +116,7 @@ def run(
     """
     with readable_errors() as console:
         own = make_method(
-            method, layers=layers, stabilise=stabilise, statistics=statistics, corpus=corpus, tokens=tokens,
+            method, layers=layers, stabilise=stabilise, given=bool(statistics), corpus=corpus, tokens=tokens,
             precision=precision, seed=seed,
         )  # fmt: skip
         place = None if export is None else check_target(export, overwrite)
@@ -130,7 +131,9 @@ def run(
             request = EditRequest(one_fact(fact, prompt, subject, target), target_new or "")
             file = _check_file(out or Path("runs/update.safetensors"))
             _check_apart(file, place)
-            _edit_one(load_model(model), own, request, file, place, as_json, console)
+            bridge = load_model(model)
+            own = with_statistics(own, bridge, statistics)
+            _edit_one(bridge, own, request, file, place, as_json, console)
             return
         if any((fact, prompt, subject, target, target_new)):
             raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
@@ -138,13 +141,13 @@ def run(
         folder = out or Path(f"runs/edit-{facts.stem}-{method}")
         _check_apart(folder, place)
         bridge = load_model(model)
-        # Before the folder is this run's, and before any edit that a later mistake would make useless.
-        check_conflicts(requests)
+        own = with_statistics(own, bridge, statistics)
+        # Before any edit, which a mistake that is found later would make useless.
         left_out: list[EditRequest] = []
         if skip_answered:
             requests, left_out = _without_answered(bridge, requests, console)
-        else:
-            check_answered(bridge, requests, budget=own.budget)
+        check_conflicts(requests)
+        own.check(bridge, requests)
         check_questions(bridge, requests)
         # The method's own options stand in the session's description, and prompts that are only asked do not count.
         changes = [request.change(paraphrases=isinstance(own, KN)) for request in requests]
@@ -162,8 +165,12 @@ def _check_file(out: Path) -> Path:
 
 
 def _check_apart(out: Path, export: Path | None) -> None:
-    if export is not None and out.expanduser().absolute() == export:
-        raise DataError(f"--out and --export are both {out}; the edited model needs a folder of its own.")
+    own = out.expanduser().resolve()
+    if export is not None and export.resolve() in (own, *own.parents):
+        raise DataError(
+            f"--out {out} lies in the folder of --export ({export}), which holds nothing but the edited model. Give "
+            "two places apart from each other."
+        )
 
 
 def _without_answered(

@@ -1,9 +1,12 @@
 """From the options of the command line to an editing method."""
 
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
+from transformer_lens.model_bridge import TransformerBridge
 
 from edit.cli.options import METHOD, read_names, read_numbers
 from edit.cli.statistics import add_up, statistics_files
@@ -69,10 +72,10 @@ ValuePrecisionOption = Annotated[
 
 
 def make_method(
-    name: MethodName, *, layers: str | None, stabilise: str | None, statistics: list[Path] | None, corpus: str,
-    tokens: int | None, precision: Precision, seed: int,
+    name: MethodName, *, layers: str | None, stabilise: str | None, given: bool, corpus: str, tokens: int | None,
+    precision: Precision, seed: int,
 ) -> LocateThenEdit | KN:  # fmt: skip
-    """The method that was asked for.
+    """The method that was asked for; ``given`` says that there are statistics for it.
 
     Raises:
         DataError: an option that this method does not have, or a name that is not known.
@@ -81,7 +84,7 @@ def make_method(
     options: dict[str, Any] = {"seed": seed, "stabilisers": tuple(_stabilisers(stabilise))}
     chosen = None if layers is None else read_numbers(layers, "--layers")
     if name == "kn":
-        if chosen is not None or statistics or tokens or corpus != SAMPLED or precision != "model":
+        if chosen is not None or given or tokens or corpus != SAMPLED or precision != "model":
             raise DataError(
                 "--layers, --statistics, --corpus, --tokens and --precision have no meaning for --method kn; leave "
                 "them out."
@@ -91,15 +94,35 @@ def make_method(
                 f"--stabilise: {type(unfit[0]).__name__} has no meaning for --method kn; use prune or rect."
             )
         return KN(**options)
-    if statistics and (corpus != SAMPLED or tokens):
+    if given and (corpus != SAMPLED or tokens):
         raise DataError("--statistics gives what --corpus and --tokens would collect; leave these out.")
-    known = add_up(statistics_files(statistics)) if statistics else None
-    options |= {"statistics": known, "corpus": corpus, "statistics_tokens": tokens, "precision": precision}
+    options |= {"corpus": corpus, "statistics_tokens": tokens, "precision": precision}
     if name in ("rome", "rome-original"):
         if chosen is not None and len(chosen) != 1:
             raise DataError(f"--layers: ROME edits one layer, found {layers!r}. Use emmet, memit or another method.")
         return ROME(layer=None if chosen is None else chosen[0], original=name == "rome-original", **options)
     return _METHODS[name](layers=chosen, **options)
+
+
+def with_statistics(
+    method: LocateThenEdit | KN, model: TransformerBridge, files: list[Path] | None
+) -> LocateThenEdit | KN:
+    """The method with the statistics in these files, if there are any, of the layers that it edits.
+
+    Raises:
+        DataError: a file is not readable, or shards do not go together.
+        NumericsError: statistics of a layer are missing, or do not fit.
+    """
+    if isinstance(method, KN) or not files:
+        return method
+    known = add_up(statistics_files(files), layers=method.edited_layers(model))
+    for layer, one in known.items():
+        if missing := [part for part in one.parts if part.of > 1]:
+            have = ", ".join(f"{part.index}/{part.of}" for part in missing)
+            warnings.warn(f"The key statistics of layer {layer} are of shards {have} alone.", stacklevel=2)
+    method = replace(method, statistics=known)
+    method.statistics_for(model)
+    return method
 
 
 def _stabilisers(text: str | None) -> list[Stabiliser]:

@@ -1,6 +1,6 @@
 """Files of key statistics on the command line."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from edit.statistics import KeyStatistics, load_statistics
@@ -24,8 +24,8 @@ def statistics_files(given: Iterable[Path]) -> list[Path]:
     return files
 
 
-def add_up(files: Iterable[Path]) -> dict[int, KeyStatistics]:
-    """The statistics in some files, by layer, with shards of a layer added up.
+def add_up(files: Iterable[Path], layers: Container[int] | None = None) -> dict[int, KeyStatistics]:
+    """The statistics in some files, by layer, with shards of a layer added up; of some layers, or of all.
 
     Raises:
         DataError: a file is not readable, or does not go with the others; the message names it.
@@ -33,6 +33,8 @@ def add_up(files: Iterable[Path]) -> dict[int, KeyStatistics]:
     found: dict[int, KeyStatistics] = {}
     for path in files:
         statistics = load_statistics(path)
+        if layers is not None and statistics.layer not in layers:
+            continue
         try:
             so_far = found.get(statistics.layer)
             found[statistics.layer] = statistics if so_far is None else so_far.merge(statistics)

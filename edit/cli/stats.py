@@ -82,7 +82,8 @@ def run(
             if not files:
                 raise DataError("--merge needs files to add up: locate-edit stats --merge FILES --out FILE.")
             place = out.resolve()
-            if any(one in (place, place.parent) or one.parent == place for one in map(Path.resolve, files)):
+            taken = {place, place.parent} if out.suffix == SUFFIX else {place}
+            if any(one in taken or one.parent == place for one in map(Path.resolve, files)):
                 raise DataError(f"--out {out} is among what is merged, and would count itself next time. Give another.")
             found = add_up(statistics_files(files))
         else:

@@ -17,6 +17,9 @@ from edit.evaluation.scoring import LOGITS, agreement
 from edit.requests import EditRequest
 from edit.updates import WeightUpdate, within, without
 
+# Edits whose values are found, and kept, at a time.
+_TOGETHER = 256
+
 
 @runtime_checkable
 class Method(Protocol):
@@ -126,10 +129,7 @@ def evaluate_each(
     check_questions(model, requests)
     if baseline is not None:
         baseline.check(requests, asking)
-    if isinstance(method, BatchMethod):
-        updates = method.fit_each(model, requests, progress=progress)
-    else:
-        updates = (method.fit(model, [request], progress=False) for request in requests)
+    updates = _updates(model, method, requests, progress)
     # Before much is asked, so that what cannot be edited is told at once.
     updates = chain([next(updates)], updates)
     if baseline is None:
@@ -140,6 +140,16 @@ def evaluate_each(
         for case, (request, update) in enumerate(pairs)
     ]
     return Evaluation.join(parts)
+
+
+def _updates(
+    model: TransformerBridge, method: Method | BatchMethod, requests: Sequence[EditRequest], progress: bool
+) -> Iterator[WeightUpdate]:
+    if not isinstance(method, BatchMethod):
+        yield from (method.fit(model, [request], progress=False) for request in requests)
+        return
+    for start in range(0, len(requests), _TOGETHER):
+        yield from method.fit_each(model, requests[start : start + _TOGETHER], progress=progress)
 
 
 def _judge(

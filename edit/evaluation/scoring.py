@@ -122,7 +122,7 @@ def encode_pair(
     [5, 1]
     """
     text, answer = encode_text(model, prompt), encode_target(model, prompt, target)
-    check_room(model, len(text) + len(answer) - 1, prompt)
+    check_room(model, len(text) + len(answer) - 1, prompt, beside="its target" if len(answer) > 1 else "")
     return text, answer
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.conflicts import check_conflicts
-from edit.hyperparameters import make_plain
+from edit.contexts import check_answered
+from edit.hyperparameters import check_whole, make_plain
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.requests import EditRequest
@@ -89,8 +90,8 @@ class EditingMethod:
 
     def __post_init__(self) -> None:
         make_plain(self)
-        pairs = [pair if isinstance(pair, tuple) and len(pair) == 2 else ("", "") for pair in self.prefix_lengths]
-        if not all(isinstance(number, int) and number >= 1 for pair in pairs for number in pair):
+        check_whole(self, "seed", "budget")
+        if not all(isinstance(pair, tuple) and _are_counts(pair) for pair in self.prefix_lengths):
             raise NumericsError(
                 "prefix_lengths: give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); "
                 f"found {self.prefix_lengths}."
@@ -149,7 +150,8 @@ class EditingMethod:
     ) -> Iterator[WeightUpdate]:
         """For each request by itself an update of the model as it is: what ``fit`` gives, one request at a time.
 
-        Values are optimised together, which is much faster. Requests may repeat or contradict each other.
+        Methods that optimise values do so for all requests together, which is much faster. Requests may repeat or
+        contradict each other.
 
         Raises:
             FactError, SiteError, NumericsError: as ``fit``.
@@ -157,7 +159,19 @@ class EditingMethod:
         >>> len(list(edit.ROME(layer=4).fit_each(model, [request])))
         1
         """
-        raise NotImplementedError
+        for request in requests:
+            yield self.fit(model, request, layer=layer, progress=progress)
+
+    def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
+        """Whether the method can make all of these edits of the unedited model.
+
+        Raises:
+            FactError: the model answers some with the new target already, or the method cannot tell its answers
+                apart; the message names them.
+
+        >>> edit.ROME(layer=4).check(model, [request])
+        """
+        check_answered(model, requests, budget=self.budget)
 
     def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
         """The change of a layer after all stabilisers.
@@ -173,6 +187,10 @@ class EditingMethod:
                 "statistics, or lower the learning rate."
             )
         return delta
+
+
+def _are_counts(pair: tuple[object, ...]) -> bool:
+    return len(pair) == 2 and all(isinstance(number, int) and number >= 1 for number in pair)
 
 
 def check_positive(**named: float | None) -> None:

@@ -1,7 +1,7 @@
 """Knowledge neurons: rewrite what single neurons say."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,8 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.contexts import check_answered, sample_prefixes
+from edit.contexts import sample_prefixes
+from edit.hyperparameters import check_whole
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
@@ -17,7 +18,7 @@ from edit.requests import EditRequest
 from edit.stabilisers import PRUNE, RECT
 from edit.updates import WeightUpdate
 from edit.weights import down_projection
-from locate.errors import FactError, NumericsError
+from locate.errors import FactError, NumericsError, listed
 from locate.neurons import NeuronScores, knowledge_neurons
 from locate.prompts import encode_target
 from locate.sites import Site
@@ -61,21 +62,18 @@ class KN(EditingMethod):
             raise NumericsError(f"erase, write: must be finite, found {self.erase} and {self.write}.")
         if not 0 <= self.share <= 1:
             raise NumericsError(f"share: must be from 0 to 1, found {self.share}.")
-        for name, smallest in (("steps", 1), ("least", 0), ("most", 1)):
-            if not getattr(self, name) >= smallest:
-                raise NumericsError(f"{name}: must be {smallest} or more, found {getattr(self, name)}.")
+        check_whole(self, "steps", "most", least=1)
+        check_whole(self, "least", least=0)
 
-    def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
-        """For each request by itself an update of the model as it is."""
-        for request in requests:
-            yield self.fit(model, request, layer=layer, progress=progress)
+    def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
+        """See ``EditingMethod.check``; targets must begin with tokens of their own."""
+        super().check(model, requests)
+        alike = [request for request in requests if len(set(_first_tokens(model, request))) < 2]
+        if alike:
+            raise FactError(
+                f"KN writes the targets' first tokens, and both targets of {len(alike)} request(s) begin with one. "
+                f"Nothing was changed. Use another method, or drop them:\n{listed([one.describe() for one in alike])}"
+            )
 
     def fit_with(
         self,
@@ -94,9 +92,8 @@ class KN(EditingMethod):
             FactError: the neurons given are not of a request's fact, or both its targets begin with one token.
         """
         requests, earlier = checked(requests), earlier or EarlierEdits()
-        firsts = [_first_tokens(model, request) for request in requests]
         if not earlier.changes:
-            check_answered(model, requests, budget=self.budget)
+            self.check(model, requests)
         for stabiliser in self.stabilisers:
             if not isinstance(stabiliser, PRUNE | RECT):
                 raise NumericsError(
@@ -122,7 +119,7 @@ class KN(EditingMethod):
                     f"{request.describe()}: no neuron{where} passes {scores.info['threshold']} of the largest "
                     "attribution for any prompt. Lower the threshold, or allow more layers."
                 )
-            vectors = unembedding.detach()[firsts[index]].float().cpu()
+            vectors = unembedding.detach()[_first_tokens(model, request)].float().cpu()
             change = self.write * vectors[1] - self.erase * vectors[0]
             for site in sites:
                 column = changes.setdefault(site.layer, {})
@@ -162,14 +159,9 @@ class KN(EditingMethod):
 
 
 def _first_tokens(model: TransformerBridge, request: EditRequest) -> list[int]:
-    """Of the old and the new target, which are all of them that neurons are given."""
-    old, new = (int(encode_target(model, request.fact.text, t)[0]) for t in (request.fact.target, request.target_new))
-    if old == new:
-        raise FactError(
-            f"{request.describe()}: KN writes the targets' first tokens, and those of {request.fact.target!r} and "
-            f"{request.target_new!r} are the same. Use another method, or another target."
-        )
-    return [old, new]
+    """Of the old and the new target."""
+    targets = request.fact.target, request.target_new
+    return [int(encode_target(model, request.fact.text, target)[0]) for target in targets]
 
 
 def _places(scores: NeuronScores, requests: Sequence[EditRequest]) -> dict[int, int]:

@@ -4,7 +4,7 @@ import pytest
 
 import edit
 from edit.choosing import LayerChoice
-from locate import Fact, FactError, SiteError
+from locate import Fact, FactError, NumericsError, SiteError
 from tests import tiny
 
 
@@ -52,3 +52,13 @@ def test_bad_input(facts, method):
     bare = Fact(prompt="{} is in", subject="Rome", target="Italy", target_new="France")
     with pytest.raises(FactError, match="some cases need paraphrases and some neighbours"):
         edit.choose_layer(model, method, [bare])
+
+
+def test_a_layer_that_cannot_be_edited_does_not_cost_the_others(facts, method):
+    model = tiny.bridge("llama")
+    with pytest.warns(UserWarning, match="Layer 3 has no score: .* reaches no answer"):
+        choice = edit.choose_layer(model, method, facts, layers=[3, 1], progress=False)
+    assert choice.table["score"].isna().to_dict() == {3: True, 1: False}
+    assert choice.layer == 1
+    with pytest.warns(UserWarning, match="Layer 3"), pytest.raises(NumericsError, match="reaches no answer"):
+        edit.choose_layer(model, method, facts, layers=[3], progress=False)

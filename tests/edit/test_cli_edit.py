@@ -232,6 +232,20 @@ def test_statistics_of_shards_are_used(facts_file, tmp_path, model_folder, quick
     result = runner.invoke(app, [*common, *given])
     assert result.exit_code == 0, result.output
     assert "Note" not in result.stderr
+    # Those of other layers do not count, and an incomplete set of shards is told.
+    assert (
+        runner.invoke(app, [*shards[:-5], "--layers", "0", *shards[-3:], "--out", str(tmp_path / "shards")]).exit_code
+        == 0
+    )
+    again = runner.invoke(app, [*common, *given])
+    assert again.exit_code == 0, again.output
+    assert "4 of 4 edits are made" in " ".join(again.stderr.split())
+    some = [str(path) for layer in (1, 2) for path in (tmp_path / "shards").glob(f"layer-{layer}-shard-0-*")]
+    partly = [*common, *(word for path in some for word in ("--statistics", path)), "--out", str(tmp_path / "partly")]
+    assert "layer 1 are of shards 0/2 alone" in " ".join(runner.invoke(app, partly).stderr.split())
+    lacking = runner.invoke(app, [*common, "--statistics", some[0], "--out", str(tmp_path / "lacking")])
+    assert lacking.exit_code == 1
+    assert "The statistics are of layer 1, the edit is in layer 2" in " ".join(lacking.output.split())
     collected = [*quick, "--tokens", "600", "--out", str(tmp_path / "own")]
     assert runner.invoke(app, [*common, *collected]).exit_code == 0
     one, two = (load_update(tmp_path / name / "update.safetensors") for name in ("given", "own"))
@@ -245,9 +259,30 @@ def test_places_in_the_way_are_told_before_any_work(edit, facts_file, tmp_path, 
     (tmp_path / "file").write_text("x")
     for options, message in (
         (["--out", tmp_path], "is a folder, and one update is a file"),
-        (["--out", tmp_path / "file" / "a.safetensors"], "file"),
-        (["--out", tmp_path / "same", "--export", tmp_path / "same"], "--out and --export are both"),
+        (["--out", tmp_path / "file" / "a.safetensors"], "File exists"),
+        (["--out", tmp_path / "same", "--export", tmp_path / "same"], "lies in the folder of --export"),
+        (["--out", tmp_path / "m" / "a.safetensors", "--export", tmp_path / "m"], "lies in the folder of --export"),
     ):
         assert message in " ".join(edit(*one, *options, expect=2).output.split())
     many = ["--facts", facts_file(), "--method", "kn", "--out", tmp_path / "same", "--export", tmp_path / "same"]
-    assert "--out and --export are both" in " ".join(edit(*many, expect=2).output.split())
+    assert "lies in the folder of --export" in " ".join(edit(*many, expect=2).output.split())
+
+
+def test_a_run_that_a_mistake_ended_may_be_another(edit, facts_file, tmp_path, quick):
+    out = ["--method", "memit", "--out", tmp_path / "run"]
+    common = ["--facts", facts_file(), *out]
+    assert "out of range" in edit(*common, "--layers", "9", expect=2).output
+    assert "reaches no answer" in " ".join(edit(*common, "--layers", "3", expect=1).output.split())
+    edit(*common, "--layers", "1")
+    # Now it has edits.
+    assert "belongs to another run" in " ".join(edit(*common, "--layers", "2", expect=2).output.split())
+    assert "belongs to another run" in " ".join(edit("--facts", facts_file(FACTS[:2]), *out, expect=2).output.split())
+
+
+def test_what_kn_cannot_tell_apart_is_told_before_any_edit(edit, facts_file, tmp_path):
+    alike = {**FACTS[1], "target_new": "London in France"}
+    common = ["--method", "kn", "--batch-size", 1, "--out", tmp_path / "run"]
+    message = " ".join(edit("--facts", facts_file([FACTS[0], alike]), *common, expect=2).output.split())
+    assert "both targets of 1 request(s) begin with one. Nothing was changed" in message
+    assert "Big Ben is located in the city of: London → London in France" in message
+    edit("--facts", facts_file(FACTS[:1]), *common)

@@ -123,6 +123,7 @@ def test_a_singular_matrix_has_no_condition_in_json(invoke, tmp_path):
         (["--merge", "a.safetensors", "--tokens", "9", "--out", "x"], "does not go with --corpus, --tokens or --seed"),
         (["--merge", "sums", "--out", "sums"], "--out sums is among what is merged"),
         (["--merge", "sums", "--out", "sums/all.safetensors"], "is among what is merged"),
+        (["--merge", "sums", "--out", "sums/further"], "There is no statistics file"),
         (["--merge", "sums/a.safetensors", "--out", "sums"], "is among what is merged"),
         (["--merge", "a.safetensors", "--out", "x"], "There is no statistics file 'a.safetensors'"),
         (["--layers", "1", "--tokens", "0"], "Invalid value for '--tokens'"),

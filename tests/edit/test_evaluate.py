@@ -17,6 +17,7 @@ from edit.evaluation.fluency import sample_texts as published_texts
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import Score
 from edit.methods import ROME
+from edit.methods.base import EditingMethod, Fitted
 from edit.requests import EditRequest, Unrelated
 from edit.updates import LowRank, WeightUpdate
 from edit.values import ValueObjective
@@ -659,6 +660,31 @@ def test_what_cannot_be_edited_or_asked_is_told_before_much_is_asked(model, monk
     wrong = dataclasses.replace(TOWER, neighbours=("Big Ben is in ",))
     with pytest.raises(FactError, match=r"1 prompt\(s\) cannot be asked(.|\n)*Rome, neighbourhood: The target"):
         evaluate_each(model, Refusing(), [wrong])
+
+
+def test_a_method_that_fits_one_at_a_time_needs_nothing_else(model):
+    update = make(model)
+
+    class Own(EditingMethod):
+        def fit_with(self, model, requests, **_):
+            return Fitted(update=update, written={})
+
+    own, same = (evaluate_each(model, one, CASES, generate=False, progress=False).rows for one in (Own(), Same(update)))
+    pd.testing.assert_frame_equal(own, same)
+
+
+def test_many_cases_are_fitted_in_parts(model, monkeypatch):
+    update, seen = make(model), []
+
+    class Together(Same):
+        def fit_each(self, model, requests, *, progress=True):
+            seen.append(len(requests))
+            return iter([update] * len(requests))
+
+    monkeypatch.setattr(evaluating, "_TOGETHER", 2)
+    rows = evaluate_each(model, Together(update), [TOWER] * 5, generate=False, progress=False).rows
+    assert seen == [2, 2, 1]
+    assert rows["case"].nunique() == 5
 
 
 def test_one_case_may_be_given_plainly(model):

@@ -16,7 +16,7 @@ import locate
 from benchmarks import literal_memit
 from edit.contexts import build_contexts
 from edit.hooks import value_hook
-from edit.hyperparameters import make_plain
+from edit.hyperparameters import check_whole, make_plain
 from edit.layers import _whole
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, locate_then_edit
 from edit.methods.base import EditingMethod
@@ -632,9 +632,17 @@ def test_numbers_from_arrays_become_plain_hyperparameters(llama, prepared):
         lengths: object
         other: object = None
 
-    some = Some(np.int64(2), torch.tensor(0.5), [[np.int64(3), 4]])
+    some = Some(np.int64(2), torch.tensor(0.5), [[np.int64(3), 4]], np.arange(2))
     make_plain(some)
-    assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=((3, 4),), other=None)")
+    assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=((3, 4),), other=(0, 1))")
+    some = Some(2.0, np.array(0.5), range(2))
+    make_plain(some)
+    check_whole(some, "steps", least=2)
+    assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=(0, 1), other=None)")
+    with pytest.raises(NumericsError, match=r"rate: must be a whole number, found 0\.5"):
+        check_whole(some, "rate")
+    with pytest.raises(NumericsError, match="steps: must be 3 or more, found 2"):
+        check_whole(some, "steps", least=3)
     # Every kind of hyperparameter goes through it.
     number = np.float64(0.5)
     objective = ValueObjective(steps=2, learning_rate=number)
@@ -645,8 +653,10 @@ def test_numbers_from_arrays_become_plain_hyperparameters(llama, prepared):
 
 def test_kn_needs_first_tokens_that_differ(llama):
     request = EditRequest(LOUVRE, "Paris in France")
-    with pytest.raises(FactError, match="KN writes the targets' first tokens, and those of 'Paris' and 'Paris in Fr"):
+    with pytest.raises(FactError, match=r"first tokens, and both targets of 1 request(.|\n)*Paris → Paris in France"):
         KN().fit(llama, request, progress=False)
+    with edit.EditSession(llama, KN()) as session, pytest.raises(FactError, match="both targets of 1 request"):
+        session.edit([REQUESTS[0], request], batch_size=1, progress=False)
     for wrong in ({"most": 0}, {"least": -1}, {"steps": 0}, {"share": -1.0}, {"write": float("nan")}):
         (name,) = wrong
         with pytest.raises(NumericsError, match=f"{name}.*: must be"):

@@ -1,5 +1,6 @@
 """What may be asked for."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 
@@ -43,13 +44,24 @@ def test_paraphrases_are_templates_and_texts():
 def test_one_text_in_place_of_several_is_refused():
     with pytest.raises(locate.FactError, match=r"aliases: takes several texts; give one as \['Roma'\]"):
         as_tuple("aliases", "Roma")
+    # Where the types are checked as well, they say so first.
+    for make in (
+        lambda: edit.EditRequest(FACT, aliases="Roma"),
+        lambda: locate.Fact(prompt="{} is in", subject="The Louvre", target="Paris", neighbours="Big Ben is in"),
+        lambda: Unrelated(prompt="The tower is in", target="Paris", aliases="Paname"),
+    ):
+        with pytest.raises(Exception, match=r"takes several texts|tuple\[str, \.\.\.\]"):
+            make()
 
 
 def test_a_change_is_what_the_edit_depends_on():
     request = edit.EditRequest(FACT)
     same = edit.EditRequest(FACT, "Rome", aliases=("Roma",), paraphrase_texts=("The museum is in",))
     assert request.change() == same.change()
-    assert request.change(paraphrases=True) != same.change(paraphrases=True)
+    assert request.change(paraphrases=True) == same.change(paraphrases=True)
+    other = edit.EditRequest(dataclasses.replace(FACT, paraphrases=("{} lies in",)))
+    assert request.change() == other.change()
+    assert request.change(paraphrases=True) != other.change(paraphrases=True)
     assert request.change() != edit.EditRequest(FACT, "Oslo").change()
 
 

@@ -152,7 +152,9 @@ def test_a_prompt_that_does_not_fit_the_context_is_refused(kind):
     room = len(ids("Of")) + 128
     text = "Of" + " Paris" * 128
     assert len(ids(text)) == room
-    with pytest.raises(FactError, match=rf"The text 'Of Paris .* …' has {room} tokens, but the model has room for 128"):
+    with pytest.raises(
+        FactError, match=rf"The text 'Of Paris .* …' has {room} tokens, but the model has room for 128\. Shorten"
+    ):
         score_targets(model, [(text, "Paris")])
     # The last token of a target is not run.
     fits = "Of" + " Paris" * (128 - len(ids("Of")))

@@ -597,11 +597,19 @@ def test_a_folder_is_released_where_the_model_cannot_be_put_back(llama, method, 
     session = edit.EditSession(llama, method(), folder=tmp_path / "session")
     session.edit(REQUESTS[:1], progress=False)
     other = method("ROME").fit(llama, REQUESTS[1], progress=False)
+    before = prints(llama)
     other.apply(llama)
     with pytest.raises(UpdateError):
         session.close()
+    with pytest.raises(UpdateError, match="This session is closed"):
+        session.edit(REQUESTS[1], progress=False)
     other.revert(llama)
+    assert prints(llama) == before
     session.close()
+    session.update.apply(llama)
+    session.close()
+    assert prints(llama) == before
+    session.update.revert(llama)
     with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
         assert session.requests == REQUESTS[:1]
 
@@ -617,6 +625,18 @@ def test_what_is_only_asked_does_not_make_another_edit(llama, method, tmp_path, 
         made = count_calls(monkeypatch, session, "_edit_batch")
         assert torch.equal(edited(session, asked[:2]), after)
         assert not made
+        assert session.remove(asked[1]) == REQUESTS[1]
+        # A script that replaces, run again with other prompts to ask.
+        london = EditRequest(REQUESTS[0].fact, "London")
+        session.edit(london, on_conflict="replace", progress=False)
+        after = weight(llama)
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        made = count_calls(monkeypatch, session, "_edit_batch")
+        with pytest.warns(UserWarning, match=r"1 request\(s\) are left out"):
+            session.edit(asked[0], progress=False)
+        session.edit(london, on_conflict="replace", progress=False)
+        assert not made
+        assert torch.equal(weight(llama), after)
     own = KN(steps=2, share=0.3, prefix_lengths=((2, 2),), most=2)
     paraphrased = EditRequest(dataclasses.replace(REQUESTS[0].fact, paraphrases=("Where is {}?",)), "Rome")
     with edit.EditSession(llama, own, folder=tmp_path / "kn") as session:
@@ -632,8 +652,11 @@ def test_memory_may_change_between_turns_and_a_difference_is_named(llama, method
         edited(session, REQUESTS[1:2])
     with pytest.raises(DataError, match=r'another run: method\.weight was "20\.0" and is "30\.0" now\. Give'):
         edit.EditSession(llama, method(weight=30.0), folder=tmp_path / "session")
-    with pytest.raises(DataError, match=r'another run: method\.layer was not given and is "\(0, 1\)" now'):
+    with pytest.raises(DataError, match=r'another run: method\.layers was "\(1, 2\)" and is "\(0, 1\)" now\. Give'):
         edit.EditSession(llama, method(), layer=1, folder=tmp_path / "session")
+    # The same layers, said in another way.
+    with edit.EditSession(llama, method(layers=None), layer=(1, 2), folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:2]
 
 
 def test_no_requests_are_a_mistake(llama, method):

@@ -193,3 +193,15 @@ def test_ids_that_name_the_same_file_are_refused():
 def test_the_fingerprint_is_of_the_content():
     assert fingerprint([FACT]) == fingerprint([replace(FACT)])
     assert fingerprint([FACT]) != fingerprint([replace(FACT, target="France")])
+
+
+def test_a_folder_in_which_nothing_was_finished_may_be_another_runs(tmp_path):
+    RunFolder.open(tmp_path / "run", RUN).close()
+    with (
+        RunFolder.open(tmp_path / "run", {**RUN, "options": {}}) as run,
+        RunFolder.open(run.path / "part", RUN) as part,
+    ):
+        part.record("a")
+    # What a part of it has finished counts.
+    with pytest.raises(DataError, match="belongs to another run"):
+        RunFolder.open(tmp_path / "run", RUN)
