@@ -14,9 +14,8 @@ def make_plain(owner: Any) -> None:
 
     A sweep takes its numbers from arrays. Files, and the names of session folders, need plain ones.
 
-    >>> method = edit.MEMIT(layers=[3, 4], weight=np.float32(30))
-    >>> method.layers, method.weight
-    ((3, 4), 30.0)
+    >>> edit.MEMIT(weight=np.float64(30)).weight
+    30.0
     """
     for field in fields(owner):
         object.__setattr__(owner, field.name, _plain(getattr(owner, field.name)))
