@@ -151,7 +151,7 @@ def is_first(model, value, probability):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    ({"steps": 0}, "steps: must be positive, found 0"),
+    ({"steps": 0}, "steps: must be 1 or more, found 0"),
     ({"steps": 1.5}, r"steps: must be a whole number, found 1\.5"),
     ({"learning_rate": float("nan")}, "learning_rate: must be positive, found nan"),
     ({"clamp": -1.0}, r"clamp: must be positive, found -1\.0"),
