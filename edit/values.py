@@ -279,31 +279,34 @@ class _Optimisation:
         for i, one in zip(active.tolist(), loss.tolist(), strict=True):
             self.losses[i].append(one)
             if not -float("inf") < one < float("inf"):
-                label = self.contexts[i].label
                 raise NumericsError(
-                    f"{f'{label}: ' if label else ''}The value's loss is {one} at step {step} in layer {self.layer}; "
+                    f"{self._named(i)}The value's loss is {one} at step {step} in layer {self.layer}; "
                     "nothing was changed. Lower the learning rate, or load the model in float32."
                 )
 
     def _check_reached(self, active: Tensor, gradients: Sequence[Tensor]) -> None:
         for i, gradient in zip(active.tolist(), gradients, strict=True):
             if not gradient.any():
-                label = self.contexts[i].label
                 raise NumericsError(
-                    f"{f'{label}: ' if label else ''}What layer {self.layer} gives at the subject's last token reaches "
+                    f"{self._named(i)}What layer {self.layer} gives at the subject's last token reaches "
                     "no answer, so no value there can change one; nothing was changed. In the last layer only the last "
                     "token's state does. Choose an earlier layer."
                 )
 
     def _check_descent(self) -> None:
-        for losses, context in zip(self.losses, self.contexts, strict=True):
+        for index, losses in enumerate(self.losses):
             if losses[-1] > losses[0] + _DIVERGED:
                 lowest = min(range(len(losses)), key=losses.__getitem__)
                 raise NumericsError(
-                    f"{f'{context.label}: ' if context.label else ''}The value's optimisation in layer {self.layer} "
+                    f"{self._named(index)}The value's optimisation in layer {self.layer} "
                     f"diverges: its loss is {losses[-1]:.3g} after {len(losses) - 1} steps, {losses[0]:.3g} at first "
                     f"and {losses[lowest]:.3g} at step {lowest}; nothing was changed. Lower the learning rate."
                 )
+
+    def _named(self, index: int) -> str:
+        """How a message about a request begins."""
+        label = self.contexts[index].label
+        return f"{label}: " if label else ""
 
     def _stops(self, index: int, loss: float, nll: float, first: bool) -> bool:
         objective = self.objective
