@@ -24,7 +24,7 @@ from edit.corpus import SAMPLED
 METHODS: dict[str, Any] = {
     "ROME, as published": lambda corpus: edit.ROME(original=True, corpus=corpus),
     "R-ROME": lambda corpus: edit.ROME(corpus=corpus),
-    "R-ROME, bare prompt half": lambda corpus: edit.ROME(bare_weight=0.5, corpus=corpus),
+    "R-ROME, plain mean": lambda corpus: edit.ROME(bare_weight=None, corpus=corpus),
     "MEMIT": lambda corpus: edit.MEMIT(corpus=corpus),
     "EMMET": lambda corpus: edit.EMMET(corpus=corpus),
     "PMET": lambda corpus: edit.PMET(corpus=corpus),
@@ -34,7 +34,7 @@ METHODS: dict[str, Any] = {
 # The same objective at the same place and layer: values are found once.
 _VALUES_OF = {
     "R-ROME": "ROME, as published",
-    "R-ROME, bare prompt half": "ROME, as published",
+    "R-ROME, plain mean": "ROME, as published",
     "AlphaEdit": "MEMIT",
 }
 _CHUNK = 20

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from benchmarks.literal_rome import optimise_value, state_at, text_rows
+from benchmarks.literal_rome import halved_mean, optimise_value, state_at, text_rows
 from edit.requests import EditRequest
 from edit.values import ValueObjective
 from edit.weights import down_projection
@@ -98,14 +98,13 @@ def _key_and_residual(
     keys = torch.stack([state_at(model, row, f"blocks.{layer}.mlp.out.hook_in", site) for row, site in places])
     if method == "EMMET":
         outputs = [state_at(model, row, f"blocks.{layer}.mlp.out.hook_out", site) for row, site in places]
-        return keys.mean(0), value - torch.stack(outputs).mean(0)
+        return halved_mean(keys), value - halved_mean(torch.stack(outputs))
     end = f"blocks.{last}.hook_resid_post" if PLACES[method] == "resid" else f"blocks.{last}.mlp.out.hook_out"
     residual = value - state_at(model, *_named(places[0], end))
     factor = _gain(model, places[0], layer)
     if PLACES[method] != "resid":
         factor = factor / _gain(model, places[0], last)
-    mean = keys[0] if len(keys) == 1 else (keys[0] + keys[1:].mean(0)) / 2
-    return mean, residual * factor
+    return halved_mean(keys), residual * factor
 
 
 def _gain(model: TransformerBridge, place: tuple[Tensor, int], layer: int) -> Tensor:

@@ -101,7 +101,8 @@ def rome_delta(
 ) -> Float[Tensor, "d_model d_mlp"]:
     """Δ = (v* − W k) uᵀ / (kᵀu) with u = C⁻¹k̄, by an explicit inverse in float64.
 
-    ``original`` takes k from the bare prompt, as the published code does; otherwise k is the mean key k̄.
+    ``original`` takes k from the bare prompt and k̄ as the plain mean, as the published code does; otherwise k is k̄,
+    and the bare prompt counts as much as all prefixes.
 
     >>> rome_delta(model, request, [""], 5, ValueObjective(), statistics.second_moment).shape
     torch.Size([576, 1536])
@@ -112,9 +113,15 @@ def rome_delta(
     projection = f"blocks.{layer}.mlp.out"
     keys = torch.stack([state_at(model, row, f"{projection}.hook_in", s) for row, s in places]).double().cpu()
     outputs = torch.stack([state_at(model, row, f"{projection}.hook_out", s) for row, s in places]).double().cpu()
-    u = torch.linalg.inv(second_moment.double()) @ keys.mean(0)
-    key, output = (keys[0], outputs[0]) if original else (keys.mean(0), outputs.mean(0))
+    mean = keys.mean(0) if original else halved_mean(keys)
+    u = torch.linalg.inv(second_moment.double()) @ mean
+    key, output = (keys[0], outputs[0]) if original else (mean, halved_mean(outputs))
     return torch.outer(value.double().cpu() - output, u) / (key @ u)
+
+
+def halved_mean(rows: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
+    """Of the bare prompt, and of the mean under prefixes."""
+    return rows[0] if len(rows) == 1 else (rows[0] + rows[1:].mean(0)) / 2
 
 
 def text_rows(

@@ -5,8 +5,8 @@
 Edits a public data set batch by batch with each method, and after every batch asks all edits so far again (the
 probability comparison), measures perplexity on the end of a text, and the norm of the change. A sequence ends early
 where the perplexity passes ``--collapsed``. All methods use the bare prompt and five prefixes (ROME's own default is
-twenty). Writes a table and a figure. Batches and measurements are kept in a folder: a run that was stopped goes on
-where it was.
+twenty). Writes a table and a figure; a table that is there already keeps its other sequences. Batches and measurements
+are kept in a folder: a run that was stopped goes on where it was.
 """
 
 import argparse
@@ -54,6 +54,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/sequential"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    path = arguments.out / "sequential.csv"
+    tables = _finished(path, arguments)
     model = locate.load_model(arguments.model)
     requests, left_out = usable(model, _distinct(edit.load_counterfact(arguments.data)), arguments.edits)
     # The end of the text: key statistics take its beginning, where they are of the same one.
@@ -61,7 +63,6 @@ def main() -> None:
     print(f"{machine()}; {arguments.model}; {len(requests)} edits in batches of {arguments.batch}, {left_out} left out")
     unedited = _perplexity(model, text)
     print(f"unedited: perplexity {unedited:.2f}", flush=True)
-    tables = []
     for anchored in arguments.anchored:
         for name in arguments.methods:
             stabilisers = (edit.NAS(),) if anchored == "yes" else ()
@@ -74,7 +75,7 @@ def main() -> None:
                 print(f"{label}: no batch could be fitted", flush=True)
                 continue
             table = pd.DataFrame([json.loads(line) for line in lines])
-            tables.append(table.assign(method=label))
+            tables[label] = table.assign(method=label, model=arguments.model)
             last = table.iloc[-1]
             print(
                 f"{label}: of {int(last['edits'])} edits {last['kept']:.1f}% in place at the end, first batch "
@@ -84,8 +85,9 @@ def main() -> None:
             )
     if not tables:
         return
-    everything = pd.concat(tables, ignore_index=True)
-    everything.round(4).to_csv(arguments.out / "sequential.csv", index=False)
+    labels = [name + end for name in METHODS for end in ("", _ANCHORED)]
+    everything = pd.concat([tables[label] for label in labels if label in tables], ignore_index=True)
+    everything.round(4).to_csv(path, index=False)
     save_figure(_figure(everything, unedited), arguments.out, "sequential")
 
 
@@ -121,6 +123,17 @@ def _sequence(
                 break
             with log.open("a") as file:
                 file.write(json.dumps(measured[-1]) + "\n")
+
+
+def _finished(path: Path, arguments: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The sequences that the table holds already."""
+    if not path.exists():
+        return {}
+    table = pd.read_csv(path)
+    ends = {*range(arguments.batch, arguments.edits, arguments.batch), arguments.edits}
+    if not set(table["model"]) <= {arguments.model} or not set(table["edits"]) <= ends:
+        raise SystemExit(f"{path} holds sequences of another model or other batches; give another --out.")
+    return {str(label): own for label, own in table.groupby("method")}
 
 
 def _measure(model: Any, session: edit.EditSession, done: list[Any], size: int, text: torch.Tensor) -> dict[str, float]:

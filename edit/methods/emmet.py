@@ -19,7 +19,8 @@ class EMMET(Spreading):
     """Equality-constrained mass editing (Gupta et al. 2024, arXiv:2403.14236).
 
     ROME's objective for a whole batch: the smallest change in the metric of the key statistics that gives every
-    key its value, Δ = R (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹. Earlier edits' keys are preserved by C + K_pK_pᵀ / w.
+    key its value, Δ = R (KᵀC⁻¹K + λI)⁻¹ KᵀC⁻¹. Earlier edits' keys are preserved by C + K_pK_pᵀ / w. Keys are
+    MEMIT's means, as published; R compares with the outputs' mean of the same kind, so that each key gets its value.
 
     Args:
         slack: λ, how far values may be missed where keys are alike.
@@ -55,6 +56,3 @@ class EMMET(Spreading):
         weight = usual_weight(keys.shape[1]) if self.weight is None else self.weight
         preserved = preserved_keys(statistics.second_moment, weight, earlier) / weight
         return equality(keys, residuals, self._with_ridge(preserved), self.slack)
-
-    def _key(self, own: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
-        return own.mean(0)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.literal_rome import halved_mean
 from edit.benchmarks import load_counterfact
 from edit.contexts import build_contexts
 from edit.lowrank import LowRank
@@ -66,11 +67,11 @@ class Case:
 
     @property
     def keys(self):
-        return torch.stack([value.keys.mean(0) for value in self.values]).double()
+        return torch.stack([halved_mean(value.keys) for value in self.values]).double()
 
     @property
     def residuals(self):
-        return torch.stack([value.value - value.outputs.mean(0) for value in self.values]).double()
+        return torch.stack([value.value - halved_mean(value.outputs) for value in self.values]).double()
 
     @property
     def options(self):
@@ -123,7 +124,7 @@ def test_rome_gives_the_mean_key_its_value(case):
     for update, value in zip(method.fit_each(case.model, REQUESTS, values=case.values), case.values, strict=True):
         assert update.rank == 1
         with torch.no_grad(), update.applied(case.model):
-            written = case.model.blocks[case.layer].mlp.out(value.keys.mean(0)[None, None])[0, 0]
+            written = case.model.blocks[case.layer].mlp.out(halved_mean(value.keys)[None, None])[0, 0]
         close(written, value.value, 1e-4)
 
 

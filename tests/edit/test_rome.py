@@ -61,7 +61,7 @@ def test_the_edited_projection_gives_the_value_at_the_mean_key(kind, rome):
     assert update.rank == 1
     projection = model.blocks[1].mlp.out
     with torch.no_grad(), update.applied(model):
-        written = projection(value.keys.mean(0)[None, None])[0, 0]
+        written = projection(literal_rome.halved_mean(value.keys)[None, None])[0, 0]
         bare = projection(value.keys[:1, None])[0, 0]
     torch.testing.assert_close(written, value.value, atol=1e-4, rtol=0)
     assert (bare - value.value).abs().max() > 1e-3
@@ -90,11 +90,19 @@ def test_the_bare_prompt_may_have_a_weight_of_its_own(weight, llama, rome):
 
 
 def test_as_much_as_a_prefix_is_the_published_weight(llama, rome):
-    usual = rome.fit(llama, [EditRequest(TOWER)])
+    published = dataclasses.replace(rome, bare_weight=None).fit(llama, [EditRequest(TOWER)])
     same = dataclasses.replace(rome, bare_weight=1 / (1 + len(PREFIXES))).fit(llama, [EditRequest(TOWER)])
-    torch.testing.assert_close(dense(llama, same), dense(llama, usual), atol=1e-6, rtol=1e-4)
-    alone = dataclasses.replace(rome, bare_weight=0.5, prefixes=()).fit(llama, [EditRequest(TOWER)])
+    torch.testing.assert_close(dense(llama, same), dense(llama, published), atol=1e-6, rtol=1e-4)
+    assert not torch.allclose(dense(llama, rome.fit(llama, [EditRequest(TOWER)])), dense(llama, published), rtol=1e-2)
+    alone = dataclasses.replace(rome, prefixes=()).fit(llama, [EditRequest(TOWER)])
     assert alone.rank == 1  # without prefixes there is the bare prompt alone
+
+
+def test_the_original_form_has_the_published_mean_whatever_the_weight(llama, rome):
+    original = dataclasses.replace(rome, original=True)
+    other = dataclasses.replace(original, bare_weight=0.9)
+    updates = [dense(llama, method.fit(llama, [EditRequest(TOWER)])) for method in (original, other)]
+    torch.testing.assert_close(updates[0], updates[1], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, float("nan")])
@@ -105,7 +113,7 @@ def test_a_weight_that_is_no_share_is_refused(weight):
 
 def test_keys_orthogonal_to_the_mean_key_are_left_alone(llama, rome):
     contexts = build_contexts(llama, EditRequest(TOWER), ["", *PREFIXES])
-    key = optimise_value(llama, contexts, 1, OBJECTIVE).keys.mean(0).double()
+    key = literal_rome.halved_mean(optimise_value(llama, contexts, 1, OBJECTIVE).keys).double()
     moment = key_statistics(llama, 1, corpus=rome.corpus).second_moment
     solved = torch.linalg.solve(moment, key)
     others = torch.randn(80, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -140,7 +148,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
     assert info == {
         "layer": 1,
         "original": False,
-        "bare_weight": None,
+        "bare_weight": 0.5,
         "objective": dataclasses.asdict(OBJECTIVE),
         "layers": [1],
         "precision": "model",
