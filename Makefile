@@ -45,6 +45,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json
+	$(BIN)/python -m benchmarks.strength --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.batch --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.sequential --data $(DATA)/counterfact_flat_1000.json --text $(DATA)/wikitext2_test_raw.txt
 	$(BIN)/python -m benchmarks.statistics --data $(DATA)/wikitext2_test_raw.txt

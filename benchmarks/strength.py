@@ -11,6 +11,7 @@ highest probability: where it passes a lower one it is what an optimisation that
 import argparse
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,8 @@ def sweep(
     parts: dict[tuple[float, str], list[edit.Evaluation]] = {}
     steps: dict[float, list[int]] = {}
     for case, request in enumerate(tqdm(requests, "cases")):
-        for probability, value in values_at(
-            model, build_contexts(model, request, prefixes), layer, probabilities
-        ).items():
+        values = values_at(model, build_contexts(model, request, prefixes), layer, any_form.objective, probabilities)
+        for probability, value in values.items():
             steps.setdefault(probability, []).append(len(value.losses) - 1)
             for name, form in forms.items():
                 (update,) = form.fit_each(model, [request], values=[value], progress=False)
@@ -90,9 +90,12 @@ def sweep(
     return pd.DataFrame(rows).T.rename_axis(["probability", "form"])
 
 
-def values_at(model: Any, context: ContextBatch, layer: int, probabilities: Sequence[float]) -> dict[float, Value]:
+def values_at(
+    model: Any, context: ContextBatch, layer: int, objective: ValueObjective, probabilities: Sequence[float]
+) -> dict[float, Value]:
     """What the optimisation gives where it stops at each of the probabilities, from one run up to the highest."""
-    watched = _Watched(model, [context], layer, ValueObjective(probability=max(probabilities)), "mlp", DEFAULT_BUDGET)
+    objective = replace(objective, probability=max(probabilities))
+    watched = _Watched(model, [context], layer, objective, "mlp", DEFAULT_BUDGET)
     watched.wanted = sorted(probabilities)
     (last,) = watched.run()
     return {probability: watched.passed.get(probability, last) for probability in probabilities}

@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from benchmarks import literal_rome
+from benchmarks import literal_rome, strength
 from edit.contexts import build_contexts
 from edit.requests import EditRequest
 from edit.values import ValueObjective, frozen_parameters, optimise_value
@@ -129,6 +129,20 @@ def test_stops_once_the_target_is_first_everywhere(probability):
     assert before.stopped == f"after {short.steps} steps"
     assert before.losses == value.losses[:-1]
     assert not is_first(model, before, probability)
+
+
+def test_one_run_up_to_a_high_probability_passes_what_lower_ones_stop_at():
+    model = tiny.bridge("llama", scale=12.0)
+    objective = ValueObjective(steps=40, kl_weight=0.0, clamp=50.0)
+    passed = strength.values_at(
+        model, build_contexts(model, EditRequest(LAST, "Rome"), PREFIXES), 1, objective, [0.2, 0.0, 0.1]
+    )
+    steps = {probability: len(value.losses) for probability, value in passed.items()}
+    assert steps[0.0] < steps[0.1] < steps[0.2] <= 40
+    for probability, value in passed.items():
+        alone = found(model, objective=dataclasses.replace(objective, probability=probability), fact=LAST)
+        assert alone.losses == value.losses
+        torch.testing.assert_close(value.value, alone.value, atol=0, rtol=0)
 
 
 @torch.no_grad()
