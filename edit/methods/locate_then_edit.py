@@ -282,5 +282,16 @@ def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | None = 0.5) -> Float[Tensor, "d"]:
+    """The mean of rows of which the first, the bare prompt's, has a weight of its own; None for a plain mean.
+
+    >>> mean_over_prefixes(Tensor([[0.0], [4.0], [8.0]])).item()
+    3.0
+    """
+    if bare_weight is None or len(rows) == 1:
+        return rows.mean(0)
+    return bare_weight * rows[0] + (1 - bare_weight) * rows[1:].mean(0)
+
+
 def _plain(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}

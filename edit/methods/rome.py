@@ -16,7 +16,7 @@ from edit.contexts import ContextBatch
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
-from edit.methods.locate_then_edit import LocateThenEdit, described_edit
+from edit.methods.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
 from edit.requests import EditRequest
 from edit.solves import Factors
 from edit.stabilisers import reference_norm
@@ -185,10 +185,7 @@ class ROME(LocateThenEdit):
         return self._mean(value.keys), self._mean(value.outputs)
 
     def _mean(self, rows: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
-        """Over prefixes, the bare prompt first."""
-        if self.original or self.bare_weight is None or len(rows) == 1:
-            return rows.mean(0)
-        return self.bare_weight * rows[0] + (1 - self.bare_weight) * rows[1:].mean(0)
+        return mean_over_prefixes(rows, None if self.original else self.bare_weight)
 
     def _direction(
         self, mean_key: Float[Tensor, "d_mlp"], key: Float[Tensor, "d_mlp"], statistics: KeyStatistics

@@ -17,7 +17,7 @@ from edit.hooks import contribution_hook, key_hook, value_hook
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
-from edit.methods.locate_then_edit import LocateThenEdit, described_edit
+from edit.methods.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
 from edit.requests import EditRequest
 from edit.stabilisers import reference_norm
 from edit.states import read_at_sites
@@ -154,8 +154,8 @@ class Spreading(LocateThenEdit):
             model, contexts, [key_hook(layer), *([end] if self._mean_output else [])], last,
             bare=[name for name in bare if not (self._mean_output and name == end)], budget=self.budget,
         )  # fmt: skip
-        keys = torch.stack([self._key(own) for own in found[key_hook(layer)]])
-        now = torch.stack([self._key(own) for own in found[end]])
+        keys = torch.stack([mean_over_prefixes(own) for own in found[key_hook(layer)]])
+        now = torch.stack([mean_over_prefixes(own) for own in found[end]])
         residuals = torch.stack([value.value.cpu() for value in values]) - now
         if self.place == "resid":
             scale = _scale(found, layer)
@@ -165,10 +165,6 @@ class Spreading(LocateThenEdit):
 
     # Whether what is there now is averaged over prefixes as the key is, so that W'k̄ can be exact.
     _mean_output: ClassVar[bool] = False
-
-    def _key(self, own: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
-        """The published mean: of the bare prompt, and of the mean under prefixes."""
-        return own[0] if len(own) == 1 else (own[0] + own[1:].mean(0)) / 2
 
     def _share(self, layers_left: int) -> float:
         """How much of what is missing a layer writes."""
