@@ -5,10 +5,11 @@
 Values are optimised together, and once for methods that share their objective, which changes nothing but speed; each
 edit is then written and judged alone. Requests that the model answers with the new target already are left out, and
 counted. Prints the published metrics beside what the model says, with 95% intervals. What is finished is kept in a
-folder: a run that was stopped goes on where it was.
+folder, by model, requests and hyperparameters: a run that was stopped goes on where it was.
 """
 
 import argparse
+import hashlib
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,9 +21,14 @@ import locate
 from benchmarks.timing import machine, seconds
 from edit.contexts import already_answered, build_contexts
 from edit.corpus import SAMPLED
+from edit.weights import model_fingerprint
+from locate.runs import fingerprint
 
+_PUBLISHED = edit.ValueObjective(steps=25, learning_rate=0.5, stop="loss")
 METHODS: dict[str, Any] = {
-    "ROME, as published": lambda corpus: edit.ROME(original=True, corpus=corpus),
+    "ROME, published form and objective": lambda corpus: edit.ROME(original=True, objective=_PUBLISHED, corpus=corpus),
+    "R-ROME, published objective": lambda corpus: edit.ROME(objective=_PUBLISHED, corpus=corpus),
+    "ROME, published form": lambda corpus: edit.ROME(original=True, corpus=corpus),
     "R-ROME": lambda corpus: edit.ROME(corpus=corpus),
     "R-ROME, plain mean": lambda corpus: edit.ROME(bare_weight=None, corpus=corpus),
     "MEMIT": lambda corpus: edit.MEMIT(corpus=corpus),
@@ -33,8 +39,9 @@ METHODS: dict[str, Any] = {
 }
 # The same objective at the same place and layer: values are found once.
 _VALUES_OF = {
-    "R-ROME": "ROME, as published",
-    "R-ROME, plain mean": "ROME, as published",
+    "R-ROME, published objective": "ROME, published form and objective",
+    "R-ROME": "ROME, published form",
+    "R-ROME, plain mean": "ROME, published form",
     "AlphaEdit": "MEMIT",
 }
 _CHUNK = 20
@@ -75,11 +82,12 @@ def main() -> None:
     load = edit.load_counterfact if arguments.format == "counterfact" else edit.load_zsre
     requests, left_out = usable(model, load(arguments.data), arguments.edits)
     print(f"{machine()}; {arguments.model}; {len(requests)} edits of {arguments.data.name}, {left_out} left out")
-    for start in range(0, len(requests), _CHUNK):
-        _chunk(model, requests[start : start + _CHUNK], arguments, start)
+    parts = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
+    files = {name: [_path(model, part, arguments, name) for part in parts] for name in arguments.methods}
+    for index, part in enumerate(parts):
+        _chunk(model, part, arguments, {name: own[index] for name, own in files.items()})
     for name in arguments.methods:
-        starts = range(0, len(requests), _CHUNK)
-        whole = edit.Evaluation.join([edit.Evaluation(rows=pd.read_csv(_path(arguments, name, s))) for s in starts])
+        whole = edit.Evaluation.join([edit.Evaluation(rows=pd.read_csv(path)) for path in files[name]])
         took, summary = float(whole.rows["seconds"].to_numpy().sum()), cast(Any, whole.summary())
         shown = [f"{short} {_interval(summary.loc[key])}" for key, short in _SHOWN.items() if key in summary.index]
         print(f"{name}: {'; '.join(shown)}; {took / len(requests):.1f} s per edit", flush=True)
@@ -94,21 +102,23 @@ def _interval(row: Any) -> str:
     return f"{row['edited']:.1f}{bounds}"
 
 
-def _path(arguments: argparse.Namespace, name: str, start: int) -> Path:
-    stem = f"{name.replace(' ', '-').replace(',', '')}-{arguments.format}"
-    return arguments.out / f"{stem}-{start}-{min(start + _CHUNK, arguments.edits)}.csv"
+def _path(model: Any, requests: list[edit.EditRequest], arguments: argparse.Namespace, name: str) -> Path:
+    """Where a method's edits of some requests are kept: results of anything else have another name."""
+    described = [model_fingerprint(model), fingerprint(requests), repr(METHODS[name](arguments.corpus))]
+    digest = hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
+    return arguments.out / f"{name.replace(' ', '-').replace(',', '')}-{arguments.format}-{digest}.csv"
 
 
-def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Namespace, start: int) -> None:
+def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Namespace, files: dict[str, Path]) -> None:
     """Edit and judge some requests with every method that has not done so yet."""
-    missing: list[str] = [name for name in arguments.methods if not _path(arguments, name, start).exists()]
+    missing: list[str] = [name for name, path in files.items() if not path.exists()]
     if not missing:
         return
     tokens = _NEW_TOKENS[arguments.format]
     baseline = edit.baseline(model, requests, max_new_tokens=tokens)
     values: dict[str, list[Any]] = {}
     took: dict[str, float] = {}
-    for name in tqdm(missing, f"edits from {start}"):
+    for name in tqdm(missing, f"{len(requests)} edits"):
         method: Any = METHODS[name](arguments.corpus)
         own: str = _VALUES_OF.get(name, name)
         options: dict[str, Any] = {}
@@ -128,7 +138,7 @@ def _chunk(model: Any, requests: list[edit.EditRequest], arguments: argparse.Nam
         rows = edit.Evaluation.join(parts).rows
         # Spread over the rows, so that they add up.
         rows["seconds"] = (fitting + took.get(own, 0.0)) / len(rows)
-        edit.Evaluation(rows=rows).save(_path(arguments, name, start))
+        edit.Evaluation(rows=rows).save(files[name])
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 import edit
 import locate
 from benchmarks.timing import machine, seconds
+from edit.corpus import SAMPLED
 from locate.facts import Fact
 
 
@@ -24,6 +25,10 @@ def split(n_test: int, n_sweep: int, model: str, seed: int = 0) -> tuple[list[Fa
     return facts[:n_test], facts[n_test : n_test + n_sweep]
 
 
+def _weight(text: str) -> float | None:
+    return None if text == "none" else float(text)
+
+
 def main() -> None:
     """Run the sweep and the final evaluation."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -32,15 +37,24 @@ def main() -> None:
     parser.add_argument("--sweep", type=int, default=20)
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--original", action="store_true", help="the original ROME instead of R-ROME")
+    parser.add_argument(
+        "--bare-weight", type=_weight, default=0.5, help="of R-ROME's mean key; 'none' for a plain mean"
+    )
+    parser.add_argument("--learning-rate", type=float, default=None, help="instead of the default")
+    parser.add_argument("--corpus", default=SAMPLED, help="for key statistics")
     parser.add_argument("--stop", default=None, choices=["loss", "first"], help="instead of the default stop rule")
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
     test, sweep = split(arguments.facts, arguments.sweep, arguments.model)
-    objective = edit.ValueObjective(**({} if arguments.stop is None else {"stop": arguments.stop}))
+    given: dict[str, Any] = {"stop": arguments.stop, "learning_rate": arguments.learning_rate}
+    objective = edit.ValueObjective(**{name: value for name, value in given.items() if value is not None})
     prefixes = tuple(edit.sample_prefixes(model)[1:])
-    form = "ROME as published" if arguments.original else "R-ROME"
-    print(f"{machine()}; {arguments.model}; {form}; stop: {objective.stop}")
-    options = {"original": arguments.original, "objective": objective, "prefixes": prefixes}
+    form = "ROME's original form" if arguments.original else f"R-ROME, bare prompt {arguments.bare_weight}"
+    print(f"{machine()}; {arguments.model}; {form}; stop: {objective.stop}; learning rate {objective.learning_rate}")
+    options = {
+        "original": arguments.original, "bare_weight": arguments.bare_weight, "objective": objective,
+        "prefixes": prefixes, "corpus": arguments.corpus,
+    }  # fmt: skip
     scores: dict[int, tuple[float, float]] = {}
     for layer in arguments.layers:
         result = edit.evaluate_each(model, edit.ROME(layer=layer, **options), sweep, generate=False, progress=False)

@@ -54,6 +54,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/sequential"))
     parser.add_argument("--out", type=Path, default=Path("docs"))
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)  # told now where it cannot be made
     path = arguments.out / "sequential.csv"
     tables = _finished(path, arguments)
     model = locate.load_model(arguments.model)

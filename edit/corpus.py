@@ -1,9 +1,11 @@
 """Text for key statistics: sampled from the model, read from a file, or taken from a data set."""
 
 import hashlib
+import json
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,6 +20,7 @@ from locate.prompts import encode_text
 
 SAMPLED = "sampled"
 LENGTH, ROWS = 128, 256
+_TEXT_FILES = {".txt", ".text", ".md", ".raw", ".tokens", ".json", ".jsonl", ".csv", ".tsv", ".gz"}
 
 # Documents are tokenised this many at a time, which is faster than one by one.
 _TOGETHER = 256
@@ -132,6 +135,24 @@ def token_batches(
             yield torch.cat([torch.tensor(leading, dtype=torch.long).expand(len(body), -1), body], dim=1)
 
 
+def tokenizer_identity(model: TransformerBridge) -> str:
+    """A hash of how the model's tokenizer turns text into tokens, what it puts before a text among it.
+
+    >>> len(tokenizer_identity(model))
+    16
+    """
+    tokenizer: Any = model.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        described = tokenizer.get_vocab()
+    else:
+        described = json.loads(backend.to_str())
+        for name in ("padding", "truncation"):  # as the last call left them
+            described.pop(name, None)
+    whole = [type(tokenizer).__name__, described, tokenizer("a")["input_ids"]]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
 def _cut(model: TransformerBridge, corpus: str, own: int, size: int) -> Iterator[list[int]]:
     """The corpus's tokens, ``size`` at a time, and at its end as many whole sequences as are left."""
     documents = _documents(corpus)
@@ -182,11 +203,12 @@ def _documents(corpus: str) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise DataError(f"{corpus}: is not a UTF-8 text file ({error}).") from error
         return
-    if path.suffix or corpus.startswith((".", "/", "~")):
+    name, _, config = corpus.partition(":")
+    # Names and configurations of data sets have dots as well, such as 20231101.en.
+    if Path(name).suffix.lower() in _TEXT_FILES or corpus.startswith((".", "/", "~")):
         raise DataError(f"There is no text file {corpus!r}.")
     import datasets
 
-    name, _, config = corpus.partition(":")
     try:
         data = datasets.load_dataset(name, config or None, split="train", streaming=True)
     except Exception as error:

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.evaluation import Evaluation, evaluate
 from edit.methods import ROME
 from edit.plots import plot_footprint
-from edit.propagation import Propagation, propagate
+from edit.propagation import Propagation, propagate, tellable_probes
 from edit.report import write_report
 from edit.requests import EditRequest
 from edit.updates import WeightUpdate
@@ -123,6 +123,7 @@ def run_demo(
     folder.mkdir(parents=True, exist_ok=True)
     method = method or ROME()
     layer = method.resolve_layer(model)
+    probes = tellable_probes(model, request)  # before minutes are spent on what could not be followed
     seconds: dict[str, float] = {}
 
     def timed(name: str, line: str, work: Callable[[], Any]) -> Any:
@@ -149,24 +150,24 @@ def run_demo(
     evaluation.save(folder / "evaluation.csv")
     flow = timed(
         "propagate", "Following the change to the answer",
-        lambda: propagate(model, update, request, progress=progress),
+        lambda: propagate(model, update, probes, progress=progress),
     )  # fmt: skip
     flow.save(folder / "propagation.nc")
     demo = Demo(
         folder=folder, request=request, trace=trace, update=update, evaluation=evaluation, flow=flow, seconds=seconds
     )
-    timed("write", f"Writing {folder}", lambda: _write(demo))
+    timed("write", f"Writing {folder}", lambda: _write(demo, model))
     save_json(folder / "summary.json", demo.summary())
     return demo
 
 
-def _write(demo: Demo) -> None:
+def _write(demo: Demo, model: TransformerBridge) -> None:
     folder = demo.folder
     figures = {
         "trace": demo.trace.plot(),
         "propagation": demo.flow.plot(),
         "propagation-lost": demo.flow.plot(direction="lost"),
-        "footprint": plot_footprint(demo.update),
+        "footprint": plot_footprint(model, demo.update),
     }
     for name, figure in figures.items():
         save_figure(figure, folder, name)

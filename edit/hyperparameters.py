@@ -30,13 +30,26 @@ def check_whole(owner: Any, *names: str, least: int | None = None) -> None:
     >>> check_whole(edit.ValueObjective(), "steps", least=1)
     """
     for name in names:
-        value = getattr(owner, name)
-        if isinstance(value, float) and value.is_integer():
-            object.__setattr__(owner, name, int(value))
-        elif not isinstance(value, int):
-            raise NumericsError(f"{name}: must be a whole number, found {value!r}.")
-        if least is not None and value < least:
-            raise NumericsError(f"{name}: must be {least} or more, found {value}.")
+        object.__setattr__(owner, name, whole(name, getattr(owner, name), least))
+
+
+def whole(name: str, value: Any, least: int | None = None) -> int:
+    """A whole number as an integer, whatever its type.
+
+    Raises:
+        NumericsError: it is not a whole number, or is below the least that makes sense.
+
+    >>> whole("tokens", 1e5)
+    100000
+    """
+    value = _plain(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int):
+        raise NumericsError(f"{name}: must be a whole number, found {value!r}.")
+    if least is not None and value < least:
+        raise NumericsError(f"{name}: must be {least} or more, found {value}.")
+    return value
 
 
 def _plain(value: Any) -> Any:

@@ -50,7 +50,12 @@ def _layer_of(where: Any) -> int:
     if isinstance(where, Site):
         return where.layer
     if isinstance(where, Located):
-        return where.best().layer
+        try:
+            return where.best().layer
+        except TypeError as error:  # a best() that has to be told what to look for
+            raise SiteError(
+                f"layer: a {type(where).__name__} has no one best site; give one of them, such as where.best(…)."
+            ) from error
     return _whole(where)
 
 

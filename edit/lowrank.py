@@ -67,8 +67,13 @@ class LowRank:
         return bool(self.left.isfinite().all() and self.right.isfinite().all())
 
     def dense(self, device: torch.device | str = "cpu") -> Float[Tensor, "out in"]:
-        """The product, computed on a device."""
-        return self.left.to(device) @ self.right.to(device)
+        """The product, on a device, rounded once: in float64, whatever precision the caller computes in."""
+        device = torch.device(device)
+        # Apple's accelerators have no float64.
+        place = torch.device("cpu") if device.type == "mps" else device
+        with torch.autocast(place.type, enabled=False):
+            product = self.left.to(place, torch.float64) @ self.right.to(place, torch.float64)
+        return product.float().to(device)
 
 
 def thin_svd(delta: LowRank) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank"], Float[Tensor, "rank in"]]:

@@ -9,9 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from transformer_lens.model_bridge import TransformerBridge
 
-from edit.propagation import Propagation
+from edit.propagation import DIRECTIONS, Propagation
 from edit.updates import WeightUpdate
+from edit.weights import down_projection, edited_layers
+from locate.errors import SiteError
 
 _KIND_TITLES = {"resid": "residual state", "attn": "attention output", "mlp": "MLP output"}
 # Okabe and Ito's colours, told apart by readers with any colour vision and, with the markers, in print.
@@ -46,10 +49,16 @@ def plot_propagation(
         direction: ``"gained"`` (edited states put into the base model) or ``"lost"`` (the reverse).
         figsize: in inches.
 
+    Raises:
+        SiteError: no such probe or direction, or a probe without mediation.
+
     >>> figure = plot_propagation(flow)
     >>> len(figure.axes) >= 4
     True
     """
+    if direction not in DIRECTIONS:
+        raise SiteError(f"direction: must be one of {', '.join(DIRECTIONS)}, found {direction!r}.")
+    flow.share(probe)  # tells what is wrong with the probe
     kinds = [kind for kind in ("resid", "attn", "mlp") if kind in flow.mediation.coords["kind"].values]
     tokens = flow.tokens[probe]
     with plt.rc_context(_STYLE):
@@ -78,17 +87,22 @@ def plot_propagation(
     return figure
 
 
-def plot_footprint(update: WeightUpdate, *, figsize: tuple[float, float] = (6.2, 2.6)) -> Figure:
-    """Draw how an update's change is spread over the columns of each matrix it touches.
+def plot_footprint(
+    model: TransformerBridge, update: WeightUpdate, *, figsize: tuple[float, float] = (6.2, 2.6)
+) -> Figure:
+    """Draw how an update's change is spread over the MLP neurons of each layer it touches.
 
-    >>> figure = plot_footprint(update)
+    >>> figure = plot_footprint(model, update)
     """
+    downs = [down_projection(model, layer) for layer in edited_layers(model, update.parameters)]
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=figsize, layout="constrained")
-        for name in update.parameters:
-            norms = np.sort(update.delta(name).norm(dim=0).numpy())[::-1]
-            axes.plot(np.arange(1, len(norms) + 1) / len(norms), np.cumsum(norms**2) / np.sum(norms**2), label=name)
-        axes.set(xlabel="share of columns, largest change first", ylabel="share of ‖ΔW‖²", xlim=(0, 1), ylim=(0, 1.02))
+        for down in downs:
+            # A neuron's output weights: a column of W, which some models store as a row.
+            norms = np.sort(update.delta(down.name).norm(dim=1 if down.transposed else 0).numpy())[::-1]
+            shares = np.cumsum(norms**2) / np.sum(norms**2)
+            axes.plot(np.arange(1, len(norms) + 1) / len(norms), shares, label=down.name)
+        axes.set(xlabel="share of neurons, largest change first", ylabel="share of ‖ΔW‖²", xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)

@@ -126,7 +126,7 @@ def propagate(
     update: WeightUpdate,
     probes: Sequence[Probe] | EditRequest,
     *,
-    mediate: Sequence[str] = ("edit", "paraphrase", "consequence"),
+    mediate: Sequence[str] | str = ("edit", "paraphrase", "consequence"),
     kinds: Sequence[Kind] = KINDS,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -155,10 +155,11 @@ def propagate(
     True
     """
     if isinstance(probes, EditRequest):
-        probes = [probe for probe in probes_for(probes) if _tellable(model, probe)]
+        probes = tellable_probes(model, probes)
     if not probes:
         raise FactError("There are no probes; give some, or a request whose fact provides them.")
     kinds = tuple(dict.fromkeys(check_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+    mediate = (mediate,) if isinstance(mediate, str) else tuple(mediate)
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
     questions = [_question(model, probe) for probe in probes]
@@ -231,13 +232,26 @@ def _question(model: TransformerBridge, probe: Probe) -> tuple[Tensor, int, int]
     )
 
 
-def _tellable(model: TransformerBridge, probe: Probe) -> bool:
-    try:
-        _question(model, probe)
-    except FactError as error:
-        warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
-        return False
-    return True
+def tellable_probes(model: TransformerBridge, request: EditRequest) -> list[Probe]:
+    """A request's probes whose answers a token tells apart; a warning names the others.
+
+    Raises:
+        FactError: no token tells the answers of the edit itself apart.
+
+    >>> [probe.role for probe in tellable_probes(model, request)][:1]
+    ['edit']
+    """
+    kept: list[Probe] = []
+    for probe in probes_for(request):
+        try:
+            _question(model, probe)
+        except FactError as error:
+            if probe.role == "edit":
+                raise
+            warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
+        else:
+            kept.append(probe)
+    return kept
 
 
 def _totals(

@@ -1,5 +1,6 @@
 """What to change: a fact and its new object, and what else a benchmark asks about it."""
 
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
 from locate.errors import FactError
@@ -127,6 +128,27 @@ class Change:
     id: str | None = None
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()
+
+
+Cases = Sequence[EditRequest | Fact] | EditRequest | Fact
+
+
+def as_requests(cases: Cases) -> list[EditRequest]:
+    """Cases as requests; a fact stands for its own counterfactual.
+
+    Raises:
+        FactError: there are none, one has no new target, or one is neither a fact nor a request.
+
+    >>> as_requests(request) == [request]
+    True
+    """
+    cases = [cases] if isinstance(cases, EditRequest | Fact) else list(cases)
+    if not cases:
+        raise FactError("There is nothing to edit; give at least one EditRequest, or a fact with a new target.")
+    for case in cases:
+        if not isinstance(case, EditRequest | Fact):
+            raise FactError(f"Give EditRequests, or facts with a new target; found {type(case).__name__}.")
+    return [case if isinstance(case, EditRequest) else EditRequest(case) for case in cases]
 
 
 def _check_answers(name: str, answers: "list[str] | tuple[str, ...]") -> None:

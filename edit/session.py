@@ -1,6 +1,7 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,21 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.batches import Batch, joined
 from edit.checkpoints import Checkpoints, description
 from edit.conflicts import check_conflicts, find_conflicts
-from edit.contexts import sample_prefixes
 from edit.exporting import export
+from edit.hyperparameters import whole
 from edit.layers import Where
 from edit.lowrank import LowRank
 from edit.methods import KN, EarlierEdits, LocateThenEdit
 from edit.methods.base import Written, matrix_of
 from edit.replacements import Replacements
-from edit.requests import Change, EditRequest
+from edit.requests import Cases, Change, EditRequest, as_requests
 from edit.rewriting import written_again
 from edit.updates import WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate.errors import FactError, UpdateError
+
+# How far sums over the same text may differ between machines.
+_ROUNDING = 1e-5
 
 
 class EditSession:
@@ -61,6 +65,7 @@ class EditSession:
         self.method = method
         self._layer = layer
         self._fitting = method  # with the unedited model's statistics, once they are known
+        self._energies: dict[str, float] = {}  # of the statistics that the session collected, by layer
         self._batches: list[Batch] = []
         # What makes two requests the same edit.
         self._paraphrases = isinstance(method, KN)
@@ -129,7 +134,7 @@ class EditSession:
 
     def edit(
         self,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         batch_size: int | None = None,
         on_conflict: str = "error",
@@ -141,7 +146,7 @@ class EditSession:
         replaced is left out once, with a warning.
 
         Args:
-            requests: what to change.
+            requests: what to change; a fact stands for its own counterfactual.
             batch_size: how many to edit together; by default all.
             on_conflict: ``"error"`` refuses requests about a subject and relation that was edited before;
                 ``"replace"`` takes the earlier edits back as the batch is made, or not at all where that fails.
@@ -156,13 +161,11 @@ class EditSession:
             UpdateError: the session is closed, or an earlier edit cannot be taken back.
         """
         self._check_open()
-        requests = [requests] if isinstance(requests, EditRequest) else list(requests)
+        requests = as_requests(requests)
         if on_conflict not in ("error", "replace"):
             raise FactError(f"on_conflict: must be 'error' or 'replace', found {on_conflict!r}.")
-        if batch_size is not None and batch_size < 1:
-            raise FactError(f"batch_size: must be 1 or more, found {batch_size}.")
-        if not requests:
-            raise FactError("There are no requests to edit; give at least one EditRequest.")
+        if batch_size is not None:
+            batch_size = whole("batch_size", batch_size, least=1)
         check_conflicts(requests)
         requests = self._not_done(requests)
         # All at once, before anything changes and of the unedited model: what earlier edits have made true is written.
@@ -228,14 +231,21 @@ class EditSession:
 
     def _find(self, request: EditRequest | str) -> tuple[int, int]:
         """The batch that has an edit, and its place there."""
-        for index, batch in enumerate(self._batches):
-            for place, own in enumerate(batch.requests):
-                if isinstance(request, str):
-                    if request in (own.fact.id, own.describe()):
-                        return index, place
-                elif self._change(own) == self._change(request):
-                    return index, place
         name = request if isinstance(request, str) else request.describe()
+        found = [
+            (index, place)
+            for index, batch in enumerate(self._batches)
+            for place, own in enumerate(batch.requests)
+            if (
+                request in (own.fact.id, own.describe())
+                if isinstance(request, str)
+                else self._change(own) == self._change(request)
+            )
+        ]
+        if len(found) > 1:
+            raise UpdateError(f"{len(found)} edits of this session go by {name!r}. Give the request itself.")
+        if found:
+            return found[0]
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
 
     def _change(self, request: EditRequest) -> Change:
@@ -255,7 +265,7 @@ class EditSession:
             )
             batch = Batch(
                 requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
-                anchors=dict(fitted.anchors), info=dict(fitted.update.info),
+                anchors=dict(fitted.anchors), info={**fitted.update.info, "key_energies": self._energies},
             )  # fmt: skip
             self._stand([*self._batches, batch])
         except BaseException:
@@ -267,14 +277,20 @@ class EditSession:
     def _know_the_unedited(self, progress: bool) -> None:
         """Collect the unedited model's statistics and prefixes once; an edited one's would differ for every batch."""
         method = self.method
-        if isinstance(method, KN) or self._fitting is not method:
+        if self._fitting is not method:
             return
+        first = self._batches[0].info if self._batches else {}
         with self._unedited():
-            known, prefixes = method.statistics, method.prefixes
+            # Those that the session began with: another device may sample others.
+            prefixes = tuple(first.get("prefixes") or method.texts_before(self.model)[1:])
+            if isinstance(method, KN):
+                self._fitting = replace(method, prefixes=prefixes)
+                return
+            known = method.statistics
             if known is None:
                 known = method.statistics_for(self.model, self._layer, progress=progress)
-            if prefixes is None:
-                prefixes = tuple(sample_prefixes(self.model, method.prefix_lengths, method.seed)[1:])
+                self._energies = {str(layer): one.mean_energy for layer, one in known.items()}
+                _check_energies(self._energies, first.get("key_energies", {}))
             self._fitting = replace(method, statistics=known, prefixes=prefixes)
 
     @contextmanager
@@ -380,3 +396,15 @@ class EditSession:
             memory = joined(memory, batch)
         self._known = tuple(batches), memory
         return memory
+
+
+def _check_energies(found: Mapping[str, float], before: Mapping[str, float]) -> None:
+    """Tell where the statistics are not those that the session began with; rounding apart, they should be."""
+    other = [layer for layer in found if layer in before and abs(found[layer] / before[layer] - 1) > _ROUNDING]
+    if other:
+        warnings.warn(
+            f"The key statistics of layer(s) {', '.join(other)} are not those that this session began with: the text "
+            "has changed, or was sampled anew on another device. Later batches are made with these. Give "
+            "statistics=… to be sure of them.",
+            stacklevel=5,
+        )

@@ -1,4 +1,7 @@
-"""What keeps many edits from breaking a model; each may be combined with any locate-then-edit method."""
+"""What keeps many edits from breaking a model; each may be combined with any method that optimises values.
+
+KN, which does not, takes those that act on the change alone: ``PRUNE`` and ``RECT``.
+"""
 
 import math
 from collections.abc import Callable, Sequence

@@ -37,7 +37,10 @@ _PADDING = {"cpu": 64}
 
 @dataclass(frozen=True, kw_only=True)
 class ValueObjective:
-    """How a value is optimised: ROME's objective and defaults (Meng et al. 2022, arXiv:2202.05262), stopped early.
+    """How a value is optimised: ROME's objective (Meng et al. 2022, arXiv:2202.05262), in smaller steps.
+
+    The published optimisation is ``ValueObjective(steps=25, learning_rate=0.5, stop="loss")``; benchmarks/RESULTS.md
+    compares the two.
 
     Args:
         steps: the most gradient steps.
@@ -94,6 +97,9 @@ class Value:
         outputs: its output there, under each prefix.
         losses: the objective at every evaluation.
         stopped: why the optimisation ended.
+        layer: of the optimisation.
+        place: of the optimisation.
+        label: of the request, as messages name it.
     """
 
     value: Float[Tensor, "d_model"]
@@ -103,6 +109,9 @@ class Value:
     outputs: Float[Tensor, "prefix d_model"]
     losses: tuple[float, ...]
     stopped: str
+    layer: int
+    place: Place
+    label: str
 
 
 def optimise_value(
@@ -188,7 +197,8 @@ class _Optimisation:
         self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, objective: ValueObjective,
         place: Place, budget: int,
     ) -> None:  # fmt: skip
-        self.model, self.contexts, self.layer, self.objective, self.place = model, contexts, layer, objective, place
+        self.model, self.contexts, self.layer, self.objective = model, contexts, layer, objective
+        self.place: Place = place
         self.joint = align_contexts(contexts)
         keep = {
             "mlp": [value_hook(layer)],
@@ -326,6 +336,7 @@ class _Optimisation:
             keys=self._at_site(self.frozen.kept[key_hook(self.layer)], rows).cpu(),
             outputs=self._at_site(self.frozen.kept[value_hook(self.layer)], rows).cpu(),
             losses=tuple(self.losses[index]), stopped=self.stopped[index],
+            layer=self.layer, place=self.place, label=self.contexts[index].label,
         )  # fmt: skip
 
     def _at_site(self, states: Tensor, rows: Tensor) -> Tensor:

@@ -101,6 +101,9 @@ class Fact:
                 raise FactError(
                     f"target_new: equals the target ({self.target!r}), so there would be nothing to change."
                 )
+        for name in ("id", "relation"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, str(value))  # a data set's number, say
         for name in ("paraphrases", "neighbours", "other_relations", "consequences"):
             # JSON gives lists; tuples keep a frozen fact hashable by value in its parts.
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))

@@ -1,5 +1,6 @@
 """zsRE (Levy et al. 2017) in MEND's form: questions, a rephrasing of each, and an unrelated question."""
 
+import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -19,7 +20,8 @@ def load_zsre(path: str | Path, *, limit: int | None = None, target_new: Taught 
     Two edits are published for these records. ``"alt"`` teaches the record's alternative answer, against
     the first of its ``answers`` that differs from it, or else against ``pred``, what an earlier model said.
     ``"answers"`` (Meng et al. 2023) teaches the first right answer, against ``pred`` or, where that is right,
-    against ``alt``. Further right answers are aliases. The unrelated question gets its question mark.
+    against ``alt``. Further right answers are aliases. The unrelated question gets its question mark. Some copies have
+    records without an alternative answer: ``"alt"`` leaves them out, with a warning that counts them.
 
     Args:
         path: the JSON file.
@@ -39,28 +41,38 @@ def load_zsre(path: str | Path, *, limit: int | None = None, target_new: Taught 
     """
     if target_new not in get_args(Taught):
         raise DataError(f"target_new: must be one of {', '.join(get_args(Taught))}, found {target_new!r}.")
-    return load_records(path, lambda index, record: _parse(index, record, target_new), limit)
+    found = load_records(path, lambda index, record: _parse(index, record, target_new), limit)
+    requests = [request for request in found if request is not None]
+    if not requests:
+        raise DataError(
+            f"{path}: no record has an alternative answer (alt). Teach the right ones: target_new='answers'."
+        )
+    if without := len(found) - len(requests):
+        warnings.warn(f"{path}: left out {without} records that have no alternative answer (alt).", stacklevel=2)
+    return requests
 
 
 class _Record(BaseModel):
     subject: Text
     src: Text
     rephrase: Text
-    alt: Answer
+    alt: str = ""
     answers: list[str]
     pred: str = ""
     loc: Text
     loc_ans: Answer
 
 
-def _parse(index: int, record: Any, target_new: str) -> EditRequest:
+def _parse(index: int, record: Any, target_new: str) -> EditRequest | None:
     read = _Record.model_validate(record)
     answers = [answer.strip() for answer in read.answers if answer.strip()]
-    said = [read.pred.strip()] if read.pred.strip() else []
+    said, alternative = ([text.strip()] if text.strip() else [] for text in (read.pred, read.alt))
     if target_new == "alt":
-        new, others, names = read.alt, [*answers, *said], []
+        if not alternative:
+            return None
+        new, others, names = alternative[0], [*answers, *said], []
     elif answers:
-        new, others, names = answers[0], [*said, read.alt], answers[1:]
+        new, others, names = answers[0], [*said, *alternative], answers[1:]
     else:
         raise FactError("answers: is empty, so there is no right answer to teach.")
     olds = [old for old in dict.fromkeys(others) if old not in (new, *names)]

@@ -50,13 +50,15 @@ from edit.methods import KN, LocateThenEdit
 from edit.requests import EditRequest
 from edit.session import EditSession
 from locate.bundled import DEFAULT_MODEL
-from locate.errors import DataError, FactError, listed
+from locate.errors import DataError, FactError, NumericsError, listed
 from locate.facts import load_facts
 from locate.loading import load_model
 from locate.runs import RunFolder
 from locate.storage import save_json, to_plain
 
-_COLUMNS = ["probe", "prompt", "generation", "probability_new", "probability_true", "success"]
+# Of a method that makes edits one after the other in any case: so many are kept at a time.
+_KEPT = 10
+_COLUMNS = ["model", "probe", "prompt", "generation", "probability_new", "probability_true", "success"]
 
 
 def run(
@@ -72,9 +74,22 @@ def run(
             "--format", help="Of the file: this toolkit's facts, CounterFact, or MEND's zsRE.", rich_help_panel=MANY
         ),
     ] = "facts",
+    taught: Annotated[
+        Literal["alt", "answers"],
+        typer.Option(
+            help="Of zsRE: the record's alternative answer (MEND's edits), or its right one (those of ROME and MEMIT).",
+            rich_help_panel=MANY,
+        ),
+    ] = "alt",
     limit: LimitOption = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Edits that are made together; by default all.", min=1, rich_help_panel=MANY)
+        int | None,
+        typer.Option(
+            help=f"Edits that are made together, and kept together if the run is stopped; by default all ({_KEPT} by "
+            "rome, which makes one after the other in any case).",
+            min=1,
+            rich_help_panel=MANY,
+        ),
     ] = None,
     skip_answered: Annotated[
         bool,
@@ -119,6 +134,10 @@ def run(
             method, layers=layers, stabilise=stabilise, given=bool(statistics), corpus=corpus, tokens=tokens,
             precision=precision, seed=seed,
         )  # fmt: skip
+        if overwrite and export is None:
+            raise DataError("--overwrite goes with --export: it replaces the model that is there.")
+        if taught != "alt" and form != "zsre":
+            raise DataError("--taught goes with --format zsre.")
         place = None if export is None else check_target(export, overwrite)
         if facts is None:
             if limit is not None or batch_size is not None or form != "facts" or skip_answered:
@@ -128,7 +147,10 @@ def run(
                 )
             if target_new is not None and not target_new.strip():
                 raise DataError("--target-new is empty; give the new object's text.")
-            request = EditRequest(one_fact(fact, prompt, subject, target), target_new or "")
+            chosen = one_fact(fact, prompt, subject, target)
+            if not (target_new or chosen.target_new):
+                raise DataError(f"{chosen.text!r} needs a new object: give --target-new TEXT.")
+            request = EditRequest(chosen, target_new or "")
             file = _check_file(out or Path("runs/update.safetensors"))
             _check_apart(file, place)
             bridge = load_model(model)
@@ -137,7 +159,7 @@ def run(
             return
         if any((fact, prompt, subject, target, target_new)):
             raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
-        requests = _requests(facts, form, limit)
+        requests = _requests(facts, form, taught, limit)
         folder = out or Path(f"runs/edit-{facts.stem}-{method}")
         _check_apart(folder, place)
         bridge = load_model(model)
@@ -149,11 +171,13 @@ def run(
         check_conflicts(requests)
         own.check(bridge, requests)
         check_questions(bridge, requests)
-        # The method's own options stand in the session's description, and prompts that are only asked do not count.
-        changes = [request.change(paraphrases=isinstance(own, KN)) for request in requests]
-        description = describe_run("edit", model, bridge, changes, {"method": method, "batch_size": batch_size})
+        if batch_size is None and isinstance(own, LocateThenEdit) and own.one_by_one:
+            batch_size = _KEPT
+        # The method's own options stand in the session's description. The facts do not: one that cannot be edited may
+        # be left out of a run that it has stopped, and others may follow.
+        description = describe_run("edit", model, bridge, None, {"method": method, "batch_size": batch_size})
         with RunFolder.open(folder, description):
-            _edit_many(bridge, own, requests, left_out, folder, batch_size, place, as_json, console)
+            _edit_many(bridge, own, requests, left_out, folder, batch_size, description, place, as_json, console)
 
 
 def _check_file(out: Path) -> Path:
@@ -190,7 +214,7 @@ def _without_answered(
     return kept, left_out
 
 
-def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:
+def _requests(facts: Path, form: str, taught: str, limit: int | None) -> list[EditRequest]:
     if form == "facts":
         requests, wrong = [], []
         for index, one in enumerate(load_facts(facts)[:limit]):
@@ -201,7 +225,9 @@ def _requests(facts: Path, form: str, limit: int | None) -> list[EditRequest]:
         if wrong:
             raise DataError(f"{facts}: {len(wrong)} facts cannot be edited.\n{listed(wrong)}")
         return requests
-    return (load_counterfact if form == "counterfact" else load_zsre)(facts, limit=limit)
+    return load_counterfact(facts, limit=limit) if form == "counterfact" else load_zsre(
+        facts, limit=limit, target_new=taught
+    )  # fmt: skip
 
 
 def _edit_one(
@@ -214,13 +240,15 @@ def _edit_one(
     if export is not None:
         export_model(bridge, update, export, overwrite=True)
     evaluation = evaluate(bridge, update, [request])
-    own: Any = evaluation.rows[evaluation.rows["model"] == "edited"]
-    rows = own[_COLUMNS].to_dict(orient="records")
+    rows: list[dict[str, Any]] = evaluation.rows[_COLUMNS].to_dict(orient="records")  # type: ignore[assignment]
     if as_json:
-        print_json(to_plain(rows))
+        told = {"request": request.describe(), "method": update.method, "update": str(out)}
+        print_json(to_plain({**told, "norm": {name: update.norm(name) for name in update.parameters}, "rows": rows}))
         return
     table = Table("probe", "prompt", "answer", "P(first new token)", title=request.describe())
     for row in rows:
+        if row["model"] != "edited":
+            continue
         table.add_row(row["probe"], row["prompt"], row["generation"].strip(), f"{row['probability_new']:.3f}")
     console.print(table)
     print(out)
@@ -228,19 +256,30 @@ def _edit_one(
 
 def _edit_many(
     bridge: TransformerBridge, method: LocateThenEdit | KN, requests: Sequence[EditRequest],
-    left_out: Sequence[EditRequest], folder: Path, batch_size: int | None, export: Path | None, as_json: bool,
-    console: Console,
+    left_out: Sequence[EditRequest], folder: Path, batch_size: int | None, description: dict[str, Any],
+    export: Path | None, as_json: bool, console: Console,
 ) -> None:  # fmt: skip
+    file = folder / "update.safetensors"
     with EditSession(bridge, method, folder=folder / "session") as session:
+        _check_asked(session, requests, folder, paraphrases=isinstance(method, KN))
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
-        update = session.edit(requests, batch_size=batch_size)
-    update.save(folder / "update.safetensors")
+        try:
+            update = session.edit(requests, batch_size=batch_size)
+        except NumericsError as error:
+            if not session.requests:
+                raise
+            session.update.save(file)
+            raise NumericsError(
+                f"{error} The {len(session.requests)} edits before it stand, as {file}. Leave out what cannot be "
+                "edited, and the same command goes on there."
+            ) from error
+    update.save(file)
     console.print(f"Evaluating {len(requests)} edits on the final model.", soft_wrap=True)
     evaluation = evaluate(bridge, update, requests)
     evaluation.save(folder / "evaluation.csv")
     summary = {
-        "method": update.method, "edits": len(requests), "batch_size": batch_size or len(requests),
+        "method": update.method, "edits": len(requests), "batch_size": batch_size or len(requests), **description,
         "left_out": [request.describe() for request in left_out],
         "parameters": update.parameters, "norm": {name: update.norm(name) for name in update.parameters},
         "evaluation": evaluation.summary().to_dict(orient="index"),
@@ -253,6 +292,16 @@ def _edit_many(
         return
     console.print(_table(evaluation, f"{len(requests)} edits by {update.method}, on the final model"))
     print(folder / "summary.json")
+
+
+def _check_asked(session: EditSession, requests: Sequence[EditRequest], folder: Path, *, paraphrases: bool) -> None:
+    """Whether all edits of the folder are among the requests, of which the prompts that are only asked do not count."""
+    asked = {request.change(paraphrases=paraphrases) for request in requests}
+    if others := [one for one in session.requests if one.change(paraphrases=paraphrases) not in asked]:
+        raise DataError(
+            f"{folder} holds {len(others)} edit(s) that are not among these {len(requests)} facts. Give another "
+            f"folder, or these facts as well:\n{listed([one.describe() for one in others])}"
+        )
 
 
 def _table(evaluation: Evaluation, title: str) -> Table:

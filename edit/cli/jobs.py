@@ -20,13 +20,21 @@ Result = TypeVar("Result")
 
 
 def describe_run(
-    command: str, model: str, bridge: TransformerBridge, facts: Sequence[Any], options: dict[str, Any]
+    command: str, model: str, bridge: TransformerBridge, facts: Sequence[Any] | None, options: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that a run over facts, or requests, depends on; a folder with another description is another run's."""
+    """Everything that a run depends on; a folder with another description is another run's.
+
+    Args:
+        command: whose run it is.
+        model: its name.
+        bridge: the model itself.
+        facts: of the run; None where they may change from one call to the next.
+        options: of the command.
+    """
     return {
         "command": command,
         "model": {"name": model, "fingerprint": model_fingerprint(bridge)},
-        "facts": {"count": len(facts), "fingerprint": fingerprint(facts)},
+        **({} if facts is None else {"facts": {"count": len(facts), "fingerprint": fingerprint(facts)}}),
         "options": options,
     }
 

@@ -25,7 +25,10 @@ _STABILISERS: dict[str, type[Stabiliser]] = {"nas": NAS, "encore": ENCORE, "blue
 
 MethodOption = Annotated[
     MethodName,
-    typer.Option(help="How to edit; rome is R-ROME, rome-original the published form.", rich_help_panel=METHOD),
+    typer.Option(
+        help="How to edit; rome is R-ROME, rome-original has the key of the original publication.",
+        rich_help_panel=METHOD,
+    ),
 ]
 LayersOption = Annotated[
     str | None,
@@ -110,8 +113,8 @@ def with_statistics(
     """The method with the statistics in these files, if there are any, of the layers that it edits.
 
     Raises:
-        DataError: a file is not readable, or shards do not go together.
-        NumericsError: statistics of a layer are missing, or do not fit.
+        DataError: a file is not readable, shards do not go together, or a layer's statistics are missing or do not fit.
+        NumericsError: there are too few keys.
     """
     if isinstance(method, KN) or not files:
         return method

@@ -13,9 +13,6 @@ from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.scoring import See, encode_pair, score_targets
 from edit.requests import EditRequest
 from locate.errors import FactError, listed
-from locate.facts import Fact
-
-Cases = Sequence[EditRequest | Fact] | EditRequest | Fact
 
 _CHANGED = ("efficacy", "paraphrase")
 
@@ -87,19 +84,6 @@ class Answers:
     rows: pd.DataFrame
     choices: list[tuple[int, ...]]
     first: list[int]
-
-
-def as_requests(cases: Cases) -> tuple[EditRequest, ...]:
-    """Cases as requests; a fact stands for its own counterfactual.
-
-    Raises:
-        FactError: there are none, or one has no new target.
-    """
-    if isinstance(cases, EditRequest | Fact):
-        cases = [cases]
-    if not cases:
-        raise FactError("There are no cases to evaluate; give at least one fact with a new target.")
-    return tuple(case if isinstance(case, EditRequest) else EditRequest(case) for case in cases)
 
 
 def questions_of(requests: Sequence[EditRequest]) -> list[Question]:

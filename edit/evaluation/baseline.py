@@ -13,16 +13,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.evaluation.asking import (
     Answers,
     Asking,
-    Cases,
     Question,
-    as_requests,
     ask,
     check_references,
     questions_of,
     write_texts,
 )
 from edit.evaluation.references import ReferenceTexts
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest, as_requests
 from locate.engine.readout import read_logits
 from locate.errors import FactError
 
@@ -134,7 +132,7 @@ def baseline(
     return measure(model, as_requests(cases), asking, progress=progress)
 
 
-def measure(model: TransformerBridge, requests: tuple[EditRequest, ...], asking: Asking, *, progress: bool) -> Baseline:
+def measure(model: TransformerBridge, requests: Sequence[EditRequest], asking: Asking, *, progress: bool) -> Baseline:
     """The baseline of these requests."""
     check_references(requests, asking)
     residuals: dict[str, Tensor] = {}
@@ -144,4 +142,4 @@ def measure(model: TransformerBridge, requests: tuple[EditRequest, ...], asking:
 
     answers = ask(model, questions_of(requests), asking, keep, progress=progress)
     texts = write_texts(model, requests, asking, progress=progress) if asking.fluency else None
-    return Baseline(requests=requests, asking=asking, answers=answers, texts=texts, residuals=residuals)
+    return Baseline(requests=tuple(requests), asking=asking, answers=answers, texts=texts, residuals=residuals)

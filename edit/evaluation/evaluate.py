@@ -9,12 +9,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.asking import Asking, Cases, as_requests, ask, check_questions, write_texts
+from edit.evaluation.asking import Asking, ask, check_questions, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import LOGITS, agreement
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest, as_requests
 from edit.updates import WeightUpdate, within, without
 
 # Edits whose values are found, and kept, at a time.
@@ -38,6 +38,15 @@ class BatchMethod(Protocol):
         self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
     ) -> Iterator[WeightUpdate]:
         """Find an update for each request, all for the model as it is."""
+        ...
+
+
+@runtime_checkable
+class CheckingMethod(Protocol):
+    """Anything that can tell what it cannot edit before it edits anything."""
+
+    def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
+        """Raise an error that names the requests."""
         ...
 
 
@@ -129,9 +138,11 @@ def evaluate_each(
     check_questions(model, requests)
     if baseline is not None:
         baseline.check(requests, asking)
+    # Before much is done, so that what cannot be edited is told at once.
+    if isinstance(method, CheckingMethod):
+        method.check(model, requests)
     updates = _updates(model, method, requests, progress)
-    # Before much is asked, so that what cannot be edited is told at once.
-    updates = chain([next(updates)], updates)
+    updates = chain([next(updates)], updates)  # the first shows whether layers and statistics fit
     if baseline is None:
         baseline = measure(model, requests, asking, progress=progress)
     pairs = tqdm(zip(requests, updates, strict=True), "edit and evaluate", len(requests), disable=not progress, delay=1)

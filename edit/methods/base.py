@@ -9,16 +9,16 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.conflicts import check_conflicts
-from edit.contexts import check_answered
+from edit.contexts import check_answered, sample_prefixes
 from edit.hyperparameters import check_whole, make_plain
 from edit.layers import Where
 from edit.lowrank import LowRank
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest, as_requests
 from edit.stabilisers import Stabiliser
 from edit.updates import WeightUpdate
 from edit.weights import DownProjection
 from locate.engine import DEFAULT_BUDGET
-from locate.errors import FactError, NumericsError
+from locate.errors import NumericsError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,12 +78,15 @@ class EditingMethod:
 
     Args:
         prefix_lengths: (length, count) of the sampled prefixes.
+        prefixes: texts to use instead of sampled ones, each put before the prompt as it is (so that it should end in
+            a space); the bare prompt is added.
         stabilisers: what keeps many edits from breaking the model: ``NAS``, ``ENCORE``, ``BLUE``, ``PRUNE``, ``RECT``.
         seed: of what is sampled.
         budget: the most tokens in one pass.
     """
 
     prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
+    prefixes: tuple[str, ...] | None = None
     stabilisers: tuple[Stabiliser, ...] = ()
     seed: int = 0
     budget: int = DEFAULT_BUDGET
@@ -91,6 +94,10 @@ class EditingMethod:
     def __post_init__(self) -> None:
         make_plain(self)
         check_whole(self, "seed", "budget")
+        if isinstance(self.prefixes, str):
+            raise NumericsError(f"prefixes: give several texts, or one as ({self.prefixes!r},).")
+        if self.prefixes is not None:
+            object.__setattr__(self, "prefixes", tuple(self.prefixes))  # a generator gives them once only
         if not all(isinstance(pair, tuple) and _are_counts(pair) for pair in self.prefix_lengths):
             raise NumericsError(
                 "prefix_lengths: give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); "
@@ -103,7 +110,7 @@ class EditingMethod:
     def fit(
         self,
         model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,
@@ -113,7 +120,7 @@ class EditingMethod:
 
         Args:
             model: a raw-mode bridge, with earlier edits applied if there are any.
-            requests: one or several.
+            requests: one or several; a fact stands for its own counterfactual.
             layer: where to edit instead of the method's own layers: a layer, several, a ``Site``, or a result of
                 ``locate`` such as a ``Trace``.
             earlier: what edits that are in the model wrote; an ``EditSession`` keeps it. The method then needs the
@@ -124,6 +131,7 @@ class EditingMethod:
             FactError: no requests, some that contradict or repeat each other, or one whose new target is already
                 the model's answer.
             SiteError: the model has no such layer.
+            DataError: the statistics given are of other layers, or of keys of another size.
             NumericsError: an optimisation or solve went wrong; the message names the request or the layer.
         """
         return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
@@ -131,7 +139,7 @@ class EditingMethod:
     def fit_with(
         self,
         model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,
@@ -173,6 +181,16 @@ class EditingMethod:
         """
         check_answered(model, requests, budget=self.budget)
 
+    def texts_before(self, model: TransformerBridge) -> list[str]:
+        """The prefixes, of which the first is empty.
+
+        >>> edit.ROME(prefixes=("I am here. ",)).texts_before(model)
+        ['', 'I am here. ']
+        """
+        if self.prefixes is None:
+            return sample_prefixes(model, self.prefix_lengths, self.seed)
+        return ["", *self.prefixes]
+
     def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
         """The change of a layer after all stabilisers.
 
@@ -206,15 +224,13 @@ def check_positive(**named: float | None) -> None:
             raise NumericsError(f"{name}: must be positive, found {value}.")
 
 
-def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = True) -> list[EditRequest]:
+def checked(requests: Cases, *, together: bool = True) -> list[EditRequest]:
     """The requests as a list; ``together`` for those that share a model.
 
     Raises:
         FactError: there are none, or some contradict or repeat each other.
     """
-    requests = [requests] if isinstance(requests, EditRequest) else list(requests)
-    if not requests:
-        raise FactError("There are no requests to edit; give at least one EditRequest.")
+    requests = as_requests(requests)
     if together:
         check_conflicts(requests)
     return requests
@@ -222,7 +238,10 @@ def checked(requests: Sequence[EditRequest] | EditRequest, *, together: bool = T
 
 def stored(left: Float[Tensor, "d_model rank"], right: Float[Tensor, "rank d_mlp"], down: DownProjection) -> LowRank:
     """Factors of a change of W in the orientation in which the model keeps it."""
-    left, right = left.float(), right.float()
+    # With orthonormal columns on one side rounding harms neither: where keys are alike, the factors are large and
+    # cancel.
+    left, triangle = torch.linalg.qr(left.double())
+    left, right = left.float(), (triangle @ right.double()).float()
     return LowRank(left=right.T, right=left.T) if down.transposed else LowRank(left=left, right=right)
 
 

@@ -9,12 +9,11 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.contexts import sample_prefixes
 from edit.hyperparameters import check_whole
 from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest
 from edit.stabilisers import PRUNE, RECT
 from edit.updates import WeightUpdate
 from edit.weights import down_projection
@@ -29,7 +28,7 @@ class KN(EditingMethod):
     """Knowledge-neuron editing (Dai et al. 2022, arXiv:2104.08696).
 
     The neurons on which a fact's present answer depends are found by integrated gradients, over its prompt and
-    paraphrases (or sampled prefixes, where it has none). What each of them writes, a column of the down-projection,
+    paraphrases (or prefixes, where it has none). What each of them writes, a column of the down-projection,
     loses λ₁·E[o] and gains λ₂·E[o*], with E the rows of the unembedding of the targets' first tokens.
 
     Args:
@@ -78,7 +77,7 @@ class KN(EditingMethod):
     def fit_with(
         self,
         model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,
@@ -102,7 +101,8 @@ class KN(EditingMethod):
         given = layer if isinstance(layer, NeuronScores) else None
         places = {} if given is None else _places(given, requests)
         allowed = None if layer is None or given is not None else set(layers_at(model, layer))
-        prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)[1:]
+        bare = [request for request in requests if not request.fact.paraphrases]
+        prefixes = self.texts_before(model)[1:] if bare and given is None else []
         unembedding: Any = model.unembed.original_component.weight
         changes: dict[int, dict[int, torch.Tensor]] = {}
         edits = []
@@ -145,8 +145,9 @@ class KN(EditingMethod):
         layers = sorted(changes)
         stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]
         update = WeightUpdate.make(
-            model, deltas, method="KN", info={**info, "layers": layers, "stabilisers": stabilisers, "edits": edits}
-        )
+            model, deltas, method="KN",
+            info={**info, "layers": layers, "prefixes": prefixes, "stabilisers": stabilisers, "edits": edits},
+        )  # fmt: skip
         return Fitted(update=update, written={})
 
     def _neurons(self, scores: NeuronScores, fact: int, allowed: set[int] | None) -> list[Site]:

@@ -9,16 +9,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.contexts import ContextBatch, build_contexts, check_answered, sample_prefixes
+from edit.contexts import ContextBatch, build_contexts, check_answered
 from edit.corpus import SAMPLED
+from edit.hyperparameters import check_whole
 from edit.layers import Where
 from edit.methods.base import EarlierEdits, EditingMethod, checked
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest
 from edit.statistics import KeyStatistics, collect_statistics
 from edit.updates import WeightUpdate
 from edit.values import Place, Value, ValueObjective, optimise_values
 from edit.weights import DownProjection, down_projection, model_fingerprint
-from locate.errors import FactError, NumericsError
+from locate.errors import DataError, FactError, NumericsError
 from locate.precision import Precision, check_precision
 
 
@@ -28,7 +29,6 @@ class LocateThenEdit(EditingMethod):
 
     Args:
         objective: how values are optimised.
-        prefixes: texts to use instead of sampled ones (the bare prompt is added).
         statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
         corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
         statistics_tokens: how many keys to collect; the method's own number by default.
@@ -42,7 +42,6 @@ class LocateThenEdit(EditingMethod):
     one_by_one: ClassVar[bool] = False
 
     objective: ValueObjective = field(default_factory=ValueObjective)
-    prefixes: tuple[str, ...] | None = None
     statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
     corpus: str = SAMPLED
     statistics_tokens: int | None = None
@@ -51,12 +50,8 @@ class LocateThenEdit(EditingMethod):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_precision(self.precision)
-        if isinstance(self.prefixes, str):
-            raise NumericsError(f"prefixes: give several texts, or one as ({self.prefixes!r},).")
-        if self.prefixes is not None:
-            object.__setattr__(self, "prefixes", tuple(self.prefixes))  # a generator gives them once only
-        if self.statistics_tokens is not None and self.statistics_tokens < 1:
-            raise NumericsError(f"statistics_tokens: must be 1 or more, found {self.statistics_tokens}.")
+        if self.statistics_tokens is not None:
+            check_whole(self, "statistics_tokens", least=1)
 
     def solve(
         self,
@@ -148,15 +143,12 @@ class LocateThenEdit(EditingMethod):
         raise NotImplementedError
 
     def _prepared(
-        self, model: TransformerBridge, requests: Sequence[EditRequest] | EditRequest, earlier: EarlierEdits, *,
+        self, model: TransformerBridge, requests: Cases, earlier: EarlierEdits, *,
         together: bool = True,
     ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:  # fmt: skip
         """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
         requests = checked(requests, together=together)
-        if self.prefixes is None:
-            prefixes = sample_prefixes(model, self.prefix_lengths, self.seed)
-        else:
-            prefixes = ["", *self.prefixes]
+        prefixes = self.texts_before(model)
         contexts = [build_contexts(model, request, prefixes) for request in requests]
         # One that earlier edits have made true is written all the same, so that later edits leave it alone.
         if not earlier.changes:
@@ -189,6 +181,12 @@ class LocateThenEdit(EditingMethod):
                 f"values: one per request is needed, found {len(known)} for {len(contexts)} requests. "
                 "Find them with values_for(model, requests)."
             )
+        for value, context in zip(known, contexts, strict=True):
+            if (value.label, value.layer, value.place) != (context.label, layer, self.place):
+                raise FactError(
+                    f"values: for {context.label!r} at layer {layer} ({self.place}) there is one found for "
+                    f"{value.label!r} at layer {value.layer} ({value.place}). Find them with values_for."
+                )
         return known
 
     def _extra_ridge(self, diagonal: Float[Tensor, "d"]) -> float:
@@ -226,14 +224,14 @@ class LocateThenEdit(EditingMethod):
         for layer, down in downs.items():
             if layer not in given or given[layer].layer != layer:
                 of = given[layer].layer if layer in given else ", ".join(map(str, given)) or "none"
-                raise NumericsError(
+                raise DataError(
                     f"The statistics are of layer {of}, the edit is in layer {layer}. "
                     f"Collect them with edit.key_statistics(model, {layer})."
                 )
             given[layer].check_rank()
             found = len(given[layer].second_moment)
             if found != down.key_size:
-                raise NumericsError(
+                raise DataError(
                     f"The statistics are of keys of dimension {found}, layer {layer} of this model has keys "
                     f"of dimension {down.key_size}. Collect them with edit.key_statistics(model, {layer})."
                 )

@@ -1,6 +1,6 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -17,7 +17,7 @@ from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
 from edit.methods.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest
 from edit.solves import Factors
 from edit.stabilisers import reference_norm
 from edit.statistics import KeyStatistics
@@ -83,7 +83,7 @@ class ROME(LocateThenEdit):
     def fit_with(
         self,
         model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,

@@ -18,7 +18,7 @@ from edit.layers import Where, layers_at
 from edit.lowrank import LowRank
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
 from edit.methods.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
-from edit.requests import EditRequest
+from edit.requests import Cases, EditRequest
 from edit.stabilisers import reference_norm
 from edit.states import read_at_sites
 from edit.statistics import KeyStatistics
@@ -73,7 +73,7 @@ class Spreading(LocateThenEdit):
     def fit_with(
         self,
         model: TransformerBridge,
-        requests: Sequence[EditRequest] | EditRequest,
+        requests: Cases,
         *,
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,

@@ -12,8 +12,9 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from edit.corpus import LENGTH, ROWS, SAMPLED, token_batches
+from edit.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokenizer_identity
 from edit.hooks import key_hook
+from edit.hyperparameters import whole
 from edit.statistics.accumulate import MomentSum
 from edit.statistics.files import load_statistics
 from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
@@ -97,10 +98,13 @@ def collect_statistics(
     >>> found[4].count
     32768
     """
+    seed = whole("seed", seed)
+    tokens = None if tokens is None else whole("tokens", tokens)
+    shard = whole("shard", shard[0]), whole("shard", shard[1])
     _check_options(layers, tokens, shard)
-    seed = int(seed)
     chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
-    text = _Text(corpus=corpus, identity=_identity(corpus), seed=seed, index=shard[0], of=shard[1])
+    identity = f"{_identity(corpus)}, tokenizer {tokenizer_identity(model)}"
+    text = _Text(corpus=corpus, identity=identity, seed=seed, index=shard[0], of=shard[1])
     fingerprint = model_fingerprint(model)
     place = cache_folder() / "statistics" if folder is None else Path(folder).expanduser()
     found: dict[int, KeyStatistics] = {}
@@ -120,7 +124,7 @@ def collect_statistics(
             dtype = str(down.parameter.dtype).removeprefix("torch.")
             jobs.append(_Job(moments=moments, dtype=dtype, path=path))
     if jobs:
-        texts = place / "text" / fingerprint[:32] if cache else None
+        texts = place / "text" / text.folder(fingerprint) if cache else None
         _accumulate(model, [job.moments for job in jobs], text, texts, checkpoint_seconds, progress)
     for job in jobs:
         moments = job.moments
@@ -182,6 +186,10 @@ class _Text:
         """Names everything that the statistics depend on."""
         text = f"{self.identity}|{batches} of {ROWS}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
         return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{FORMAT}".encode()).hexdigest()[:32]
+
+    def folder(self, fingerprint: str) -> str:
+        """Names what sampled text depends on besides its seed."""
+        return hashlib.sha256(f"{fingerprint}|{self.identity}".encode()).hexdigest()[:32]
 
     def read(self, model: TransformerBridge, skip: int, folder: Path | None) -> Iterator[torch.Tensor]:
         """The shard's batches without the first ``skip``; text that the model writes is kept in the folder."""

@@ -65,6 +65,11 @@ class KeyStatistics:
     # What was computed once: the Cholesky factor, the eigenvalues and eigenvectors, and the file to keep them in.
     _kept: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
+    @property
+    def mean_energy(self) -> float:
+        """E[kᵢ²] over keys and their dimensions."""
+        return float(self.second_moment.diagonal().mean())
+
     def solve(self, keys: Float[Tensor, "d_mlp n"], *, ridge: float = 0.0) -> Float[Tensor, "d_mlp n"]:
         """(C + ridge·I)⁻¹ applied to columns of keys, in float64 through a Cholesky factor that is kept.
 

@@ -1,5 +1,6 @@
 """``locate-edit edit`` of a file of facts."""
 
+import importlib
 import itertools
 import json
 
@@ -13,6 +14,7 @@ from edit import load_update
 from edit.cli import app
 from edit.methods import KN, MEMIT
 from edit.statistics import collect
+from locate.errors import NumericsError
 from locate.prompts import encode_target, encode_text
 from tests.edit.conftest import FACTS
 
@@ -91,13 +93,46 @@ def test_the_same_command_goes_on_where_it_was_stopped(edit, facts_file, tmp_pat
     assert len(fits) == 6
 
 
-def test_a_folder_belongs_to_one_set_of_requests_and_batches(edit, facts_file, tmp_path):
+def test_a_folder_belongs_to_one_set_of_batches_and_holds_no_other_edits(edit, facts_file, tmp_path):
     common = ["--facts", facts_file(), "--method", "memit", "--layers", "1", "--out", tmp_path / "r"]
     edit(*common)
-    for other in (["--batch-size", 1], ["--limit", 2]):
-        result = edit(*common, *other, expect=2)
-        assert "belongs to another run" in " ".join(result.output.split())
+    for other, message in (
+        (["--batch-size", 1], "belongs to another run"),
+        (["--limit", 2], "holds 2 edit(s) that are not among these 2 facts. Give another folder"),
+    ):
+        assert message in " ".join(edit(*common, *other, expect=2).output.split())
     edit(*common)
+
+
+def test_an_edit_that_fails_leaves_what_stands_and_may_be_left_out(edit, facts_file, tmp_path, monkeypatch):
+    common = ["--method", "memit", "--layers", "1", "--batch-size", 1, "--out", tmp_path / "r"]
+    real = MEMIT.fit_with
+
+    def failing(self, model, requests, **options):
+        if requests[0].fact.subject == FACTS[2]["subject"]:
+            raise NumericsError(f"{requests[0].describe()}: it diverges; nothing was changed.")
+        return real(self, model, requests, **options)
+
+    monkeypatch.setattr(MEMIT, "fit_with", failing)
+    message = " ".join(edit("--facts", facts_file(), *common, expect=1).output.split())
+    assert "it diverges; nothing was changed. The 2 edits before it stand, as" in message
+    assert len(load_update(tmp_path / "r" / "update.safetensors").info["batches"]) == 2
+    result = edit("--facts", facts_file([*FACTS[:2], *FACTS[3:]]), *common)
+    assert "2 of 3 edits are made" in " ".join(result.stderr.split())
+    assert len(load_update(tmp_path / "r" / "update.safetensors").info["batches"]) == 3
+
+
+def test_rome_keeps_its_edits_some_at_a_time(edit, facts_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("edit.cli.edit"), "_KEPT", 3)
+    common = ["--facts", facts_file(), "--method", "rome", "--layers", "1", "--json"]
+    (parts, whole) = (
+        json.loads(edit(*common, "--out", tmp_path / name, *size).stdout)
+        for name, size in (("parts", []), ("whole", ["--batch-size", 4]))
+    )
+    assert len(list((tmp_path / "parts" / "session" / "batches").iterdir())) == 2
+    assert (parts["batch_size"], whole["batch_size"]) == (3, 4)
+    assert parts["norm"] == pytest.approx(whole["norm"], rel=1e-4)
+    assert parts["options"]["method"] == "rome"
 
 
 def test_an_export_in_the_way_is_told_before_any_work(edit, facts_file, tmp_path, monkeypatch):
@@ -124,7 +159,10 @@ def test_counterfact_files_and_stabilisers(edit, tmp_path):
 
 def test_one_fact_by_another_method(edit, tmp_path):
     one = ["--prompt", "{} is in", "--subject", "The Louvre", "--target", "Paris", "--target-new", "Rome"]
-    edit(*one, "--method", "kn", "--out", tmp_path / "kn.safetensors")
+    result = edit(*one, "--method", "kn", "--out", tmp_path / "kn.safetensors", "--json")
+    told = json.loads(result.stdout)
+    assert (told["method"], told["update"]) == ("KN", str(tmp_path / "kn.safetensors"))
+    assert {row["model"] for row in told["rows"]} == {"edited", "unedited"}
     assert load_update(tmp_path / "kn.safetensors").method == "KN"
 
 
@@ -138,6 +176,9 @@ MISTAKES = {
     "statistics and tokens": (["--statistics", "x", "--tokens", "9"], "--statistics gives what --corpus and --tokens"),
     "stabiliser of values for kn": (["--method", "kn", "--stabilise", "nas"], "NAS has no meaning for --method kn"),
     "empty target": (["--fact", "louvre-city", "--target-new", " "], "--target-new is empty"),
+    "no new target": (["--prompt", "{} is in", "--subject", "Rome", "--target", "Italy"], "give --target-new TEXT"),
+    "overwriting nothing": (["--overwrite"], "--overwrite goes with --export"),
+    "taught of facts": (["--facts", "x.json", "--taught", "answers"], "--taught goes with --format zsre"),
     "skipping of one": (["--skip-answered"], "go with a file of several facts"),
     "precision of kn": (["--method", "kn", "--precision", "bfloat16"], "have no meaning for --method kn"),
 }
@@ -170,6 +211,18 @@ def test_zsre_files_and_the_other_methods(method, edit, tmp_path):
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["method"], summary["edits"]) == (method.split("-")[0].upper(), 1)
     assert "specificity tokens" in summary["evaluation"]
+    assert load_update(tmp_path / "run" / "update.safetensors").info["batches"][0]["edits"][0]["target_new"] == "Eve"
+
+
+def test_zsres_right_answers_may_be_taught(edit, tmp_path):
+    record = {
+        "subject": "Mill", "src": "Who built the Mill?", "pred": "Ann", "alt": "", "rephrase": "The Mill is by",
+        "answers": ["Bob"], "loc": "nq question: who wrote the iliad", "loc_ans": "Homer",
+    }  # fmt: skip
+    (tmp_path / "zsre.json").write_text(json.dumps([record]))
+    common = ["--facts", tmp_path / "zsre.json", "--format", "zsre", "--method", "kn", "--out", tmp_path / "run"]
+    edit(*common, "--taught", "answers")
+    assert load_update(tmp_path / "run" / "update.safetensors").info["batches"][0]["edits"][0]["target_new"] == "Bob"
 
 
 def test_contradictions_in_a_file_are_refused(edit, facts_file, tmp_path):
@@ -244,7 +297,7 @@ def test_statistics_of_shards_are_used(facts_file, tmp_path, model_folder, quick
     partly = [*common, *(word for path in some for word in ("--statistics", path)), "--out", str(tmp_path / "partly")]
     assert "layer 1 are of shards 0/2 alone" in " ".join(runner.invoke(app, partly).stderr.split())
     lacking = runner.invoke(app, [*common, "--statistics", some[0], "--out", str(tmp_path / "lacking")])
-    assert lacking.exit_code == 1
+    assert lacking.exit_code == 2
     assert "The statistics are of layer 1, the edit is in layer 2" in " ".join(lacking.output.split())
     collected = [*quick, "--tokens", "600", "--out", str(tmp_path / "own")]
     assert runner.invoke(app, [*common, *collected]).exit_code == 0
@@ -276,7 +329,8 @@ def test_a_run_that_a_mistake_ended_may_be_another(edit, facts_file, tmp_path, q
     edit(*common, "--layers", "1")
     # Now it has edits.
     assert "belongs to another run" in " ".join(edit(*common, "--layers", "2", expect=2).output.split())
-    assert "belongs to another run" in " ".join(edit("--facts", facts_file(FACTS[:2]), *out, expect=2).output.split())
+    few = edit("--facts", facts_file(FACTS[:2]), *out, "--layers", "1", expect=2)
+    assert "holds 2 edit(s) that are not among these 2 facts" in " ".join(few.output.split())
 
 
 def test_what_kn_cannot_tell_apart_is_told_before_any_edit(edit, facts_file, tmp_path):

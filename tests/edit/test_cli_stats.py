@@ -120,7 +120,10 @@ def test_a_singular_matrix_has_no_condition_in_json(invoke, tmp_path):
         (["--merge", "--out", "x"], "--merge needs files"),
         (["--merge", "a.safetensors"], "--merge needs --out"),
         (["--merge", "a.safetensors", "--layers", "1", "--out", "x"], "does not go with --layers"),
-        (["--merge", "a.safetensors", "--tokens", "9", "--out", "x"], "does not go with --corpus, --tokens or --seed"),
+        (
+            ["--merge", "a.safetensors", "--tokens", "9", "--out", "x"],
+            "does not go with --corpus, --tokens or --seed",
+        ),
         (["--merge", "sums", "--out", "sums"], "--out sums is among what is merged"),
         (["--merge", "sums", "--out", "sums/all.safetensors"], "is among what is merged"),
         (["--merge", "sums", "--out", "sums/further"], "There is no statistics file"),

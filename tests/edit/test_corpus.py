@@ -102,6 +102,14 @@ def test_a_data_set_is_read_by_name_and_configuration(model, monkeypatch):
     assert seen == [(("some/set", "small"), {"split": "train", "streaming": True})]
 
 
+@pytest.mark.parametrize("corpus", ["wikimedia/wikipedia:20231101.en", "some/data.v2"])
+def test_names_of_data_sets_may_have_dots(corpus, model, monkeypatch):
+    asked = []
+    monkeypatch.setattr("datasets.load_dataset", lambda *names, **_: asked.append(names) or [])
+    assert list(token_batches(model, corpus)) == []
+    assert asked == [(corpus.partition(":")[0], corpus.partition(":")[2] or None)]
+
+
 def test_refuses_corpora_that_cannot_be_read(model, tmp_path, monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route")

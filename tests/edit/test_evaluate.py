@@ -16,7 +16,7 @@ from edit.evaluation.fluency import ngram_entropy
 from edit.evaluation.fluency import sample_texts as published_texts
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import Score
-from edit.methods import ROME
+from edit.methods import KN, ROME
 from edit.methods.base import EditingMethod, Fitted
 from edit.requests import EditRequest, Unrelated
 from edit.updates import LowRank, WeightUpdate
@@ -640,7 +640,7 @@ def test_saves_the_rows(model, tmp_path):
 def test_refuses_what_it_cannot_judge(model):
     update = make(model)
     for call in (lambda: evaluate(model, update, []), lambda: evaluate_each(model, ROME(), [])):
-        with pytest.raises(FactError, match="There are no cases to evaluate; give at least one fact"):
+        with pytest.raises(FactError, match="There is nothing to edit; give at least one EditRequest"):
             call()
     with pytest.raises(FactError, match="'Big Ben stands in' has no new target"):
         evaluate(model, update, [BEN])
@@ -660,6 +660,11 @@ def test_what_cannot_be_edited_or_asked_is_told_before_much_is_asked(model, monk
     wrong = dataclasses.replace(TOWER, neighbours=("Big Ben is in ",))
     with pytest.raises(FactError, match=r"1 prompt\(s\) cannot be asked(.|\n)*Rome, neighbourhood: The target"):
         evaluate_each(model, Refusing(), [wrong])
+    # The last of many, by a method that fits one after the other.
+    alike = dataclasses.replace(TOWER, target="London", target_new="London in France")
+    monkeypatch.setattr(KN, "fit_with", lambda *_, **__: pytest.fail("it began"))
+    with pytest.raises(FactError, match=r"both targets of 1 request\(s\) begin with one"):
+        evaluate_each(model, KN(), [*CASES, alike])
 
 
 def test_a_method_that_fits_one_at_a_time_needs_nothing_else(model):

@@ -17,9 +17,10 @@ from benchmarks import literal_memit
 from benchmarks.literal_rome import halved_mean
 from edit.contexts import build_contexts
 from edit.hooks import value_hook
-from edit.hyperparameters import check_whole, make_plain
+from edit.hyperparameters import check_whole, make_plain, whole
 from edit.layers import _whole
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, locate_then_edit
+from edit.methods import base as methods_base
 from edit.methods.base import EditingMethod
 from edit.methods.locate_then_edit import LocateThenEdit
 from edit.methods.spreading import Spreading
@@ -28,7 +29,7 @@ from edit.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.statistics import collect_statistics
 from edit.values import _PADDING, ValueObjective, _groups, optimise_value, optimise_values
 from edit.weights import down_projection, fingerprint, hf_parameters
-from locate import Fact, FactError, LocateError, NumericsError, Site, SiteError
+from locate import DataError, Fact, FactError, LocateError, NumericsError, Site, SiteError
 from locate.sites import check_layer
 from tests import tiny
 
@@ -375,6 +376,14 @@ def test_kn_rewrites_the_neurons_that_attribution_finds(kind):
         assert {(layer, column) for column in columns} <= touched
 
 
+def test_kn_attributes_under_given_texts(llama, monkeypatch):
+    monkeypatch.setattr(methods_base, "sample_prefixes", lambda *_: pytest.fail("it sampled"))
+    found = KN(prefixes=("I am. ",)).fit(llama, [REQUESTS[0]], progress=False)
+    assert found.info["prefixes"] == ["I am. "]
+    asked = KN().fit(llama, [EditRequest(dataclasses.replace(TOWER, paraphrases=("{} is in",)))], progress=False)
+    assert asked.info["prefixes"] == []
+
+
 def test_kn_takes_each_facts_own_neurons_from_scores(llama):
     method = KN(steps=4, threshold=0.3, share=0.3, most=3)
     scores = locate.knowledge_neurons(llama, [TOWER, LOUVRE], steps=4, threshold=0.3, progress=False)
@@ -412,7 +421,7 @@ def test_kn_lowers_the_share_until_enough_neurons_pass(llama):
 @pytest.mark.parametrize("name", [*METHODS, "KN"])
 def test_bad_requests_are_refused_before_anything_happens(name, llama, prepared):
     method = KN() if name == "KN" else prepared(name)
-    with pytest.raises(FactError, match="no requests to edit"):
+    with pytest.raises(FactError, match="There is nothing to edit; give at least one EditRequest"):
         method.fit(llama, [])
     other = dataclasses.replace(TOWER, target_new="London")
     with pytest.raises(FactError, match=r"1 request\(s\) are about the same subject and relation .*\n.*Rome  ≠ "):
@@ -470,6 +479,15 @@ def test_numbers_from_arrays_are_taken(llama):
     inspect.unwrap(EditingMethod.__post_init__)(method)
     assert type(method.seed) is int
     assert ROME(layer=Site("mlp", layer=2)).edited_layers(llama) == (2,)
+
+
+@pytest.mark.parametrize("number", [1e5, np.int64(100_000), torch.tensor(100_000)])
+def test_whole_numbers_may_be_of_any_type(number):
+    found = whole("tokens", number)
+    assert (type(found), found) == (int, 100_000)
+    for wrong in (1.5, "7", None, float("nan")):
+        with pytest.raises(NumericsError, match="tokens: must be a whole number, found"):
+            whole("tokens", wrong)
 
 
 def test_no_layers_are_not_the_usual_ones(llama):
@@ -561,7 +579,7 @@ def test_a_failure_in_a_later_layer_leaves_nothing(llama, prepared, monkeypatch)
 def test_statistics_must_cover_the_layers(llama, prepared):
     method = prepared("MEMIT")
     one = collect_statistics(llama, [1], corpus=method.corpus, tokens=1500, progress=False)
-    with pytest.raises(NumericsError, match=r"of layer 1, the edit is in layer 2"):
+    with pytest.raises(DataError, match="of layer 1, the edit is in layer 2"):
         dataclasses.replace(method, statistics=one).fit(llama, REQUESTS, progress=False)
 
 
@@ -598,6 +616,37 @@ def test_methods_with_one_objective_share_its_values(name, llama, prepared):
             assert torch.equal(update.delta(parameter), own.delta(parameter))
     with pytest.raises(FactError, match=r"found 1 for 3 requests\. Find them with values_for"):
         list(other.fit_each(llama, REQUESTS, values=values[:1], progress=False))
+
+
+def test_values_of_something_else_are_refused(llama, prepared):
+    memit, rome = prepared("MEMIT"), prepared("ROME")
+    values = memit.values_for(llama, REQUESTS[:2], progress=False)
+    for method, given, message in (
+        (dataclasses.replace(memit, layers=(1,)), values, r"at layer 1 \(resid\) there is one found for .* at layer 2"),
+        (rome, values, r"at layer 2 \(mlp\) there is one found for .* at layer 2 \(resid\)"),
+        (memit, values[::-1], "for 'In Europe, The Eiffel Tower .*' at layer 2 .* found for 'The Louvre stands in"),
+        (memit, values[:1], "one per request is needed, found 1 for 2 requests"),
+    ):
+        with pytest.raises(FactError, match=message):
+            list(method.fit_each(llama, REQUESTS[:2], values=given, progress=False))
+
+
+def test_facts_stand_for_their_own_counterfactuals(llama, prepared):
+    method = prepared("MEMIT")
+    name = down_projection(llama, 1).name
+    wanted = method.fit(llama, REQUESTS[:2], progress=False).delta(name)
+    assert torch.equal(method.fit(llama, [TOWER, LOUVRE], progress=False).delta(name), wanted)
+    with pytest.raises(FactError, match="has no new target"):
+        method.fit(llama, dataclasses.replace(TOWER, target_new=None), progress=False)
+
+
+def test_a_result_without_one_best_site_names_no_layer(llama, prepared):
+    class Several:
+        def best(self, kind):
+            raise AssertionError
+
+    with pytest.raises(SiteError, match=r"a Several has no one best site; give one of them, such as where.best"):
+        prepared("MEMIT").fit(llama, REQUESTS, layer=Several())
 
 
 @pytest.mark.parametrize("name", [*METHODS, "ROME"])

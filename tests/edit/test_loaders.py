@@ -123,12 +123,23 @@ def test_reads_zsre_as_questions(write):
         ({}, "answers", "Ann", "Bob", ("Robert",), ()),
         ({"pred": "Robert"}, "answers", "Eve", "Bob", ("Robert",), ()),
         ({"pred": ""}, "answers", "Eve", "Bob", ("Robert",), ()),
+        ({"alt": " "}, "answers", "Ann", "Bob", ("Robert",), ()),
     ],
 )
 def test_zsre_teaches_the_alternative_or_the_right_answer(write, changes, kind, old, new, aliases, before):
     (request,) = load_zsre(write(without(ZSRE, **changes)), target_new=kind)
     assert (request.fact.target, request.target_new) == (old, new)
     assert (request.aliases, request.aliases_before) == (aliases, before)
+
+
+def test_records_without_an_alternative_are_left_out_of_alternatives_aloud(write):
+    path = write(ZSRE, without(ZSRE, alt=""), without(ZSRE, "alt"))
+    with pytest.warns(UserWarning, match="left out 2 records that have no alternative answer"):
+        (request,) = load_zsre(path)
+    assert request.fact.id == "zsre-0"
+    assert [request.target_new for request in load_zsre(path, target_new="answers")] == ["Bob"] * 3
+    with pytest.raises(DataError, match="no record has an alternative answer"):
+        load_zsre(write(without(ZSRE, alt=" ")))
 
 
 def test_a_question_mark_is_not_doubled(write):
@@ -168,7 +179,6 @@ def test_a_bad_counterfact_record_is_named(write, record, message):
         (without(ZSRE, "src"), "alt", "src: Field required"),
         (without(ZSRE, src="Who built it?"), "alt", "subject: 'Mill' does not occur in the prompt 'Who built it?'"),
         (without(ZSRE, src="Is {} the Mill?"), "alt", "prompt: needs exactly one {}"),
-        (without(ZSRE, alt=""), "alt", "alt: is empty"),
         (without(ZSRE, loc_ans=None), "alt", "loc_ans: Input should be a valid string"),
         (without(ZSRE, answers=["Eve"], pred="Eve"), "alt", "alt: 'Eve' is the only answer of the record"),
         (without(ZSRE, answers=[" "]), "answers", "answers: is empty, so there is no right answer to teach"),

@@ -9,6 +9,7 @@ import xarray as xr
 
 import edit
 import locate
+from edit.plots import plot_footprint
 from edit.weights import down_projection
 from tests import tiny
 
@@ -169,7 +170,7 @@ def test_paraphrases_that_are_written_out_are_asked_too(fact):
     assert asked == [*(fact.fill(template) for template in fact.paraphrases), "It was in"]
 
 
-def test_bad_probes_are_explained(fact):
+def test_bad_probes_are_explained(fact, tmp_path):
     model = tiny.bridge("llama")
     update = random_update(model)
     with pytest.raises(locate.FactError, match="role: must be one of edit, paraphrase"):
@@ -183,6 +184,11 @@ def test_bad_probes_are_explained(fact):
     twins = edit.Probe(role="edit", text="The Louvre is in", new="Paris", old="Paris too")
     with pytest.raises(locate.FactError, match="one begins with all of the other"):
         edit.propagate(model, update, [twins])
+    alike = edit.EditRequest(locate.Fact(prompt="{} is in", subject="The Louvre", target="Paris"), "Paris too")
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
+        edit.propagate(model, update, alike)
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
+        edit.run_demo(model, alike, tmp_path, report=lambda line: pytest.fail("it began"))
 
 
 def test_probes_that_cannot_be_told_apart_are_left_out_aloud(fact):
@@ -196,6 +202,8 @@ def test_probes_that_cannot_be_told_apart_are_left_out_aloud(fact):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         edit.propagate(model, random_update(model), edit.EditRequest(fact), mediate=(), progress=False)
+    one = edit.propagate(model, random_update(model), edit.EditRequest(fact), mediate="edit", progress=False)
+    assert one.info["mediate"] == ["edit"]
 
 
 def test_the_figure_shows_every_probe_and_kind(fact):
@@ -208,6 +216,21 @@ def test_the_figure_shows_every_probe_and_kind(fact):
         labels = [tick.get_text() for one in axes for tick in one.get_yticklabels()]
         assert sum(text.endswith("[Rome / Paris]") for text in labels) == 4
         assert any(text.endswith("[Italy / France]") for text in labels)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_footprint_is_drawn_over_neurons(kind):
+    model = tiny.bridge(kind)
+    down = down_projection(model, LAYER)
+    # Of one neuron and two, the second half as much.
+    left, right = torch.ones(2, model.cfg.d_model), torch.zeros(2, down.key_size)
+    right[0, 3], right[1, 5] = 2.0, 1.0
+    delta = edit.LowRank(left=right.T, right=left) if down.transposed else edit.LowRank(left=left.T, right=right)
+    update = edit.WeightUpdate.make(model, {down.name: delta}, method="two neurons")
+    (line,) = plot_footprint(model, update).axes[0].lines
+    shares, parts = line.get_data()
+    assert shares[0] == pytest.approx(1 / down.key_size)
+    assert list(parts[:3]) == pytest.approx([0.8, 1.0, 1.0])
 
 
 def test_tokens_that_both_answers_begin_with_join_the_prompt(fact):
@@ -228,7 +251,10 @@ def test_what_was_not_measured_cannot_be_drawn(fact):
     flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), kinds=["mlp"], progress=False)
     with pytest.raises(locate.SiteError, match=r"mediation of probe 4 \(neighbour\) was not measured"):
         flow.plot(probe=4)
-    with pytest.raises(locate.SiteError, match="There is no probe 9: there are 5"):
-        flow.share(9)
+    for draw in (flow.share, lambda probe: flow.plot(probe=probe)):
+        with pytest.raises(locate.SiteError, match="There is no probe 9: there are 5"):
+            draw(9)
+    with pytest.raises(locate.SiteError, match="direction: must be one of lost, gained, found 'kept'"):
+        flow.plot(direction="kept")
     with pytest.raises(locate.SiteError, match="Measured were"):
         flow.best("attn")

@@ -12,7 +12,7 @@ from edit.requests import EditRequest
 from edit.statistics import key_statistics
 from edit.values import ValueObjective, optimise_value
 from edit.weights import down_projection, fingerprint, hf_parameters
-from locate import Fact, FactError, NumericsError, SiteError
+from locate import DataError, Fact, FactError, NumericsError, SiteError
 from locate.prompts import encode_text
 from tests import tiny
 
@@ -193,7 +193,7 @@ def test_the_default_layer_is_early(n_layers, layer, llama, monkeypatch):
 
 
 def test_refuses_nothing_to_do(llama, rome):
-    with pytest.raises(FactError, match="no requests to edit; give at least one EditRequest"):
+    with pytest.raises(FactError, match="There is nothing to edit; give at least one EditRequest"):
         rome.fit(llama, [])
 
 
@@ -233,10 +233,10 @@ def test_refuses_a_layer_that_is_not_there(llama, rome):
 
 def test_refuses_statistics_of_another_layer_or_model(llama, rome):
     other = dataclasses.replace(rome, statistics=key_statistics(llama, 2, corpus=rome.corpus))
-    with pytest.raises(NumericsError, match=r"of layer 2, the edit is in layer 1. .*key_statistics\(model, 1\)"):
+    with pytest.raises(DataError, match=r"of layer 2, the edit is in layer 1. .*key_statistics\(model, 1\)"):
         other.fit(llama, [EditRequest(TOWER)])
     other = dataclasses.replace(rome, statistics=key_statistics(tiny.bridge("gpt2"), 1, corpus=rome.corpus))
-    with pytest.raises(NumericsError, match="keys of dimension 128, layer 1 of this model has keys of dimension 80"):
+    with pytest.raises(DataError, match="keys of dimension 128, layer 1 of this model has keys of dimension 80"):
         other.fit(llama, [EditRequest(TOWER)])
 
 

@@ -10,7 +10,7 @@ import torch
 import edit
 from edit.conflicts import find_conflicts
 from edit.lowrank import LowRank
-from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit, EarlierEdits
+from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit, EarlierEdits, base
 from edit.requests import EditRequest
 from edit.stabilisers import BLUE, NAS, PRUNE, RECT, reference_norm
 from edit.values import ValueObjective
@@ -252,7 +252,7 @@ def test_conflicts_are_found_and_refused_before_anything_changes(llama, method):
         assert session.requests == [REQUESTS[1], contradiction]
         with pytest.raises(FactError, match="on_conflict: must be 'error' or 'replace'"):
             session.edit(REQUESTS[3], on_conflict="ignore")
-        with pytest.raises(FactError, match="batch_size: must be 1 or more, found 0"):
+        with pytest.raises(NumericsError, match="batch_size: must be 1 or more, found 0"):
             session.edit(REQUESTS[3], batch_size=0)
 
 
@@ -521,6 +521,46 @@ def test_prefixes_are_those_of_the_unedited_model(llama, method):
         assert [batch["info"]["prefixes"] for batch in session.log] == [expected, expected]
 
 
+def test_a_session_goes_on_with_the_prefixes_and_statistics_it_began_with(llama, method, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"{number:04d}" for number in range(4000)))
+    own = method(prefixes=None, prefix_lengths=((3, 2),), corpus=str(text))
+    with edit.EditSession(llama, own, folder=tmp_path / "s") as session:
+        session.edit(REQUESTS[:1], progress=False)
+        prefixes = session.log[0]["info"]["prefixes"]
+    with (
+        warnings.catch_warnings(action="error"),
+        pytest.MonkeyPatch.context() as patch,
+        edit.EditSession(llama, own, folder=tmp_path / "s") as session,
+    ):
+        patch.setattr(base, "sample_prefixes", lambda *_: ["", "Another device samples others. "])
+        session.edit(REQUESTS[1:2], progress=False)
+        assert session.log[1]["info"]["prefixes"] == prefixes
+    text.write_text(" ".join(f"{number:04d}" for number in range(7000, 3000, -1)))
+    with edit.EditSession(llama, own, folder=tmp_path / "s") as session:
+        with pytest.warns(UserWarning, match=r"of layer\(s\) 1, 2 are not those that this session began with"):
+            session.edit(REQUESTS[2:3], progress=False)
+        assert len(session.requests) == 3
+
+
+def test_kn_asks_every_batch_under_the_unedited_models_texts(llama):
+    with edit.EditSession(llama, KN(write=20.0, prefix_lengths=((4, 2),))) as session:
+        for request in REQUESTS[:2]:
+            session.edit(request, progress=False)
+        first, second = (batch["info"]["prefixes"] for batch in session.log)
+        assert len(first) == 2
+        assert first == second
+
+
+def test_a_name_of_several_edits_is_refused(llama, method):
+    twins = [EditRequest(dataclasses.replace(one.fact, id="same"), "Rome") for one in REQUESTS[:2]]
+    with edit.EditSession(llama, method()) as session:
+        session.edit(twins, progress=False)
+        with pytest.raises(UpdateError, match=r"2 edits of this session go by 'same'\. Give the request itself"):
+            session.remove("same")
+        assert session.remove(twins[1]) == twins[1]
+
+
 @pytest.mark.parametrize("stabiliser", [RECT(), PRUNE()], ids=["RECT", "PRUNE"])
 def test_romes_stabilisers_act_on_each_request_also_when_solved_again(stabiliser, llama, method):
     own = method("ROME", stabilisers=(stabiliser,))
@@ -660,7 +700,7 @@ def test_memory_may_change_between_turns_and_a_difference_is_named(llama, method
 
 
 def test_no_requests_are_a_mistake(llama, method):
-    with edit.EditSession(llama, method()) as session, pytest.raises(FactError, match="no requests to edit"):
+    with edit.EditSession(llama, method()) as session, pytest.raises(FactError, match="There is nothing to edit"):
         session.edit([], progress=False)
 
 

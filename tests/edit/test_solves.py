@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from edit.methods import EMMET, MEMIT, ROME, AlphaEdit
+from edit.methods.base import stored
 from edit.solves import equality, in_null_space, least_squares, solve_positive
 from edit.statistics import KeyStatistics
+from edit.weights import DownProjection
 from locate import NumericsError
 
 D, MODEL, N = 24, 8, 5
@@ -56,6 +58,17 @@ def test_equality_is_the_published_formula_and_exact_without_slack(moment, slack
     torch.testing.assert_close(found, RESIDUALS.T @ torch.linalg.inv(inner) @ KEYS @ inverse)
     missed = (found @ KEYS.T - RESIDUALS.T).norm()
     assert missed < 1e-9 if slack == 0 else missed > 1e-6
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_values_of_nearly_equal_keys_survive_the_rounding_of_the_factors(moment, transposed):
+    keys = draw(1, D, seed=3).repeat(2, 1)
+    keys[1] += 1e-3 * draw(D, seed=4)
+    residuals = draw(2, MODEL, seed=5)
+    down = DownProjection(layer=0, name="w", parameter=torch.nn.Parameter(torch.zeros(1, 1)), transposed=transposed)
+    change = stored(*equality(keys, residuals, moment), down).dense()
+    reached = keys @ (change if transposed else change.T).double()
+    assert (reached - residuals).norm() < 1e-3 * residuals.norm()  # 4e-2 where each factor is rounded as it is
 
 
 def test_equality_is_the_smallest_change_that_writes_the_residuals(moment):

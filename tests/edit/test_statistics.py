@@ -1,5 +1,6 @@
 """Key statistics: the second moment itself, its cache, its shards and checkpoints, its file and its errors."""
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -10,7 +11,9 @@ import warnings
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers.processors import TemplateProcessing
 
+import locate
 from edit.corpus import token_batches
 from edit.hooks import key_hook
 from edit.statistics import (
@@ -183,6 +186,25 @@ def test_anything_that_changes_the_keys_is_another_file(text, calls, cache, tmp_
     changed = key_statistics(model, 1, corpus=text)
     assert changed.fingerprint == model_fingerprint(model)
     assert len(calls) == len(list(cache.iterdir())) == 6
+
+
+def test_another_tokenizer_has_statistics_of_its_own(text, calls, cache):
+    key_statistics(tiny.bridge("llama"), 1, corpus=text)
+    other = copy.deepcopy(tiny.tokenizer())
+    other("some padding", padding="max_length", max_length=30)  # leaves a trace that is none of the text's
+    same = locate.load_model(tiny.hf_model("llama"), tokenizer=other)
+    key_statistics(same, 1, corpus=text)
+    assert len(calls) == 1
+    opening = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", 0)])
+    leading = copy.deepcopy(other)
+    leading.backend_tokenizer.post_processor = opening
+    opened = locate.load_model(tiny.hf_model("llama"), tokenizer=leading)
+    found = key_statistics(opened, 1, corpus=text)
+    assert len(calls) == 2
+    torch.testing.assert_close(found.second_moment, key_statistics(opened, 1, corpus=text, cache=False).second_moment)
+    key_statistics(opened, 1, tokens=100)
+    key_statistics(same, 1, tokens=100)
+    assert len(list((cache / "text").iterdir())) == 2
 
 
 def test_a_text_file_counts_by_what_it_says(model, text, calls, tmp_path):

@@ -1,5 +1,6 @@
 """Facts, and the files that they come in."""
 
+import copy
 import json
 
 import pytest
@@ -73,6 +74,14 @@ def test_a_fact_that_cannot_be_used_is_refused(change, message):
 def test_probes_that_cannot_be_used_are_refused(make, message):
     with pytest.raises(FactError, match=message):
         make()
+
+
+def test_numbers_of_a_data_set_become_names():
+    fact = Fact(prompt="{} is in", subject="Rome", target="Italy", id="7")
+    given = copy.copy(fact)
+    object.__setattr__(given, "id", 7)  # as a caller without type checks gives it
+    given.__post_init__()
+    assert given == fact
 
 
 def test_json_jsonl_and_csv_give_the_same_facts(tmp_path):
