@@ -57,8 +57,9 @@ def down_projection(model: TransformerBridge, layer: int) -> DownProjection:
     module = getattr(getattr(mlp, "out", None), "original_component", None)
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"Layer {layer} has no single MLP down projection: found {type(mlp).__name__}. In a mixture of "
-            "experts every expert has its own. Choose a layer with an ordinary MLP, or another model."
+            f"Layer {layer} has no single MLP down projection: found {type(mlp).__name__} without a hook point "
+            "mlp.out. In a mixture of experts every expert has its own, and dense layers of such a model may be "
+            "wrapped like the others. Choose a layer that has the hook point, or another model."
         )
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
