@@ -1,7 +1,6 @@
 """Editing one batch after the other, with what earlier edits wrote kept in mind, on disk, and undoable."""
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,10 @@ from edit.methods.base import Written, matrix_of
 from edit.replacements import Replacements
 from edit.requests import Cases, Change, EditRequest, as_requests
 from edit.rewriting import written_again
+from edit.unedited import prepared
 from edit.updates import WeightUpdate
 from edit.weights import down_projection, fingerprint, hf_parameters
 from locate.errors import FactError, UpdateError
-
-# How far sums over the same text may differ between machines.
-_ROUNDING = 1e-5
 
 
 class EditSession:
@@ -276,22 +273,10 @@ class EditSession:
 
     def _know_the_unedited(self, progress: bool) -> None:
         """Collect the unedited model's statistics and prefixes once; an edited one's would differ for every batch."""
-        method = self.method
-        if self._fitting is not method:
-            return
-        first = self._batches[0].info if self._batches else {}
-        with self._unedited():
-            # Those that the session began with: another device may sample others.
-            prefixes = tuple(first.get("prefixes") or method.texts_before(self.model)[1:])
-            if isinstance(method, KN):
-                self._fitting = replace(method, prefixes=prefixes)
-                return
-            known = method.statistics
-            if known is None:
-                known = method.statistics_for(self.model, self._layer, progress=progress)
-                self._energies = {str(layer): one.mean_energy for layer, one in known.items()}
-                _check_energies(self._energies, first.get("key_energies", {}))
-            self._fitting = replace(method, statistics=known, prefixes=prefixes)
+        if self._fitting is self.method:
+            first = self._batches[0].info if self._batches else {}
+            with self._unedited():
+                self._fitting, self._energies = prepared(self.method, self.model, self._layer, first, progress)
 
     @contextmanager
     def _unedited(self) -> Iterator[None]:
@@ -396,15 +381,3 @@ class EditSession:
             memory = joined(memory, batch)
         self._known = tuple(batches), memory
         return memory
-
-
-def _check_energies(found: Mapping[str, float], before: Mapping[str, float]) -> None:
-    """Tell where the statistics are not those that the session began with; rounding apart, they should be."""
-    other = [layer for layer in found if layer in before and abs(found[layer] / before[layer] - 1) > _ROUNDING]
-    if other:
-        warnings.warn(
-            f"The key statistics of layer(s) {', '.join(other)} are not those that this session began with: the text "
-            "has changed, or was sampled anew on another device. Later batches are made with these. Give "
-            "statistics=… to be sure of them.",
-            stacklevel=5,
-        )

@@ -89,7 +89,7 @@ MISTAKES = {
     "missing file": (["demo", "--fact", "none.json"], "There is no facts file"),
     "no config": (["demo", "--config", "none.toml"], "There is no config file"),
     "same target": (["demo", "--target-new", "Paris"], "is the present answer"),
-    "no target": (["edit", *FACT], "has no new target"),
+    "no target": (["edit", *FACT], "needs a new object: give --target-new TEXT"),
     "two facts": (["demo", *FACT, "--fact", "louvre-city"], "--fact given as well"),
     "bad noise": (["trace", *FACT, "--noise", "0"], "needs a positive scale"),
 }
