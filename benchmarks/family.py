@@ -83,7 +83,8 @@ def main() -> None:
     requests, left_out = usable(model, load(arguments.data), arguments.edits)
     print(f"{machine()}; {arguments.model}; {len(requests)} edits of {arguments.data.name}, {left_out} left out")
     parts = [requests[start : start + _CHUNK] for start in range(0, len(requests), _CHUNK)]
-    files = {name: [_path(model, part, arguments, name) for part in parts] for name in arguments.methods}
+    of_model = model_fingerprint(model)
+    files = {name: [_path(of_model, part, arguments, name) for part in parts] for name in arguments.methods}
     for index, part in enumerate(parts):
         _chunk(model, part, arguments, {name: own[index] for name, own in files.items()})
     for name in arguments.methods:
@@ -102,9 +103,9 @@ def _interval(row: Any) -> str:
     return f"{row['edited']:.1f}{bounds}"
 
 
-def _path(model: Any, requests: list[edit.EditRequest], arguments: argparse.Namespace, name: str) -> Path:
+def _path(of_model: str, requests: list[edit.EditRequest], arguments: argparse.Namespace, name: str) -> Path:
     """Where a method's edits of some requests are kept: results of anything else have another name."""
-    described = [model_fingerprint(model), fingerprint(requests), repr(METHODS[name](arguments.corpus))]
+    described = [of_model, fingerprint(requests), repr(METHODS[name](arguments.corpus))]
     digest = hashlib.sha256("\n".join(described).encode()).hexdigest()[:12]
     return arguments.out / f"{name.replace(' ', '-').replace(',', '')}-{arguments.format}-{digest}.csv"
 

@@ -32,9 +32,7 @@ def prepared(
     (20, ['4'])
     """
     prefixes = tuple(first.get("prefixes") or method.texts_before(model)[1:])
-    if isinstance(method, KN):
-        return replace(method, prefixes=prefixes), {}
-    if method.statistics is not None:
+    if isinstance(method, KN) or method.statistics is not None:
         return replace(method, prefixes=prefixes), {}
     known = method.statistics_for(model, layer, progress=progress)
     energies = {str(at): one.mean_energy for at, one in known.items()}

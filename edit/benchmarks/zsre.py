@@ -43,7 +43,7 @@ def load_zsre(path: str | Path, *, limit: int | None = None, target_new: Taught 
         raise DataError(f"target_new: must be one of {', '.join(get_args(Taught))}, found {target_new!r}.")
     found = load_records(path, lambda index, record: _parse(index, record, target_new), limit)
     requests = [request for request in found if request is not None]
-    if not requests:
+    if found and not requests:
         raise DataError(
             f"{path}: no record has an alternative answer (alt). Teach the right ones: target_new='answers'."
         )
