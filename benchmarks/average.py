@@ -17,10 +17,10 @@ import torch
 
 import locate
 from benchmarks.timing import machine, seconds
-from locate.devices import input_device
-from locate.facts import Fact
+from locate.facts.facts import Fact
+from locate.facts.prompts import encode_fact, encode_target
+from locate.model.devices import input_device
 from locate.plots import save_figure
-from locate.prompts import encode_fact, encode_target
 
 
 def known_facts(path: Path, model: Any, n: int) -> list[Fact]:

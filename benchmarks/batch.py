@@ -20,10 +20,10 @@ from benchmarks import literal_memit
 from benchmarks.family import usable
 from benchmarks.timing import machine, seconds
 from benchmarks.tracing import peak
-from edit.corpus import SAMPLED
 from edit.methods.base import stored
-from edit.methods.spreading import usual_weight
-from edit.weights import down_projection
+from edit.methods.rewriting.spreading import usual_weight
+from edit.statistics.corpus import SAMPLED
+from locate.model.weights import down_projection
 
 
 def main() -> None:

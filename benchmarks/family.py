@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 import edit
 import locate
 from benchmarks.timing import machine, seconds
-from edit.contexts import already_answered, build_contexts
-from edit.corpus import SAMPLED
-from edit.weights import model_fingerprint
-from locate.runs import fingerprint
+from edit.statistics.corpus import SAMPLED
+from edit.values.contexts import already_answered, build_contexts
+from locate.model.weights import model_fingerprint
+from locate.store.hashes import fingerprint
 
 _PUBLISHED = edit.ValueObjective(steps=25, learning_rate=0.5, stop="loss")
 METHODS: dict[str, Any] = {

@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.corruption import GaussianNoise
-from locate.devices import input_device
-from locate.facts import Fact
-from locate.prompts import encode_fact, encode_target
+from locate.contrast.noise import GaussianNoise
+from locate.facts.facts import Fact
+from locate.facts.prompts import encode_fact, encode_target
+from locate.model.devices import input_device
 
 
 def causal_trace(

@@ -13,9 +13,9 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from benchmarks.literal_rome import halved_mean, optimise_value, state_at, text_rows
-from edit.requests import EditRequest
-from edit.values import ValueObjective
-from edit.weights import down_projection
+from edit.requests.requests import EditRequest
+from edit.values.objective import ValueObjective
+from locate.model.weights import down_projection
 
 PLACES = {"MEMIT": "resid", "AlphaEdit": "resid", "PMET": "attn+mlp", "EMMET": "mlp"}
 

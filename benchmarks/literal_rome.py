@@ -1,6 +1,6 @@
 """ROME as published, written down literally: whole right-padded sequences through the whole model.
 
-Nothing here uses the engine: it is the yardstick for ``edit.values`` and ``edit.methods.rome``.
+Nothing here uses the engine: it is the yardstick for ``edit.values.optimisation`` and ``edit.methods.rewriting.rome``.
 Where the paper and its code differ it follows the paper: the drift is read at the end of "{subject} is a"
 (the code reads it at the subject's last token), and ``steps`` counts updates (the code makes one fewer).
 """
@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.requests import EditRequest
-from edit.values import ValueObjective
-from locate.prompts import encode_fact, encode_target
+from edit.requests.requests import EditRequest
+from edit.values.objective import ValueObjective
+from locate.facts.prompts import encode_fact, encode_target
 
 
 def optimise_value(

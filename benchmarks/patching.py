@@ -15,8 +15,8 @@ from transformer_lens import patching as transformer_lens_patching
 
 import locate
 from benchmarks.timing import alternate, machine, seconds
-from locate.devices import input_device
-from locate.prompts import encode_target, encode_text
+from locate.facts.prompts import encode_target, encode_text
+from locate.model.devices import input_device
 
 CLEAN = "When Mary and John went to the store, John gave a drink to"
 CORRUPT = "When Mary and John went to the store, Mary gave a drink to"

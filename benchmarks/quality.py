@@ -14,8 +14,8 @@ from typing import Any
 import edit
 import locate
 from benchmarks.timing import machine, seconds
-from edit.corpus import SAMPLED
-from locate.facts import Fact
+from edit.statistics.corpus import SAMPLED
+from locate.facts.facts import Fact
 
 
 def split(n_test: int, n_sweep: int, model: str, seed: int = 0) -> tuple[list[Fact], list[Fact]]:

@@ -15,8 +15,9 @@ import edit
 import locate
 from benchmarks import literal_rome
 from benchmarks.timing import machine, seconds
-from edit.contexts import build_contexts
-from edit.values import ValueObjective, optimise_value
+from edit.values.contexts import build_contexts
+from edit.values.objective import ValueObjective
+from edit.values.optimisation import optimise_value
 
 
 def main() -> None:

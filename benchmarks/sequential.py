@@ -22,10 +22,10 @@ import edit
 import locate
 from benchmarks.family import usable
 from benchmarks.timing import machine, seconds
-from edit.corpus import SAMPLED, token_batches
 from edit.evaluation.scoring import score_targets
-from edit.weights import hf_parameters
-from locate.devices import input_device
+from edit.statistics.corpus import SAMPLED, token_batches
+from locate.model.devices import input_device
+from locate.model.weights import hf_parameters
 from locate.plots import save_figure
 
 METHODS: dict[str, Any] = {

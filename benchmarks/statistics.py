@@ -17,12 +17,12 @@ import torch
 import edit
 import locate
 from benchmarks.timing import machine, seconds
-from edit.corpus import LENGTH, ROWS, token_batches
-from edit.hooks import key_hook
 from edit.statistics import collect_statistics
 from edit.statistics.accumulate import MomentSum
 from edit.statistics.collect import ROWS_PER_PASS
-from locate.devices import input_device
+from edit.statistics.corpus import LENGTH, ROWS, token_batches
+from locate.model.devices import input_device
+from locate.sites.memory import key_hook
 
 
 def main() -> None:

@@ -22,9 +22,10 @@ import edit
 import locate
 from benchmarks.family import usable
 from benchmarks.timing import machine
-from edit.contexts import ContextBatch, build_contexts
-from edit.corpus import SAMPLED
-from edit.values import Value, ValueObjective, _Optimisation
+from edit.statistics.corpus import SAMPLED
+from edit.values.contexts import ContextBatch, build_contexts
+from edit.values.objective import Value, ValueObjective
+from edit.values.optimisation import _Optimisation
 from locate.engine import DEFAULT_BUDGET
 
 _SHOWN = {

@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.sweep import window_layers
+from locate.contrast.sweep import window_layers
 
 Shape = tuple[int, int, int, int]  # batch, rows, inner, columns
 _PRODUCTS = {"aten::mm": 0, "aten::addmm": 1, "aten::bmm": 0}

@@ -23,7 +23,7 @@ def test_a_wheel_carries_the_code_the_facts_and_the_template(tmp_path):
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         "import locate, edit, pathlib; print(pathlib.Path(locate.__file__).parent); "
-        "print(len(locate.bundled_facts())); from edit.report import Environment, PackageLoader; "
+        "print(len(locate.bundled_facts())); from edit.report.report import Environment, PackageLoader; "
         "print(bool(PackageLoader('edit').list_templates()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}

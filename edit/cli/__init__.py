@@ -2,7 +2,7 @@
 
 import typer
 
-from edit.cli import demo, doctor, edit, patch, stats, trace
+from edit.cli.commands import demo, doctor, edit, patch, stats, trace
 
 app = typer.Typer(
     help="Find where a language model keeps a fact, change it, and watch the change travel to the answer.",

@@ -1,7 +1,8 @@
 """Judging an edit."""
 
+from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.baseline import Baseline, baseline
-from edit.evaluation.evaluate import Evaluation, evaluate, evaluate_each
-from edit.evaluation.references import ReferenceTexts
+from edit.evaluation.evaluate import evaluate, evaluate_each
+from edit.evaluation.results import Evaluation
 
 __all__ = ["Baseline", "Evaluation", "ReferenceTexts", "baseline", "evaluate", "evaluate_each"]

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
-from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.scoring import See, encode_pair, score_targets
-from edit.requests import EditRequest
+from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
 
 _CHANGED = ("efficacy", "paraphrase")

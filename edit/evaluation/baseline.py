@@ -10,17 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.asking import (
-    Answers,
-    Asking,
-    Question,
-    ask,
-    check_references,
-    questions_of,
-    write_texts,
-)
-from edit.evaluation.references import ReferenceTexts
-from edit.requests import Cases, EditRequest, as_requests
+from edit.datasets.texts import ReferenceTexts
+from edit.evaluation.asking import Answers, Asking, Question, ask, check_references, questions_of, write_texts
+from edit.requests.requests import Cases, EditRequest, as_requests
 from locate.engine.readout import read_logits
 from locate.errors import FactError
 

@@ -9,13 +9,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.changes.updates import WeightUpdate, within, without
+from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.asking import Asking, ask, check_questions, write_texts
 from edit.evaluation.baseline import Baseline, measure
-from edit.evaluation.references import ReferenceTexts
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import LOGITS, agreement
-from edit.requests import Cases, EditRequest, as_requests
-from edit.updates import WeightUpdate, within, without
+from edit.requests.requests import Cases, EditRequest, as_requests
 
 # Edits whose values are found, and kept, at a time.
 _TOGETHER = 256

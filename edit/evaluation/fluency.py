@@ -12,8 +12,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.generation import continue_tokens, equal_lengths
-from locate.prompts import encode_text
+from edit.evaluation.generation import equal_lengths
+from locate.engine.decode import continue_tokens
+from locate.facts.prompts import encode_text
 
 _ROWS = 64
 # Words and punctuation marks, about as the Treebank convention splits them: "don't" is "do" and "n't".

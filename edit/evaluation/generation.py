@@ -2,21 +2,18 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import DynamicCache
 
-from locate.devices import input_device
-from locate.engine.readout import only_logits_at
-from locate.prompts import check_room, encode_text, room_of
+from locate.engine.decode import continue_tokens
+from locate.facts.prompts import encode_text
+from locate.model.context import check_room, room_of
 
-Choose = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
 _ROWS = 256
 # White space after a sentence or around a line break. A full stop after one or two letters with a capital
 # ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends no sentence.
@@ -62,30 +59,6 @@ def exact_match(generation: str, answers: Sequence[str]) -> bool:
     wanted = [normal for answer in answers if (normal := _normal(answer))]
     # No word may follow, joined or not, and the number may not go on ("1" is not "1,000").
     return any(re.match(re.escape(answer) + r"(?!\s*['-]?\w|[.,:]\d)", text) for answer in wanted)
-
-
-def continue_tokens(
-    model: TransformerBridge, tokens: Int[Tensor, "row position"], choose: Choose
-) -> Iterator[Int[Tensor, "row made"]]:
-    """All tokens made so far, on the CPU, after each further one.
-
-    Args:
-        model: a raw-mode bridge.
-        tokens: prompts of one length.
-        choose: picks a token per row from the logits and the number of the step.
-
-    >>> steps = continue_tokens(model, torch.tensor([[1, 2]]), lambda logits, step: logits.argmax(-1))
-    >>> next(steps).shape, next(steps).shape
-    (torch.Size([1, 1]), torch.Size([1, 2]))
-    """
-    rows, cache, new = torch.arange(len(tokens)), DynamicCache(), tokens.to(input_device(model))
-    made = torch.empty(len(tokens), 0, dtype=torch.long)
-    while True:
-        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
-            logits = model(new, past_key_values=cache)[0]
-        new = choose(logits, made.shape[1])[:, None]
-        made = torch.cat([made, new.cpu()], dim=1)
-        yield made
 
 
 def equal_lengths(encoded: Sequence[Tensor], most: int) -> list[list[int]]:

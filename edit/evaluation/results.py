@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
-from locate.storage import whole_file
+from locate.store.files import whole_file
 
 
 class Measure(NamedTuple):

@@ -10,10 +10,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.devices import input_device
 from locate.engine.readout import only_logits_at
 from locate.errors import NumericsError
-from locate.prompts import check_room, encode_target, encode_text
+from locate.facts.prompts import encode_target, encode_text
+from locate.model.context import check_room
+from locate.model.devices import input_device
 
 See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
 _TOKENS = 4096  # in a batch

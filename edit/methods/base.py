@@ -8,17 +8,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.conflicts import check_conflicts
-from edit.contexts import check_answered, sample_prefixes
+from edit.changes.lowrank import LowRank
+from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import check_whole, make_plain
-from edit.layers import Where
-from edit.lowrank import LowRank
-from edit.requests import Cases, EditRequest, as_requests
-from edit.stabilisers import Stabiliser
-from edit.updates import WeightUpdate
-from edit.weights import DownProjection
+from edit.methods.rewriting.stabilisers import Stabiliser
+from edit.methods.where import Where
+from edit.requests.conflicts import check_conflicts
+from edit.requests.requests import Cases, EditRequest, as_requests
+from edit.values.contexts import check_answered, sample_prefixes
 from locate.engine import DEFAULT_BUDGET
 from locate.errors import NumericsError
+from locate.model.weights import DownProjection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edit.statistics.moments import FORMAT
-from edit.statistics.storage import read_tensors, write_tensors
 from locate.errors import DataError, NumericsError
+from locate.store.tensors import read_tensors, write_tensors
 
 # The sum is symmetric: strips of its rows from the diagonal on take little more than half of the products.
 _STRIPS = 12

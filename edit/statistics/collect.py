@@ -12,18 +12,18 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.exceptions import StopAtLayerException
 
-from edit.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokenizer_identity
-from edit.hooks import key_hook
 from edit.hyperparameters import whole
 from edit.statistics.accumulate import MomentSum
+from edit.statistics.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokenizer_identity
 from edit.statistics.files import load_statistics
 from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
 from edit.statistics.text import KeptText
-from edit.weights import down_projection, model_fingerprint
-from locate.bundled import cache_folder
-from locate.devices import input_device
 from locate.errors import DataError, LocateError
-from locate.sites import check_layer
+from locate.model.anatomy import check_layer
+from locate.model.bundled import cache_folder
+from locate.model.devices import input_device
+from locate.model.weights import down_projection, model_fingerprint
+from locate.sites.memory import key_hook
 
 _TOKENS_PER_KEY_DIMENSION = 20
 # Sequences in one pass of the model: enough for it to run at full speed, few enough for its states to be small.

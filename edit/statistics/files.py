@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from edit.statistics.moments import FORMAT, KeyStatistics, Part
-from edit.statistics.storage import read_tensors
 from locate.errors import DataError
+from locate.store.tensors import read_tensors
 
 _TYPES = {"count": int, "layer": int, "corpus": str, "seed": int, "fingerprint": str, "dtype": str, "parts": list}
 

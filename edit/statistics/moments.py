@@ -12,9 +12,9 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from edit.statistics.storage import read_tensors, write_tensors
-from edit.weights import fingerprint
 from locate.errors import DataError, LocateError, NumericsError
+from locate.model.weights import fingerprint
+from locate.store.tensors import read_tensors, write_tensors
 
 FORMAT = "2"
 

@@ -11,8 +11,8 @@ from jaxtyping import Int
 from safetensors import SafetensorError
 from torch import Tensor
 
-from edit.statistics.storage import read_tensors, write_tensors
 from locate.errors import DataError
+from locate.store.tensors import read_tensors, write_tensors
 
 _FORMAT = "1"
 _Batches = Iterator[Int[Tensor, "row position"]]

@@ -10,10 +10,10 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.devices import input_device
 from locate.engine.branch import Branch
 from locate.engine.interventions import Intervention
 from locate.errors import SiteError, suggest
+from locate.model.devices import input_device
 
 Hook = tuple[str, Callable[..., Any]]
 

@@ -1,0 +1,66 @@
+from .changes.exporting import export
+from .changes.lowrank import LowRank
+from .changes.updates import WeightUpdate, load_update
+from .datasets import load_counterfact, load_reference_texts, load_zsre
+from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
+from .location.choosing import LayerChoice, choose_layer
+from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
+from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
+from .propagation.propagation import Propagation, load_propagation, propagate
+from .report.demo import Demo, run_demo
+from .requests.conflicts import find_conflicts
+from .requests.probes import Probe, probes_for
+from .requests.requests import EditRequest, Unrelated
+from .sessions.session import EditSession
+from .statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
+from .statistics.corpus import SAMPLED
+from .values.contexts import sample_prefixes
+from .values.objective import ValueObjective
+
+__all__ = [
+    "BLUE",
+    "EMMET",
+    "ENCORE",
+    "KN",
+    "MEMIT",
+    "NAS",
+    "PMET",
+    "PRUNE",
+    "RECT",
+    "ROME",
+    "SAMPLED",
+    "AlphaEdit",
+    "Baseline",
+    "Demo",
+    "EditRequest",
+    "EditSession",
+    "Evaluation",
+    "KeyStatistics",
+    "LayerChoice",
+    "LowRank",
+    "Part",
+    "Probe",
+    "Propagation",
+    "ReferenceTexts",
+    "Unrelated",
+    "ValueObjective",
+    "WeightUpdate",
+    "baseline",
+    "choose_layer",
+    "collect_statistics",
+    "evaluate",
+    "evaluate_each",
+    "export",
+    "find_conflicts",
+    "key_statistics",
+    "load_counterfact",
+    "load_propagation",
+    "load_reference_texts",
+    "load_statistics",
+    "load_update",
+    "load_zsre",
+    "probes_for",
+    "propagate",
+    "run_demo",
+    "sample_prefixes",
+]

@@ -1,0 +1,352 @@
+"""Weight updates: low-rank changes of named parameters that can be applied, reverted and saved."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.changes.lowrank import LowRank
+from locate.errors import UpdateError, suggest
+from locate.model.weights import fingerprint, hf_parameters
+from locate.store.files import write_whole
+
+_VERSION = 1
+_KEY = "locate_edit_update"
+
+
+class _Kept(NamedTuple):
+    """What is remembered of a parameter while an update is applied to it."""
+
+    original: Tensor
+    edited: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class WeightUpdate:
+    """A change of some of a model's parameters, as low-rank factors in the orientation they are stored in.
+
+    ``before`` holds the fingerprint of each parameter that the update was made for; ``info`` what a
+    reader of the file wants to know (hyperparameters, requests, losses), as plain JSON values.
+
+    Raises:
+        UpdateError: no deltas, fingerprints of other parameters, or an ``info`` that JSON cannot hold.
+
+    >>> delta = LowRank(left=torch.ones(576, 1), right=torch.zeros(1, 1536))
+    >>> update = WeightUpdate.make(model, {"model.layers.5.mlp.down_proj.weight": delta}, method="none")
+    >>> update
+    WeightUpdate(method='none', rank=1, parameters=['model.layers.5.mlp.down_proj.weight'])
+    >>> with update.applied(model):
+    ...     update.is_applied(model)
+    True
+    """
+
+    deltas: Mapping[str, LowRank]
+    before: Mapping[str, str]
+    method: str
+    info: Mapping[str, Any]
+    _kept: WeakKeyDictionary[TransformerBridge, dict[str, _Kept]] = field(init=False, default_factory=WeakKeyDictionary)
+
+    def __post_init__(self) -> None:
+        if not self.deltas:
+            raise UpdateError("A weight update needs at least one delta, found none.")
+        if set(self.deltas) != set(self.before):
+            odd = ", ".join(sorted(set(self.deltas) ^ set(self.before)))
+            raise UpdateError(f"Deltas and fingerprints must name the same parameters; they differ in {odd}.")
+        try:
+            info = json.loads(json.dumps(self.info, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise UpdateError(f"The info of an update must be plain JSON values: {error}.") from error
+        object.__setattr__(self, "info", info)
+        object.__setattr__(self, "deltas", dict(self.deltas))
+        object.__setattr__(self, "before", dict(self.before))
+
+    @classmethod
+    def make(
+        cls,
+        model: TransformerBridge,
+        deltas: Mapping[str, LowRank],
+        *,
+        method: str,
+        info: Mapping[str, Any] | None = None,
+    ) -> "WeightUpdate":
+        """An update for the model as it is now.
+
+        Raises:
+            UpdateError: the model has no such parameter, or one of another shape.
+        """
+        parameters = _find(model, deltas)
+        before = {name: fingerprint(parameter) for name, parameter in parameters.items()}
+        return cls(deltas=deltas, before=before, method=method, info=info or {})
+
+    @property
+    def parameters(self) -> list[str]:
+        """The original Hugging Face names of the parameters that change."""
+        return list(self.deltas)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank among the deltas."""
+        return max(delta.rank for delta in self.deltas.values())
+
+    def delta(self, name: str) -> Float[Tensor, "out in"]:
+        """What is added to a parameter, as a full matrix.
+
+        Raises:
+            UpdateError: the update does not change a parameter of that name.
+        """
+        if name not in self.deltas:
+            raise UpdateError(f"This update does not change {name!r}. {suggest(name, self.deltas)}")
+        return self.deltas[name].dense()
+
+    def norm(self, name: str) -> float:
+        """The Frobenius norm of what is added to a parameter.
+
+        Raises:
+            UpdateError: the update does not change a parameter of that name.
+        """
+        return self.delta(name).norm().item()
+
+    def merge(self, *others: "WeightUpdate") -> "WeightUpdate":
+        """The sum of updates that were each made for the same weights, as one update.
+
+        Edits that were found independently interfere where their keys are alike; a session, which makes each batch
+        with the earlier ones in place, does not have that.
+
+        Raises:
+            UpdateError: two were made for different values of a parameter, as an edit made after another one is.
+
+        >>> update.merge(update).rank == 2 * update.rank
+        True
+        """
+        deltas, before = dict(self.deltas), dict(self.before)
+        for other in others:
+            for name, delta in other.deltas.items():
+                if before.setdefault(name, other.before[name]) != other.before[name]:
+                    raise UpdateError(
+                        f"{other!r} was made for other values of {name} than {self!r}, so their changes do not add up. "
+                        "Fit all of them on the same model, or edit one after the other in an EditSession."
+                    )
+                deltas[name] = deltas[name].joined(delta) if name in deltas else delta
+        everything = (self, *others)
+        return WeightUpdate(
+            deltas=deltas, before=before, method=" + ".join(dict.fromkeys(one.method for one in everything)),
+            info={"merged": [{"method": one.method, **one.info} for one in everything]},
+        )  # fmt: skip
+
+    def is_applied(self, model: TransformerBridge) -> bool:
+        """Whether this update is in the model's weights."""
+        return model in self._kept
+
+    @torch.no_grad()
+    def apply(self, model: TransformerBridge) -> None:
+        """Add the deltas to the model's parameters in place: all of them, or none.
+
+        Raises:
+            UpdateError: already applied, made for other weights than the model has now, or not finite.
+        """
+        if self.is_applied(model):
+            raise UpdateError(f"{self!r} is already applied to this model. Revert it first.")
+        parameters = _find(model, self.deltas)
+        for name, parameter in parameters.items():
+            if fingerprint(parameter) != self.before[name]:
+                raise UpdateError(
+                    f"{name} is not what {self!r} was made for: its values or dtype ({parameter.dtype}) "
+                    "differ. Either this is another model, or another edit came in between: load the model "
+                    "that the update was fitted on, with the same dtype, or revert the other edit first."
+                )
+        _check_finite(self.deltas)
+        originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            for name, parameter in parameters.items():
+                _add(parameter, self.deltas[name], name)
+            self._kept[model] = {
+                name: _Kept(originals[name], fingerprint(parameter)) for name, parameter in parameters.items()
+            }
+        except BaseException:
+            self._kept.pop(model, None)
+            for name, parameter in parameters.items():
+                parameter.copy_(originals[name])
+            raise
+
+    @torch.no_grad()
+    def revert(self, model: TransformerBridge) -> None:
+        """Put back the parameters as they were before, bit for bit.
+
+        Raises:
+            UpdateError: not applied to this model, or the parameters were changed again since.
+        """
+        if not self.is_applied(model):
+            raise UpdateError(f"{self!r} is not applied to this model: there is nothing to revert.")
+        kept = self._kept[model]
+        parameters = _find(model, self.deltas)
+        for name, parameter in parameters.items():
+            # The first state is also fine: an interrupted revert can be taken up again.
+            if fingerprint(parameter) not in (kept[name].edited, self.before[name]):
+                raise UpdateError(
+                    f"{name} was changed after {self!r} was applied. Revert the later update first "
+                    "(the last one applied is the first to be reverted)."
+                )
+        for name, parameter in parameters.items():
+            parameter.copy_(kept[name].original)
+        del self._kept[model]
+
+    @contextmanager
+    def applied(self, model: TransformerBridge) -> Iterator[TransformerBridge]:
+        """The model with the update, for the length of a ``with`` block.
+
+        Raises:
+            UpdateError: as ``apply`` and ``revert`` do.
+        """
+        self.apply(model)
+        try:
+            yield model
+        finally:
+            if self.is_applied(model):
+                self.revert(model)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the update to one safetensors file, whole or not at all.
+
+        Raises:
+            UpdateError: the file cannot be written.
+        """
+        path = Path(path)
+        tensors = {}
+        for name, delta in self.deltas.items():
+            tensors[f"{name}.left"], tensors[f"{name}.right"] = delta.left, delta.right
+        content = {"method": self.method, "info": self.info, "before": self.before}
+        header = {"version": _VERSION, **content, "checksum": _checksum(content, tensors)}
+        try:
+            write_whole(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header)}))
+        except OSError as error:
+            raise UpdateError(f"The update could not be written to {path}: {error}.") from error
+        return path
+
+    def __repr__(self) -> str:
+        names = self.parameters if len(self.deltas) <= 2 else f"[{len(self.deltas)} of them]"
+        return f"WeightUpdate(method={self.method!r}, rank={self.rank}, parameters={names})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy, also one sent to another process, is a new update that is applied to no model.
+        arguments = {"deltas": self.deltas, "before": self.before, "method": self.method, "info": self.info}
+        return partial(WeightUpdate, **arguments), ()
+
+
+@contextmanager
+def within(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
+    """The model with the update, whether or not it is applied now; as it was afterwards."""
+    if update.is_applied(model):
+        yield
+    else:
+        with update.applied(model):
+            yield
+
+
+@contextmanager
+def without(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
+    """The model without the update, whether or not it is applied now; as it was afterwards."""
+    if not update.is_applied(model):
+        yield
+        return
+    update.revert(model)
+    try:
+        yield
+    finally:
+        update.apply(model)
+
+
+def load_update(path: str | os.PathLike[str]) -> WeightUpdate:
+    """Read an update that ``WeightUpdate.save`` wrote.
+
+    Raises:
+        UpdateError: no such file, not an update, damaged, of another format version, or not finite.
+
+    >>> load_update(update.save(folder / "update.safetensors")).method
+    'ROME'
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UpdateError(f"There is no update file {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise UpdateError(
+            f"{path} is not a readable safetensors file: {error}. It may be damaged or cut short; "
+            "save the update again."
+        ) from error
+    content, checksum = _content(path, metadata)
+    if checksum != _checksum(content, tensors):
+        raise UpdateError(f"{path} is damaged: its checksum does not match. Save the update again.")
+    names = content["before"]
+    deltas = {name: LowRank(left=tensors[f"{name}.left"], right=tensors[f"{name}.right"]) for name in names}
+    _check_finite(deltas)
+    return WeightUpdate(deltas=deltas, **content)
+
+
+def _content(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+    """What a file says about its update, and the checksum over that and the tensors."""
+    try:
+        header = json.loads(metadata[_KEY])
+        version = header.pop("version")
+        if version == _VERSION:
+            checksum = header.pop("checksum")
+            return {key: header[key] for key in ("method", "info", "before")}, checksum
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UpdateError(
+            f"{path} is a safetensors file but not a weight update: its metadata are missing or damaged. "
+            "Give a file that WeightUpdate.save wrote."
+        ) from error
+    raise UpdateError(
+        f"{path} has format version {version!r}; this program reads version {_VERSION}. "
+        "Use the version of the program that wrote it, or save the update again."
+    )
+
+
+def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    prints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([content, prints], sort_keys=True).encode()).hexdigest()
+
+
+def _find(model: TransformerBridge, deltas: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
+    """The live parameters that the deltas name, which must have the deltas' shapes."""
+    known = hf_parameters(model)
+    for name, delta in deltas.items():
+        if name not in known:
+            raise UpdateError(f"The model has no parameter {name!r}. {suggest(name, known)}")
+        if tuple(known[name].shape) != delta.shape:
+            raise UpdateError(
+                f"The change of {name} has shape {delta.shape}, but this model's parameter has shape "
+                f"{tuple(known[name].shape)}. Use the model that the update was fitted on."
+            )
+    return {name: known[name] for name in deltas}
+
+
+def _check_finite(deltas: Mapping[str, LowRank]) -> None:
+    for name, delta in deltas.items():
+        if not delta.is_finite():
+            raise UpdateError(f"The change of {name} holds NaN or infinite values. Fit the update again.")
+
+
+def _add(parameter: nn.Parameter, delta: LowRank, name: str) -> None:
+    # A float32 delta added to a half-precision parameter is summed in float32 and rounded once.
+    parameter.add_(delta.dense(parameter.device))
+    if not parameter.isfinite().all():
+        raise UpdateError(
+            f"With this update {name} would not be finite in {parameter.dtype}. "
+            "The update is too large: fit it again with a stronger penalty, or use a wider dtype."
+        )

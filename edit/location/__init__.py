@@ -1,0 +1,1 @@
+"""What localisation tells about where to edit."""

@@ -1,0 +1,66 @@
+"""AlphaEdit: changes that stay in the null space of what the model's keys span."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from edit.methods.base import check_positive
+from edit.methods.rewriting.solves import Factors, in_null_space
+from edit.methods.rewriting.spreading import Spreading
+from edit.statistics import KeyStatistics
+from locate.errors import NumericsError
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(Spreading):
+    """Null-space constrained editing (Fang et al. 2025, arXiv:2410.02355).
+
+    As MEMIT, but each layer's change is projected onto the directions in which keys have little energy, so that it
+    leaves other knowledge alone: [P(KKᵀ + K_pK_pᵀ) + L2·I] Δᵀ = P K Rᵀ, with the keys K_p of earlier edits.
+
+    Args:
+        energy: the share of the keys' energy that the null space may hold.
+        threshold: instead of ``energy``, the largest eigenvalue of C that counts as zero (2e-2 in the publication;
+            its meaning depends on the model's scale).
+        ridge: L2; by default ``relative_ridge`` times the mean energy of a key in the null space.
+        relative_ridge: see ``ridge``.
+
+    >>> method = edit.AlphaEdit(layers=(3, 4), statistics_tokens=30_000)
+    >>> len(method.fit(model, [request]).parameters)
+    2
+    """
+
+    # The null space needs more keys than a solve does.
+    keys_per_dimension: ClassVar[int] = 40
+
+    energy: float | None = 0.1
+    threshold: float | None = None
+    ridge: float | None = None
+    relative_ridge: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_positive(energy=self.energy, threshold=self.threshold, ridge=self.ridge)
+        check_positive(relative_ridge=self.relative_ridge)
+        if self.energy is not None and not self.energy < 1:
+            raise NumericsError(f"energy: must be a share below 1, found {self.energy}.")
+
+    def solve(
+        self,
+        keys: Float[Tensor, "edit d_mlp"],
+        residuals: Float[Tensor, "edit d_model"],
+        statistics: KeyStatistics,
+        earlier: Float[Tensor, "before d_mlp"],
+    ) -> Factors:
+        """See ``LocateThenEdit.solve``."""
+        energy = None if self.threshold is not None else self.energy
+        basis = statistics.null_space(energy=energy, threshold=self.threshold)
+        ridge = self.ridge
+        if ridge is None:
+            # Of all keys, and not of the batch's own: a batch and the same edits in sequence must agree.
+            held = statistics.eigen()[0][: basis.shape[1]].clamp(min=0).sum()
+            ridge = self.relative_ridge * float(held)
+        held_before = (earlier.double() @ basis).square().sum(0)
+        return in_null_space(keys, residuals, basis, earlier, ridge + self._extra_ridge(held_before + ridge))

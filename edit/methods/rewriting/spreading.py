@@ -1,0 +1,208 @@
+"""Methods that write all requests together, spread over several layers; a method fills in its solve."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.changes.lowrank import LowRank
+from edit.changes.updates import WeightUpdate
+from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
+from edit.methods.rewriting.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
+from edit.methods.rewriting.stabilisers import reference_norm
+from edit.methods.where import Where, layers_at
+from edit.requests.conflicts import warn_of_shared_keys
+from edit.requests.requests import Cases, EditRequest
+from edit.statistics import KeyStatistics
+from edit.values.contexts import ContextBatch
+from edit.values.objective import RESIDUAL_OBJECTIVE, Place, Value, ValueObjective
+from edit.values.states import read_at_sites
+from locate.errors import NumericsError, SiteError
+from locate.model.weights import down_projection
+from locate.sites.memory import contribution_hook, key_hook, value_hook
+from locate.sites.site import hook_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spreading(LocateThenEdit):
+    """Values of all requests at the last layer, reached by writing a part of what is missing into each layer.
+
+    Where a norm follows the MLP (Gemma 3, OLMo 2), what a layer adds keeps its length whatever is written. A value
+    that is found in the residual stream (MEMIT, AlphaEdit) is then reached in direction and not in full; one that is
+    found in the MLP's output (EMMET, PMET) is.
+
+    Args:
+        layers: whose down-projections to edit, in ascending order; by default the method's share of the depth.
+    """
+
+    # Where values are optimised, and the layers by default, in shares of the depth.
+    place: ClassVar[Place] = "resid"
+    depth: ClassVar[tuple[float, float]] = (4 / 32, 8 / 32)
+
+    objective: ValueObjective = RESIDUAL_OBJECTIVE
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and not isinstance(self.layers, tuple):
+            raise SiteError(f"layers: give several, or one as (4,); found {self.layers!r}.")
+
+    def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
+        """The layers that will be edited."""
+        first, last = (min(round(share * model.cfg.n_layers), model.cfg.n_layers - 1) for share in self.depth)
+        usual = tuple(range(first, last + 1)) if self.layers is None else self.layers
+        return layers_at(model, usual if where is None else where, span=len(usual))
+
+    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
+        """The layers that ``fit`` would edit, with what stabilisers make of them."""
+        return tuple(layer for stage in self._stages(model, where) for layer in stage)
+
+    def _stages(self, model: TransformerBridge, where: Where | None) -> tuple[tuple[int, ...], ...]:
+        """Layers in groups that share a value."""
+        stages: tuple[tuple[int, ...], ...] = (self.resolve_layers(model, where),)
+        for stabiliser in self.stabilisers:
+            stages = tuple(stage for own in stages for stage in stabiliser.stages(own))
+        return stages
+
+    def fit_with(
+        self,
+        model: TransformerBridge,
+        requests: Cases,
+        *,
+        layer: Where | None = None,
+        earlier: EarlierEdits | None = None,
+        progress: bool = True,
+    ) -> Fitted:
+        """See ``EditingMethod.fit``."""
+        stages = self._stages(model, layer)
+        earlier = earlier or EarlierEdits()
+        prepared = self._prepared(model, requests, earlier)
+        statistics = self._statistics(model, self._downs(model, layer), earlier, progress)
+        return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
+
+    def _fit_one(
+        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
+    ) -> WeightUpdate:  # fmt: skip
+        stages = self._stages(model, where)
+        none = EarlierEdits()
+        return self._fit(model, [request], [context], prefixes, stages, statistics, none, [value], False).update
+
+    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        return self._stages(model, where)[0][-1]
+
+    def _fit(
+        self, model: TransformerBridge, requests: list[EditRequest], contexts: list[ContextBatch], prefixes: list[str],
+        stages: tuple[tuple[int, ...], ...], statistics: Mapping[int, KeyStatistics], earlier: EarlierEdits,
+        first: list[Value] | None, progress: bool,
+    ) -> Fitted:  # fmt: skip
+        """Write the requests stage by stage; ``first`` are the first stage's values where they are known already."""
+        downs = {layer: down_projection(model, layer) for stage in stages for layer in stage}
+        edits: list[dict[str, Any]] = []
+        deltas: dict[str, LowRank] = {}
+        written: dict[int, Written] = {}
+        anchors: dict[int, float] = {}
+
+        def edited() -> Any:
+            return WeightUpdate.make(model, deltas, method="partial").applied(model) if deltas else nullcontext()
+
+        for stage in stages:
+            with edited():
+                values = first or self._values(model, contexts, stage[-1], progress)
+            first = None
+            edits = [described_edit(request, value) for request, value in zip(requests, values, strict=True)]
+            anchors[stage[-1]] = reference_norm(values)
+            for stabiliser in self.stabilisers:
+                values = stabiliser.values(values, earlier.anchors.get(stage[-1]))
+            bar = tqdm(stage, f"{type(self).__name__} layers", disable=not progress, delay=1)
+            for index, one in enumerate(bar):
+                with edited():
+                    keys, residuals = self._missing(model, contexts, values, one, stage[-1])
+                    residuals = residuals * self._share(len(stage) - index)
+                    before = earlier.written.get(one)
+                    none = torch.zeros(0, keys.shape[1])
+                    if not written:
+                        warn_of_shared_keys(requests, keys, none if before is None else before.keys)
+                    try:
+                        factors = self.solve(keys, residuals, statistics[one], none if before is None else before.keys)
+                    except NumericsError as error:
+                        raise NumericsError(f"Layer {one}: {error}") from error
+                    delta = self.stabilised(stored(*factors, downs[one]), downs[one], earlier)
+                    wanted = keys.double() @ matrix_of(downs[one]).T + residuals.double()
+                written[one] = Written(layer=one, keys=keys.float(), values=wanted.float())
+                deltas[downs[one].name] = delta
+        info = self._info(list(downs), prefixes, statistics, edits)
+        update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
+        # Those of the unedited model are handed on, also past a first batch that is taken back.
+        return Fitted(update=update, written=written, anchors={**anchors, **earlier.anchors})
+
+    def _missing(
+        self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int
+    ) -> tuple[Float[Tensor, "edit d_mlp"], Float[Tensor, "edit d_model"]]:
+        """The requests' keys at a layer, and what its down-projection would have to add to reach their values."""
+        end = hook_name("resid", last) if self.place == "resid" else value_hook(last)
+        bare = dict.fromkeys(
+            [end, value_hook(layer), contribution_hook(layer), value_hook(last), contribution_hook(last)]
+        )
+        found = read_at_sites(
+            model, contexts, [key_hook(layer), *([end] if self._mean_output else [])], last,
+            bare=[name for name in bare if not (self._mean_output and name == end)], budget=self.budget,
+        )  # fmt: skip
+        keys = torch.stack([mean_over_prefixes(own) for own in found[key_hook(layer)]])
+        now = torch.stack([mean_over_prefixes(own) for own in found[end]])
+        residuals = torch.stack([value.value.cpu() for value in values]) - now
+        if self.place == "resid":
+            scale = _scale(found, layer)
+        else:
+            scale = torch.ones(1) if layer == last else _scale(found, layer) / _scale(found, last)
+        return keys, residuals * scale
+
+    # Whether what is there now is averaged over prefixes as the key is, so that W'k̄ can be exact.
+    _mean_output: ClassVar[bool] = False
+
+    def _share(self, layers_left: int) -> float:
+        """How much of what is missing a layer writes."""
+        return 1 / layers_left
+
+
+def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:
+    """What the down-projection must add for the residual stream to gain one.
+
+    It is 1 unless the MLP's output is normalised before it is added: then the scale and gain of that norm are
+    undone, with the scale that it has now. Where the gain is zero nothing can be written.
+    """
+    # Under the bare prompt, which is the first row where there are more.
+    outputs = torch.stack([own[0] for own in found[value_hook(layer)]])
+    added = torch.stack([own[0] for own in found[contribution_hook(layer)]])
+    if torch.equal(outputs, added):
+        return torch.ones_like(outputs)
+    return torch.where(added == 0, 0, outputs / added)
+
+
+def preserved_keys(
+    second_moment: Float[Tensor, "d_mlp d_mlp"], weight: float, earlier: Float[Tensor, "before d_mlp"]
+) -> Float[Tensor, "d_mlp d_mlp"]:
+    """λC + K_pK_pᵀ: what an edit should leave alone, the keys of earlier edits among it.
+
+    >>> preserved_keys(torch.eye(2).double(), 3.0, torch.zeros(0, 2)).tolist()
+    [[3.0, 0.0], [0.0, 3.0]]
+    """
+    before = earlier.double()
+    return weight * second_moment + before.T @ before
+
+
+def usual_weight(size: int) -> float:
+    """MEMIT's λ for keys of a size: 15,000 for the 14,336 of a Llama-type model, in proportion.
+
+    What a key's own value weighs against λC grows with its dimension, as kᵀC⁻¹k does.
+
+    >>> usual_weight(14_336)
+    15000.0
+    """
+    return 15_000 * size / 14_336

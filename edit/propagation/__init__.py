@@ -1,0 +1,1 @@
+"""How an edit travels from the changed weights to the answer."""

@@ -1,0 +1,270 @@
+"""How an edit travels from the changed weights to the answer."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.changes.updates import WeightUpdate, within, without
+from edit.requests.probes import ROLES, Probe, probes_for
+from edit.requests.requests import EditRequest
+from locate.contrast.sweep import kept_hooks, sweep
+from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
+from locate.errors import FactError, SiteError
+from locate.facts.prompts import encode_target, encode_text, rank_of, token_strings
+from locate.model.weights import edited_layers
+from locate.results import Result
+from locate.sites.site import KINDS, Kind, Site, check_kind
+from locate.store.netcdf import load_result, save_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
+DIRECTIONS = ("lost", "gained")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Propagation(Result):
+    """What an edit changes per probe, and through which states.
+
+    Attributes:
+        totals: one row per probe: ``role, text, old, new``, the logit difference o* − o of both models
+            (``base``, ``edited``), their difference (``total_effect``, in logits), log-probabilities in nats,
+            ranks of o*, and each model's first answer.
+        mediation: effect in logits, dims ``probe, direction, kind, position, layer``. ``lost``: what the
+            edited model loses when that state takes its base value. ``gained``: what the base model gains when
+            it takes its edited value. NaN beyond a probe's length and for probes without mediation.
+        tokens: each probe's tokens as text.
+        layers: the edited layers.
+        info: how it was made.
+
+    >>> flow.best("mlp").layer                                                       # the edited layer
+    4
+    """
+
+    figures: ClassVar[Mapping[str, str]] = {"plot": "edit.propagation.figures:plot_propagation"}
+
+    totals: pd.DataFrame
+    mediation: xr.DataArray
+    tokens: tuple[tuple[str, ...], ...]
+    layers: tuple[int, ...]
+    info: dict[str, Any]
+
+    def share(self, probe: int = 0) -> xr.DataArray:
+        """A probe's mediated effects as shares of its total effect.
+
+        Raises:
+            SiteError: there is no such probe, or its mediation was not measured.
+        """
+        if not 0 <= probe < len(self.totals):
+            raise SiteError(f"There is no probe {probe}: there are {len(self.totals)}, from 0.")
+        if bool(self.mediation.sel(probe=probe).isnull().all()):
+            role = self.totals.loc[probe, "role"]
+            raise SiteError(f"The mediation of probe {probe} ({role}) was not measured; add its role to mediate=….")
+        return self.mediation.sel(probe=probe) / self.totals.loc[probe, "total_effect"]
+
+    def best(self, kind: Kind, *, probe: int = 0, direction: str = "gained") -> Site:
+        """The site of a kind that carries most of a probe's effect."""
+        if direction not in DIRECTIONS or kind not in self.mediation.coords["kind"].values:
+            raise SiteError(f"Measured were {DIRECTIONS} for {self.info['kinds']}; found {direction!r} for {kind!r}.")
+        table = self.share(probe).sel(kind=kind, direction=direction)
+        where = table.argmax(dim=("position", "layer"))
+        cell = table.isel(where)  # type: ignore[arg-type]
+        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]))
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per probe and mediating state, with the probe's totals beside it.
+
+        >>> flow.to_dataframe()[["role", "kind", "token", "layer", "effect"]].head()      # doctest: +SKIP
+        """
+        table = self.mediation.rename("effect").to_dataframe().reset_index().dropna(subset="effect")
+        table["token"] = [self.tokens[p][t] for p, t in zip(table["probe"], table["position"], strict=True)]
+        totals = self.totals[["role", "text", "old", "new", "total_effect"]]
+        return table.merge(totals, left_on="probe", right_index=True)
+
+    def plot(self, **options: Any) -> "Figure":
+        """The change flowing from the edited site to the last token; see ``plot_propagation`` beside this module."""
+        return self.draw(**options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load_propagation`` reads back."""
+        plain = {
+            "totals": self.totals.to_dict(orient="records"), "tokens": self.tokens, "layers": self.layers,
+            "info": self.info,
+        }  # fmt: skip
+        return save_result(path, "propagation", _FORMAT, xr.Dataset({"mediation": self.mediation}), plain)
+
+
+def load_propagation(path: str | Path) -> Propagation:
+    """Read a propagation that was saved.
+
+    Raises:
+        DataError: the file is missing or is not a saved propagation.
+
+    >>> load_propagation(flow.save("flow.nc")).layers
+    (4,)
+    """
+    data, plain = load_result(path, "propagation", _FORMAT)
+    return Propagation(
+        totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
+        tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
+    )  # fmt: skip
+
+
+def propagate(
+    model: TransformerBridge,
+    update: WeightUpdate,
+    probes: Sequence[Probe] | EditRequest,
+    *,
+    mediate: Sequence[str] | str = ("edit", "paraphrase", "consequence"),
+    kinds: Sequence[Kind] = KINDS,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Propagation:
+    """Measure how an edit changes each probe's answer, and which states carry the change.
+
+    Base and edited model read the same tokens, so each state has a base and an edited value. Every state
+    from the edited layer on is exchanged in turn, exactly: its base value put into the edited model
+    (effect lost), and its edited value into the base model (effect gained).
+
+    Args:
+        model: a raw-mode bridge, with the update applied or not; it is left as it came.
+        update: the edit.
+        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes.
+        mediate: roles of the probes whose mediation is measured; totals are measured for all.
+        kinds: which states to exchange: ``resid``, ``mlp``, ``attn``.
+        budget: the most tokens in one pass.
+        progress: whether to show a bar on anything longer than a second.
+
+    Raises:
+        FactError: no probes, or one whose answers no token tells apart.
+        UpdateError: the update does not fit the model.
+
+    >>> flow = edit.propagate(model, update, request, mediate=("edit",), kinds=["mlp"])
+    >>> bool(flow.totals.loc[0, "total_effect"] > 0)
+    True
+    """
+    if isinstance(probes, EditRequest):
+        probes = tellable_probes(model, probes)
+    if not probes:
+        raise FactError("There are no probes; give some, or a request whose fact provides them.")
+    kinds = tuple(dict.fromkeys(check_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+    mediate = (mediate,) if isinstance(mediate, str) else tuple(mediate)
+    if unknown := sorted(set(mediate) - set(ROLES)):
+        raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    questions = [_question(model, probe) for probe in probes]
+    prompts = [tokens for tokens, _, _ in questions]
+    keep = kept_hooks(kinds, model.cfg.n_layers)
+    layers = edited_layers(model, update.parameters)
+    reached = range(min(layers, default=0), model.cfg.n_layers)
+    longest = max(len(tokens) for tokens in prompts)
+    shape = (len(probes), len(DIRECTIONS), len(kinds), longest, model.cfg.n_layers)
+    effects = torch.full(shape, float("nan"))
+    rows = []
+    for index, probe in enumerate(tqdm(probes, "propagation", disable=not progress, delay=1)):
+        tokens, new, old = questions[index]
+        tokens = tokens[None]
+
+        def difference(
+            logits: Float[Tensor, "row vocab"], rows: Tensor | None = None, new: int = new, old: int = old
+        ) -> Float[Tensor, "row"]:
+            return (logits[:, new] - logits[:, old]).float()
+
+        wanted = keep if probe.role in mediate else ()
+        with without(model, update):
+            base = freeze(model, tokens, keep=wanted, budget=budget)
+        with within(model, update):
+            edited = freeze(model, tokens, keep=wanted, budget=budget, checked=base)
+        rows.append(_totals(model, probe, base, edited, new, old))
+        if probe.role not in mediate:
+            continue
+        positions = range(tokens.shape[1])
+        own = effects[index, ..., : tokens.shape[1], :]
+        own[..., : reached.start] = 0.0
+        with within(model, update):
+            left = sweep(edited, base, kinds, difference, positions=positions, layers=reached)
+        own[0, ..., reached.start :] = (difference(edited.logits) - left[..., 0]).cpu()
+        with without(model, update):
+            right = sweep(base, edited, kinds, difference, positions=positions, layers=reached)
+        own[1, ..., reached.start :] = (right[..., 0] - difference(base.logits)).cpu()
+    coords = {
+        "probe": np.arange(len(probes)), "direction": list(DIRECTIONS), "kind": list(kinds),
+        "position": np.arange(longest), "layer": np.arange(model.cfg.n_layers),
+    }  # fmt: skip
+    return Propagation(
+        totals=pd.DataFrame(rows),
+        mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords), name="mediation"),
+        tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
+        layers=tuple(layers),
+        info={
+            "model": str(model.cfg.model_name),
+            "method": update.method,
+            "kinds": list(kinds),
+            "mediate": list(mediate),
+        },
+    )
+
+
+def _question(model: TransformerBridge, probe: Probe) -> tuple[Tensor, int, int]:
+    """The tokens to ask with, and the first tokens that tell the answers apart.
+
+    Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt.
+    """
+    new = encode_target(model, probe.text, probe.new).tolist()
+    old = encode_target(model, probe.text, probe.old).tolist()
+    prompt = encode_text(model, probe.text)
+    for index, (a, b) in enumerate(zip(new, old, strict=False)):
+        if a != b:
+            return torch.cat([prompt, torch.tensor(new[:index], dtype=torch.long)]), a, b
+    raise FactError(
+        f"{probe.text!r}: of the answers {probe.new!r} and {probe.old!r} one begins with all of the other, so no "
+        "token tells them apart. Choose other answers."
+    )
+
+
+def tellable_probes(model: TransformerBridge, request: EditRequest) -> list[Probe]:
+    """A request's probes whose answers a token tells apart; a warning names the others.
+
+    Raises:
+        FactError: no token tells the answers of the edit itself apart.
+
+    >>> [probe.role for probe in tellable_probes(model, request)][:1]
+    ['edit']
+    """
+    kept: list[Probe] = []
+    for probe in probes_for(request):
+        try:
+            _question(model, probe)
+        except FactError as error:
+            if probe.role == "edit":
+                raise
+            warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
+        else:
+            kept.append(probe)
+    return kept
+
+
+def _totals(
+    model: TransformerBridge, probe: Probe, base: FrozenRun, edited: FrozenRun, new: int, old: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"role": probe.role, "text": probe.text, "old": probe.old, "new": probe.new}
+    for name, run in (("base", base), ("edited", edited)):
+        logits = run.logits[0].float()
+        logprobs = logits.log_softmax(-1)
+        row[name] = float(logits[new] - logits[old])
+        row[f"{name}_logprob_new"] = float(logprobs[new])
+        row[f"{name}_logprob_old"] = float(logprobs[old])
+        row[f"{name}_rank_new"] = rank_of(logits, new)
+        row[f"{name}_answer"] = model.tokenizer.decode([int(logits.argmax())])
+    return {**row, "total_effect": row["edited"] - row["base"]}

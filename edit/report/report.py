@@ -1,0 +1,68 @@
+"""One self-contained HTML page about an edit."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from edit.changes.updates import WeightUpdate
+from edit.evaluation import Evaluation
+from edit.propagation.propagation import Propagation
+from locate.tracing.trace import Trace
+
+
+def write_report(
+    path: str | Path,
+    *,
+    summary: dict[str, Any],
+    trace: Trace,
+    update: WeightUpdate,
+    evaluation: Evaluation,
+    flow: Propagation,
+    figures: Path,
+) -> Path:
+    """Render the report; figures are read as PNG from a folder and go into the page itself.
+
+    The page loads nothing from anywhere and prints well.
+
+    >>> write_report("report.html", summary=…, trace=trace, …)                       # doctest: +SKIP
+    """
+    environment = Environment(
+        loader=PackageLoader("edit.report"), autoescape=select_autoescape(), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["number"] = _number
+    page = environment.get_template("report.html").render(
+        summary=summary, trace=trace, update=update, answers=_answers(evaluation), metrics=_metrics(evaluation),
+        totals=flow.totals.to_dict(orient="records"), info=update.info,
+        image=lambda name: _data_uri(figures / f"{name}.png"),
+    )  # fmt: skip
+    path = Path(path)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
+    rows: Any = evaluation.rows
+    keys = ["case", "probe", "prompt"]
+    columns = ["generation", "probability_new", "probability_true", "success"]
+    both = pd.merge(
+        rows[rows["model"] == "unedited"][keys + columns], rows[rows["model"] == "edited"][keys + columns],
+        on=keys, suffixes=("_before", "_after"),
+    )  # fmt: skip
+    return both.to_dict(orient="records")
+
+
+def _metrics(evaluation: Evaluation) -> list[dict[str, Any]]:
+    table = evaluation.summary()
+    return [{"name": name, **row} for name, row in table.to_dict(orient="index").items()]
+
+
+def _data_uri(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _number(value: Any, digits: int = 2) -> str:
+    return "–" if value is None or pd.isna(value) else f"{value:.{digits}f}".replace("-", "−")

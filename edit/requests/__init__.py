@@ -1,0 +1,1 @@
+"""What to change, what contradicts it, and by what to probe it."""

@@ -1,0 +1,1 @@
+"""Many edits, one batch after the other: remembered, kept on disk, undone."""

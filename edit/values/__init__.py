@@ -1,0 +1,1 @@
+"""From requests to the values that make them true: contexts, objective, optimisation."""

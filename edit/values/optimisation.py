@@ -1,0 +1,262 @@
+"""Finding the values v* that make the model say the new objects, for many requests at once."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.values.contexts import AlignedContexts, ContextBatch, align_contexts
+from edit.values.objective import Place, Value, ValueObjective
+from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
+from locate.errors import NumericsError
+from locate.model.devices import input_device
+from locate.model.parameters import frozen_parameters
+from locate.model.precision import Precision, computing_in
+from locate.sites.memory import contribution_hook, key_hook, value_hook
+from locate.sites.site import hook_name
+
+# In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
+_DIVERGED = 1.0
+# A token takes about as much more memory while gradients are kept for it.
+_GRADIENT_SHARE = 8
+# Padding costs a CPU as much as any token, and small passes little. An accelerator has columns to spare, and
+# more passes take longer.
+_PADDING = {"cpu": 64}
+
+
+def optimise_value(
+    model: TransformerBridge, contexts: ContextBatch, layer: int, objective: ValueObjective, *,
+    place: Place = "mlp", budget: int = DEFAULT_BUDGET, precision: Precision = "model",
+) -> Value:  # fmt: skip
+    """The value of one request; see ``optimise_values``."""
+    return optimise_values(model, [contexts], layer, objective, place=place, budget=budget, precision=precision)[0]
+
+
+def optimise_values(
+    model: TransformerBridge,
+    contexts: Sequence[ContextBatch],
+    layer: int,
+    objective: ValueObjective,
+    *,
+    place: Place = "mlp",
+    budget: int = DEFAULT_BUDGET,
+    precision: Precision = "model",
+    progress: bool = False,
+) -> list[Value]:
+    """Find, for each request by itself, what a layer must give at the site to make the new target likely.
+
+    Minimises mean NLL(o*) + λ·KL at ``"{subject} is a"`` + wd·‖δ‖/‖v₀‖² by Adam. Requests are optimised side by
+    side, each exactly as if it were alone: the rows are run once up to the site, each step resumes from there,
+    and a request that has converged leaves the batch.
+
+    Args:
+        model: a raw-mode bridge.
+        contexts: of each request.
+        layer: where to change the state.
+        objective: what to minimise, and when to stop.
+        place: of the change.
+        budget: the most tokens in one pass, an eighth of it where gradients are kept.
+        precision: of the steps' matrix products.
+        progress: whether to show a bar.
+
+    Raises:
+        NumericsError: a loss is not finite, or ends above where it began; the message names the request and the step.
+    """
+    values: dict[int, Value] = {}
+    with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
+        for group in _groups(contexts, budget, _PADDING.get(input_device(model).type, budget)):
+            own = [contexts[index] for index in group]
+            # The first pass in the model's own precision: under bfloat16 the mask of padding would overflow to −∞ and
+            # leave padded rows nothing to attend to.
+            optimisation = _Optimisation(model, own, layer, objective, place, budget)
+            with computing_in(precision, model):
+                found = optimisation.run()
+            values |= dict(zip(group, found, strict=True))
+            bar.update(len(group))
+    return [values[index] for index in range(len(contexts))]
+
+
+def _groups(contexts: Sequence[ContextBatch], budget: int, padding: int) -> list[list[int]]:
+    """Requests that are optimised together: of like length after the site, and within the budget.
+
+    A request that would pad those before it by more than ``padding`` tokens opens a group of its own.
+    """
+
+    def extent(index: int) -> tuple[int, int]:
+        return contexts[index].tokens.shape[1] - contexts[index].site, contexts[index].site
+
+    groups: list[list[int]] = []
+    rows = before = after = 0
+    for index in sorted(range(len(contexts)), key=extent):
+        suffix, prefix = extent(index)
+        padded = rows * (suffix - after)
+        rows, before, after = rows + len(contexts[index].tokens), max(before, prefix), max(after, suffix)
+        fits = rows * (before + after) <= budget and rows * after <= max(1, budget // _GRADIENT_SHARE)
+        if groups and fits and padded <= padding:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            rows, before, after = len(contexts[index].tokens), prefix, suffix
+    return groups
+
+
+class _Optimisation:
+    """One group of requests on its way to their values."""
+
+    def __init__(
+        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, objective: ValueObjective,
+        place: Place, budget: int,
+    ) -> None:  # fmt: skip
+        self.model, self.contexts, self.layer, self.objective = model, contexts, layer, objective
+        self.place: Place = place
+        self.joint = align_contexts(contexts)
+        keep = {
+            "mlp": [value_hook(layer)],
+            "attn+mlp": [hook_name("attn", layer), value_hook(layer)],
+            "resid": [contribution_hook(layer)],
+        }[place]
+        self.frozen = freeze(
+            model, self.joint.tokens, attention_mask=self.joint.attention_mask, budget=budget,
+            keep=[*dict.fromkeys([*keep, key_hook(layer), value_hook(layer)])],
+        )  # fmt: skip
+        # The bare prompt is the first row of each request.
+        self.bare = torch.tensor([int((self.joint.owner < i).sum()) for i in range(len(contexts))])
+        if place == "resid":
+            self.initial = self._at_site(self.frozen.residuals[layer + 1], self.bare)[:, None]
+        else:
+            self.initial = torch.stack([self._at_site(self.frozen.kept[name], self.bare) for name in keep], dim=1)
+        self.hooks = [] if place == "resid" else keep
+        self.written = self._at_site(self.frozen.kept[keep[-1]], self.bare)
+        self.deltas = [torch.zeros_like(own, requires_grad=True) for own in self.initial]
+        self.losses: list[list[float]] = [[] for _ in contexts]
+        self.stopped = [f"after {objective.steps} steps"] * len(contexts)
+
+    def run(self) -> list[Value]:
+        """Take the steps, and give what was found."""
+        optimiser = torch.optim.Adam(self.deltas, lr=self.objective.learning_rate)
+        active = torch.arange(len(self.contexts))
+        undisturbed: Tensor | None = None
+        with torch.enable_grad(), frozen_parameters(self.model):
+            for step in range(self.objective.steps + 1):
+                rows, joint = self.joint.only(active)
+                readouts, essences = self._logits(rows, joint, active)
+                scores = essences.float().log_softmax(-1)
+                if undisturbed is None:
+                    undisturbed = scores.detach()
+                targets = joint.targets.to(readouts.device)
+                each = F.cross_entropy(readouts.float(), targets, reduction="none")
+                nll = _mean_by(each, joint.askers, len(active))
+                drift = F.kl_div(undisturbed[active], scores, log_target=True, reduction="none").sum(-1)
+                loss = nll + self.objective.kl_weight * drift + self._decay(active).to(nll.device)
+                self._check(loss, active, step)
+                first = _mean_by((readouts.argmax(-1) == targets).float(), joint.askers, len(active)) == 1
+                now = zip(active.tolist(), loss.tolist(), nll.tolist(), first.tolist(), strict=True)
+                going = torch.tensor([not self._stops(*one) for one in now])
+                if step == self.objective.steps or not going.any():
+                    break
+                own = [self.deltas[i] for i in active.tolist()]
+                gradients = torch.autograd.grad(loss.sum(), own)
+                if step == 0:
+                    self._check_reached(active, gradients)
+                for delta in self.deltas:
+                    delta.grad = None  # a request that has stopped is left where it is
+                for delta, gradient, goes in zip(own, gradients, going.tolist(), strict=True):
+                    delta.grad = gradient if goes else None
+                optimiser.step()
+                active = active[going]
+                self._clamp(active)
+        self._check_descent()
+        return [self._value(index) for index in range(len(self.contexts))]
+
+    def _logits(self, rows: Tensor, joint: AlignedContexts, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits at the readouts and at the essences, with every request's δ in place."""
+        site = self.joint.site
+        deltas = torch.stack([self.deltas[i] for i in active.tolist()])[joint.owner]
+        if self.place == "resid":
+            states = self.frozen.residuals[self.layer + 1][rows, site:]
+            shifted = states[:, :1] + deltas.to(states)
+            branch = Branch(layer=self.layer + 1, rows=rows, states=torch.cat([shifted, states[:, 1:]], dim=1))
+        else:
+            branch = Branch(
+                layer=self.layer, rows=rows, states=self.frozen.residuals[self.layer][rows, site:],
+                interventions={name: Shift(values=deltas[:, i]) for i, name in enumerate(self.hooks)},
+            )  # fmt: skip
+        at = (torch.cat([joint.readouts[0], joint.essences[0]]), torch.cat([joint.readouts[1], joint.essences[1]]))
+        logits = self.frozen.resume(site, [branch], at=at, grad=True)
+        return logits[: len(joint.targets)], logits[len(joint.targets) :]
+
+    def _decay(self, active: Tensor) -> Tensor:
+        own = torch.stack([self.deltas[i] for i in active.tolist()])
+        return self.objective.weight_decay * (own.norm(dim=-1) / self.initial[active].norm(dim=-1) ** 2).sum(-1)
+
+    @torch.no_grad()
+    def _clamp(self, active: Tensor) -> None:
+        for i in active.tolist():
+            delta, limit = self.deltas[i], self.objective.clamp * self.initial[i].norm(dim=-1, keepdim=True)
+            delta.mul_(torch.clamp(limit / delta.norm(dim=-1, keepdim=True).clamp_min(1e-12), max=1.0))
+
+    def _check(self, loss: Tensor, active: Tensor, step: int) -> None:
+        for i, one in zip(active.tolist(), loss.tolist(), strict=True):
+            self.losses[i].append(one)
+            if not -float("inf") < one < float("inf"):
+                raise NumericsError(
+                    f"{self._named(i)}The value's loss is {one} at step {step} in layer {self.layer}; "
+                    "nothing was changed. Lower the learning rate, or load the model in float32."
+                )
+
+    def _check_reached(self, active: Tensor, gradients: Sequence[Tensor]) -> None:
+        for i, gradient in zip(active.tolist(), gradients, strict=True):
+            if not gradient.any():
+                raise NumericsError(
+                    f"{self._named(i)}What layer {self.layer} gives at the subject's last token reaches "
+                    "no answer, so no value there can change one; nothing was changed. In the last layer only the last "
+                    "token's state does. Choose an earlier layer."
+                )
+
+    def _check_descent(self) -> None:
+        for index, losses in enumerate(self.losses):
+            if losses[-1] > losses[0] + _DIVERGED:
+                lowest = min(range(len(losses)), key=losses.__getitem__)
+                raise NumericsError(
+                    f"{self._named(index)}The value's optimisation in layer {self.layer} "
+                    f"diverges: its loss is {losses[-1]:.3g} after {len(losses) - 1} steps, {losses[0]:.3g} at first "
+                    f"and {losses[lowest]:.3g} at step {lowest}; nothing was changed. Lower the learning rate."
+                )
+
+    def _named(self, index: int) -> str:
+        """How a message about a request begins."""
+        label = self.contexts[index].label
+        return f"{label}: " if label else ""
+
+    def _stops(self, index: int, loss: float, nll: float, first: bool) -> bool:
+        objective = self.objective
+        if objective.stop == "loss" and loss < objective.loss_threshold:
+            self.stopped[index] = f"loss below {objective.loss_threshold}"
+        elif objective.stop == "first" and first and torch.tensor(-nll).exp() >= objective.probability:
+            self.stopped[index] = "the new object is first under every prefix"
+        else:
+            return False
+        return True
+
+    def _value(self, index: int) -> Value:
+        rows = (self.joint.owner == index).nonzero().squeeze(1)[:-1]  # without the essence
+        initial, delta = self.initial[index, -1], self.deltas[index].detach()[-1]
+        return Value(
+            value=initial + delta, initial=initial, written=self.written[index],
+            keys=self._at_site(self.frozen.kept[key_hook(self.layer)], rows).cpu(),
+            outputs=self._at_site(self.frozen.kept[value_hook(self.layer)], rows).cpu(),
+            losses=tuple(self.losses[index]), stopped=self.stopped[index],
+            layer=self.layer, place=self.place, label=self.contexts[index].label,
+        )  # fmt: skip
+
+    def _at_site(self, states: Tensor, rows: Tensor) -> Tensor:
+        return states[rows.to(states.device), self.joint.site].float()
+
+
+def _mean_by(values: Tensor, groups: Tensor, n: int) -> Tensor:
+    groups = groups.to(values.device)
+    counts = torch.bincount(groups, minlength=n)
+    return torch.zeros(n, device=values.device).index_add(0, groups, values) / counts

@@ -1,0 +1,79 @@
+from .contrast.corruption import Corruption
+from .contrast.measures import kl_divergence, log_probability, logit_diff, probability, rank
+from .contrast.metrics import Metric
+from .contrast.noise import (
+    GaussianNoise,
+    MeanEmbedding,
+    MultivariateNoise,
+    ResampledEmbedding,
+    UniformNoise,
+    ZeroEmbedding,
+    embedding_std,
+)
+from .contrast.swaps import TokenSwap
+from .errors import DataError, FactError, LocateError, ModelError, NumericsError, SiteError, UpdateError
+from .facts.facts import Consequence, Fact, OtherRelation
+from .facts.files import bundled_facts, load_facts
+from .facts.prompts import Prompt, encode_fact
+from .model.loading import load_model
+from .neurons.extraction import attribute_extraction_rate
+from .neurons.knowledge import NeuronScores, knowledge_neurons, load_neurons
+from .patching.knockout import Knockout, attention_knockout, load_knockout
+from .patching.patch import patch
+from .patching.patches import Patches, load_patches
+from .patching.paths import path_patch
+from .sites.site import Site
+from .tracing.average import AverageTrace, average_traces, load_average
+from .tracing.causal import causal_trace
+from .tracing.trace import Trace, load_trace
+
+__all__ = [
+    "AverageTrace",
+    "Consequence",
+    "Corruption",
+    "DataError",
+    "Fact",
+    "FactError",
+    "GaussianNoise",
+    "Knockout",
+    "LocateError",
+    "MeanEmbedding",
+    "Metric",
+    "ModelError",
+    "MultivariateNoise",
+    "NeuronScores",
+    "NumericsError",
+    "OtherRelation",
+    "Patches",
+    "Prompt",
+    "ResampledEmbedding",
+    "Site",
+    "SiteError",
+    "TokenSwap",
+    "Trace",
+    "UniformNoise",
+    "UpdateError",
+    "ZeroEmbedding",
+    "attention_knockout",
+    "attribute_extraction_rate",
+    "average_traces",
+    "bundled_facts",
+    "causal_trace",
+    "embedding_std",
+    "encode_fact",
+    "kl_divergence",
+    "knowledge_neurons",
+    "load_average",
+    "load_facts",
+    "load_knockout",
+    "load_model",
+    "load_neurons",
+    "load_patches",
+    "load_trace",
+    "log_probability",
+    "logit_diff",
+    "patch",
+    "path_patch",
+    "probability",
+    "rank",
+]

@@ -1,0 +1,189 @@
+"""Branches that give one run the states of another, at one place."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
+from locate.errors import SiteError
+from locate.sites.site import Kind, hook_name
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairing:
+    """Which rows of two runs belong together: row i of a result patches ``target`` from ``source``.
+
+    Attributes:
+        target: for each row, the row of the run that is patched.
+        source: for each row, the row of the run that the states come from.
+    """
+
+    target: Int[Tensor, "row"]
+    source: Int[Tensor, "row"]
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def only(self, wanted: Tensor) -> "Pairing":
+        """Some of the rows."""
+        return Pairing(target=self.target[wanted], source=self.source[wanted])
+
+    @classmethod
+    def of(cls, target: FrozenRun, source: FrozenRun) -> "Pairing":
+        """Row by row, or one row with all."""
+        n = max(len(target.tokens), len(source.tokens))
+        alone = torch.zeros(n, dtype=torch.long)
+        return cls(
+            target=torch.arange(n) if len(target.tokens) > 1 else alone,
+            source=torch.arange(n) if len(source.tokens) > 1 else alone,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Graft:
+    """Makes branches of ``target`` that take states of ``source``, from one position on.
+
+    Attributes:
+        target: the run that is patched.
+        source: the run that the states come from; it must have kept those that are asked for.
+        pairing: which of their rows belong together.
+        position: where the runs are resumed.
+        everywhere: patch all positions from there on, and not that one alone.
+    """
+
+    target: FrozenRun
+    source: FrozenRun
+    pairing: Pairing
+    position: int
+    everywhere: bool = False
+
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """The patched positions, counted from the resume's."""
+        return tuple(range(self.target.tokens.shape[1] - self.position)) if self.everywhere else (0,)
+
+    def residual(self, layer: int, severed: str | None = None) -> Branch:
+        """The residual stream that enters a block (``n_layers`` for the final norm).
+
+        Args:
+            layer: the block.
+            severed: hold this module's outputs at their values in ``target`` from there on.
+        """
+        states = self._entering(layer).clone()
+        states[:, list(self.columns)] = self._own(self.source.residuals[layer]).to(states)
+        held: dict[str, Intervention] = {}
+        if severed is not None:
+            names = [hook_name(severed, later) for later in range(layer, self.target.n_layers)]
+            held = {name: self._pin(self.target, self.pairing.target, name) for name in names}
+        return Branch(layer=layer, rows=self.pairing.target, states=states, interventions=held)
+
+    def state(self, layers: range, names: Sequence[str]) -> Branch:
+        """Whole states at hook points of some layers."""
+        pins = {name: self._pin(self.source, self.pairing.source, name) for name in names}
+        return Branch(
+            layer=layers.start, rows=self.pairing.target, states=self._entering(layers.start), interventions=pins
+        )
+
+    def windows(self, kind: Kind, spans: Sequence[range]) -> list[Branch]:
+        """A module's outputs in windows of layers."""
+        # Windows cut off at the first layer begin alike: they share one run up to where each of them ends.
+        shared = sorted({span.stop for span in spans if span.start == 0})
+        trunk: dict[int, Tensor] = {}
+        if self.target.resumable and len(shared) > 1:
+            trunk = self.target.advance(self.position, self._window(kind, range(shared[-1])), shared)
+        return [
+            Branch(layer=span.stop, rows=self.pairing.target, states=trunk[span.stop])
+            if span.start == 0 and span.stop in trunk
+            else self._window(kind, span)
+            for span in spans
+        ]
+
+    def units(self, layer: int, name: str, units: Sequence[int] | None = None) -> Branch:
+        """Single heads or neurons (the axis after the position), one after the other, each in all rows."""
+        values = self._own(self.source.kept[name])
+        chosen = torch.arange(values.shape[2]) if units is None else torch.tensor(units, dtype=torch.long)
+        values = values[:, :, chosen.to(values.device)].movedim(2, 0).flatten(0, 1)
+        pin = Pin(values=values, columns=self.columns, units=chosen.repeat_interleave(len(self.pairing)))
+        return self._repeated(layer, len(chosen), {name: pin})
+
+    def patterns(self, layer: int, name: str, heads: Sequence[int] | None = None) -> Branch:
+        """Single heads' attention patterns, one head after the other, each in all rows."""
+        values = rows_of(self.source.kept[name], self.pairing.source)[:, :, self.position :]
+        values = values[:, :, list(self.columns)]
+        chosen = torch.arange(values.shape[1]) if heads is None else torch.tensor(heads, dtype=torch.long)
+        values = values[:, chosen.to(values.device)].movedim(1, 0).flatten(0, 1)
+        pin = PatternPin(values=values, queries=self.columns, heads=chosen.repeat_interleave(len(self.pairing)))
+        return self._repeated(layer, len(chosen), {name: pin})
+
+    def middle(self, layer: int) -> Branch:
+        """The residual stream between a block's attention and its MLP.
+
+        A block hands that state to two readers, the norm before its MLP and the sum after it. What it is made of
+        is patched: the attention's output, by as much as brings the sum to the wanted state.
+        """
+        name = hook_name("attn", layer)
+        wanted = self._own(self.source.residuals[layer]) + self._own(self.source.kept[name])
+        entering = self._entering(layer)
+        pin = Pin(values=wanted.to(entering) - entering[:, list(self.columns)], columns=self.columns)
+        return Branch(layer=layer, rows=self.pairing.target, states=entering, interventions={name: pin})
+
+    def _window(self, kind: Kind, layers: range) -> Branch:
+        names = [hook_name(kind, layer) for layer in layers]
+        if kind != "mlp" or not self._mlp_is_added_last:
+            return self.state(layers, names)
+        # Nothing in the window's first block depends on the patch but its last sum, so the block need not run.
+        states = self._entering(layers.start + 1).clone()
+        columns = list(self.columns)
+        old = rows_of(self.target.kept[names[0]], self.pairing.target)[:, self.position :][:, columns]
+        states[:, columns] += self._own(self.source.kept[names[0]]).to(states) - old
+        pins = {name: self._pin(self.source, self.pairing.source, name) for name in names[1:]}
+        return Branch(layer=layers.start + 1, rows=self.pairing.target, states=states, interventions=pins)
+
+    @cached_property
+    def _mlp_is_added_last(self) -> bool:
+        """Whether a block ends by adding its MLP's output, tried on the first block."""
+        run, name = self.target, hook_name("mlp", 0)
+        if not run.resumable or name not in run.kept:
+            return False
+        states, after = (run.residuals[layer][:1, self.position :] for layer in (0, 1))
+        # As large as the stream itself, so that the few digits of half precision tell as well.
+        size = float(after.abs().max()) + 1
+        pin = Pin(values=run.kept[name][:1, self.position, None] + size)
+        branch = Branch(layer=0, rows=torch.zeros(1, dtype=torch.long), states=states, interventions={name: pin})
+        moved = run.advance(self.position, branch, [1])[1] - after
+        expected = torch.zeros_like(moved)
+        expected[:, 0] = size
+        return bool(torch.allclose(moved, expected, rtol=0, atol=0.03 * size))
+
+    def _pin(self, run: FrozenRun, rows: Tensor, name: str) -> Pin:
+        if name not in run.kept:
+            raise SiteError(f"The run that {name!r} is patched from did not keep it.")
+        values = rows_of(run.kept[name], rows)[:, self.position :][:, list(self.columns)]
+        return Pin(values=values, columns=self.columns)
+
+    def _own(self, values: Tensor) -> Tensor:
+        """The source's values for each row, at the patched positions."""
+        return rows_of(values, self.pairing.source)[:, self.position :][:, list(self.columns)]
+
+    def _entering(self, layer: int) -> Tensor:
+        return rows_of(self.target.residuals[layer], self.pairing.target)[:, self.position :]
+
+    def _repeated(self, layer: int, times: int, interventions: dict[str, Intervention]) -> Branch:
+        # Expanded, and not copied, for a single row: thousands of neurons share the same states.
+        states = self._entering(layer)[None].expand(times, -1, -1, -1).flatten(0, 1)
+        return Branch(layer=layer, rows=self.pairing.target.repeat(times), states=states, interventions=interventions)
+
+
+def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:
+    """These rows of a state; a state of one row is that of all.
+
+    >>> rows_of(torch.zeros(1, 7), torch.tensor([0, 0, 0])).shape
+    torch.Size([3, 7])
+    """
+    if values.shape[0] == 1:
+        return values.expand(len(rows), *values.shape[1:])
+    return values[rows.to(values.device)]

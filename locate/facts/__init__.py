@@ -1,0 +1,1 @@
+"""What a model is asked: facts, the files they come in, prompts and questions."""

@@ -1,0 +1,150 @@
+"""Facts and other records from files."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from locate.errors import DataError, FactError, listed
+from locate.facts.facts import Fact
+
+T = TypeVar("T")
+
+
+def load_facts(path: str | Path) -> list[Fact]:
+    """Read facts from a JSON, JSONL or CSV file, checking every record.
+
+    CSV files carry the plain text columns only (``prompt, subject, target`` and, where wanted,
+    ``target_new, id, relation``).
+
+    Raises:
+        DataError: the file is missing or not of that form, or a record is bad: the message
+            names the file, the record's index and the field.
+
+    >>> facts = load_facts("my_facts.json")                                  # doctest: +SKIP
+    """
+    adapter = TypeAdapter(Fact)
+    return parse_records(Path(path), read_records(Path(path)), lambda _, record: adapter.validate_python(record))
+
+
+def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any], T]) -> list[T]:
+    """Every record by ``parse(index, record)``; the bad ones are collected into one error.
+
+    Raises:
+        DataError: a record is bad: the message names the file, the record's index and the field.
+
+    >>> parse_records(Path("ages.json"), [{"age": "7"}], lambda _, record: int(record["age"]))
+    [7]
+    """
+    parsed: list[T] = []
+    problems: list[str] = []
+    for index, record in enumerate(records):
+        try:
+            parsed.append(parse(index, record))
+        except ValidationError as error:
+            problems += [f"record {index}, {_problem(problem)}" for problem in error.errors()]
+        except FactError as error:
+            problems.append(f"record {index}, {error}")
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n{listed(problems, 10)}")
+    return parsed
+
+
+def parse_fact(record: Any, where: str) -> Fact:
+    """One fact from a plain dictionary; ``where`` names its place in error messages.
+
+    Raises:
+        DataError: a field is missing, unknown, of another type, or not usable.
+
+    >>> parse_fact({"prompt": "{} is in", "subject": "Rome", "target": "Italy"}, "example").text
+    'Rome is in'
+    """
+    try:
+        return TypeAdapter(Fact).validate_python(record)
+    except ValidationError as error:
+        raise DataError(f"{where}, {_problem(error.errors()[0])}") from error
+
+
+def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -> list[Fact]:
+    """The facts that ship with the project, optionally of one relation or known to one model.
+
+    Args:
+        relation: keep this relation only.
+        known_to: keep the facts whose target this model ranks first (a name in ``Fact.ranks``).
+
+    >>> facts = bundled_facts(known_to="smollm2-135m")
+    >>> facts[0].subject
+    'The Eiffel Tower'
+    """
+    facts = load_facts(_bundled_path())
+    if relation is not None:
+        relations = {fact.relation for fact in facts}
+        if relation not in relations:
+            raise DataError(f"No shipped fact has the relation {relation!r}. Known: {sorted(map(str, relations))}.")
+        facts = [fact for fact in facts if fact.relation == relation]
+    if known_to is not None:
+        facts = [fact for fact in facts if fact.ranks.get(known_to) == 1]
+    return facts
+
+
+def _bundled_path() -> Path:
+    inside = Path(str(resources.files("locate"))) / "facts.json"
+    # A wheel carries the file inside the package; a checkout keeps it in data/.
+    return inside if inside.exists() else inside.parent.parent / "data" / "facts.json"
+
+
+def _problem(problem: Any) -> str:
+    field_name = ".".join(str(part) for part in problem["loc"])
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{field_name}: {message}" if field_name else message
+
+
+def read_records(path: Path) -> Sequence[Any]:
+    """The records of a JSON, JSONL or CSV file, unchecked.
+
+    Raises:
+        DataError: the file is missing, not readable as what its name says, or holds no list of records.
+
+    >>> [record["subject"] for record in read_records(Path("my_facts.json"))]
+    ['Rome']
+    """
+    if not path.is_file():
+        raise DataError(f"There is no facts file {str(path)!r}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        match path.suffix.lower():
+            case ".json":
+                records = json.loads(text)
+            case ".jsonl":
+                records = _read_lines(path, text)
+            case ".csv":
+                rows = csv.DictReader(io.StringIO(text, newline=""))
+                records = [{key: value for key, value in row.items() if value} for row in rows]
+            case other:
+                raise DataError(f"{path}: unknown file type {other!r}; facts come as .json, .jsonl or .csv.")
+    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
+    if isinstance(records, dict):  # a file with a single fact
+        records = [records]
+    if not isinstance(records, list) or not records:
+        found = "an empty one" if records == [] else type(records).__name__
+        raise DataError(f"{path}: expected a non-empty list of facts, found {found}.")
+    return records
+
+
+def _read_lines(path: Path, text: str) -> list[Any]:
+    records = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise DataError(
+                    f"{path}, line {number}: not readable as JSON: {error.msg} at column {error.colno}"
+                ) from error
+    return records

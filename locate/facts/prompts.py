@@ -1,0 +1,160 @@
+"""From text to tokens: where the subject stands, and how the answer is spelled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.errors import FactError, SiteError
+from locate.facts.facts import Fact
+
+PositionName = Literal["all", "subject", "subject_last", "last", "others"]
+Positions = PositionName | str | Sequence[int | str]
+
+_OPENING = "\"'“‘«(["
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A tokenised prompt.
+
+    Attributes:
+        text: the prompt as written.
+        tokens: ids from the model's own tokenizer called plainly, shape ``position``.
+        subject_span: half-open range of the subject's token positions.
+
+    >>> prompt = encode_fact(model, fact)
+    >>> prompt.last_subject_position
+    3
+    """
+
+    text: str
+    tokens: Int[Tensor, "position"]
+    subject_span: tuple[int, int]
+
+    @property
+    def last_subject_position(self) -> int:
+        """Position of the subject's last token: where factual recall happens."""
+        return self.subject_span[1] - 1
+
+
+def encode_fact(model: TransformerBridge, fact: Fact, template: str | None = None, prefix: str = "") -> Prompt:
+    """Tokenise a fact's prompt (or another template about its subject, or with text before it).
+
+    The subject's tokens are those whose characters overlap it, by the tokenizer's own offsets.
+
+    Raises:
+        FactError: the subject covers no token, or the tokenizer gives no offsets.
+
+    >>> prompt = encode_fact(model, fact)
+    >>> prompt.subject_span
+    (0, 4)
+    """
+    template = fact.prompt if template is None else template
+    text = prefix + fact.fill(template)
+    start = len(prefix) + template.index("{}")
+    return encode_with_span(model, text, start, start + len(fact.subject))
+
+
+def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) -> Prompt:
+    """Tokenise text and find the tokens that overlap the characters ``start:end``."""
+    ids, offsets = _tokenise(model, text)
+    inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    if not inside:
+        raise FactError(f"The subject {text[start:end]!r} covers no token of the prompt {text!r}.")
+    return Prompt(text=text, tokens=torch.tensor(ids), subject_span=(inside[0], inside[-1] + 1))
+
+
+def encode_text(model: TransformerBridge, text: str) -> Int[Tensor, "position"]:
+    """Token ids of a text, exactly as the model's tokenizer gives them."""
+    ids = torch.tensor(model.tokenizer(text)["input_ids"], dtype=torch.long)
+    if ids.numel() == 0:
+        raise FactError(f"The text {text!r} has no tokens.")
+    return ids
+
+
+def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
+    """The token positions that are meant, in ascending order.
+
+    Names are ``"all"``, ``"subject"``, ``"subject_last"`` (its last token), ``"last"`` (the prompt's last token)
+    and ``"others"`` (all but the subject's and the last); several may be given together.
+
+    Raises:
+        SiteError: an unknown name, or a position that the prompt does not have.
+
+    >>> resolve_positions(encode_fact(model, fact), "subject")
+    (0, 1, 2, 3)
+    """
+    length, (start, end) = len(prompt.tokens), prompt.subject_span
+    named: dict[str, Sequence[int]] = {
+        "all": range(length),
+        "subject": range(start, end),
+        "subject_last": range(max(start, end - 1), end),
+    }
+    named["last"] = range(length - 1, length)
+    named["others"] = [place for place in range(length - 1) if not start <= place < end]
+    if isinstance(positions, str):
+        if positions not in named:
+            raise SiteError(f"positions must be one of {', '.join(named)}, or indices; found {positions!r}.")
+        if not named[positions]:
+            raise SiteError(f"{prompt.text!r} has no {positions!r} tokens; it has no subject, or nothing else.")
+        return tuple(named[positions])
+    found: set[int] = set()
+    for position in positions:
+        if isinstance(position, str):
+            found |= set(resolve_positions(prompt, position))
+        elif -length <= position < length:
+            found.add(position % length)
+        else:
+            raise SiteError(f"Position {position} is out of range: {prompt.text!r} has {length} tokens.")
+    if not found:
+        raise SiteError("positions: give at least one.")
+    return tuple(sorted(found))
+
+
+def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Tensor, "token"]:
+    """Token ids of ``target`` as they follow ``prompt``, with a space between where one is needed.
+
+    Raises:
+        FactError: the target is empty, merges with the prompt, or is unknown to the tokenizer.
+
+    >>> encode_target(model, "The Eiffel Tower is located in the city of", "Paris").shape
+    torch.Size([1])
+    """
+    if not target.strip():
+        raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
+    space = "" if not prompt or prompt[-1].isspace() or prompt[-1] in _OPENING else " "
+    # Special tokens are left out: one that the tokenizer puts at the end would stand between the two.
+    base = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = model.tokenizer(prompt + space + target.strip(), add_special_tokens=False)["input_ids"]
+    found = ids[len(base) :]
+    if not found or ids[: len(base)] != base:
+        raise FactError(
+            f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. "
+            "End the prompt at a word boundary, without a trailing space."
+        )
+    if model.tokenizer.unk_token_id in found and model.tokenizer.unk_token not in target:
+        raise FactError(f"The target {target!r} is unknown to the model's tokenizer.")
+    return torch.tensor(found)
+
+
+def rank_of(logits: Float[Tensor, "vocab"], token: int) -> int:
+    """The 1-based rank of a token among the logits (1 is the model's first answer)."""
+    return int((logits > logits[token]).sum()) + 1
+
+
+def token_strings(model: TransformerBridge, tokens: Int[Tensor, "position"]) -> list[str]:
+    """Readable text of each token, for labels."""
+    return [model.tokenizer.decode([token]) for token in tokens.tolist()]
+
+
+def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    tokenizer = model.tokenizer
+    if tokenizer is None or not tokenizer.is_fast:
+        raise FactError("Subject positions need a fast tokenizer (one that gives character offsets).")
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    return encoded["input_ids"], encoded["offset_mapping"]

@@ -1,0 +1,33 @@
+"""What is asked in a run."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.facts.prompts import encode_target
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Questions:
+    """What is asked in a run, as far as a metric needs to know.
+
+    Attributes:
+        model: who is asked.
+        texts: the prompts.
+        answers: for each of them, the first token of its answer.
+        targets_new: for each, its counterfactual answer, where it has one.
+        clean: for each, the logits of the clean run.
+    """
+
+    model: TransformerBridge
+    texts: tuple[str, ...]
+    answers: Int[Tensor, "question"]
+    targets_new: tuple[str | None, ...]
+    clean: Float[Tensor, "question vocab"]
+
+    def first_tokens(self, target: str) -> Int[Tensor, "question"]:
+        """The first token of a text after each of the prompts."""
+        return torch.stack([encode_target(self.model, text, target)[0] for text in self.texts])

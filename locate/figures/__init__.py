@@ -1,0 +1,1 @@
+"""What figures share: style, panels, files; draws arrays and words, and knows no result."""

@@ -1,0 +1,79 @@
+"""Where attention and MLPs already say the answer."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import xarray as xr
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.engine import FrozenRun, freeze
+from locate.errors import FactError
+from locate.facts.facts import Fact
+from locate.facts.prompts import encode_fact, encode_target
+
+if TYPE_CHECKING:
+    pass
+
+
+def attribute_extraction_rate(
+    model: TransformerBridge,
+    facts: Sequence[Fact],
+    *,
+    top: int = 1,
+    confidence: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """How often each layer's attention or MLP output at the last token already says the answer.
+
+    Geva et al. 2023 (arXiv:2304.14767), section 6: the update is projected on the vocabulary, and it extracts the
+    attribute where the answer's first token is among the projection's ``top`` tokens.
+
+    Args:
+        model: a raw-mode bridge.
+        facts: what to ask.
+        top: how many of the projection's first tokens count.
+        confidence: of the intervals, percentile bootstraps over facts.
+        seed: of the bootstrap.
+        progress: whether to show a bar on anything longer than a second.
+
+    Returns:
+        ``rate``, ``low`` and ``high``, dims ``kind`` (``attn``, ``mlp``) and ``layer``; ``any`` (dim ``kind``): the
+        share of facts whose attribute is extracted in at least one layer.
+
+    Raises:
+        FactError: there are no facts.
+
+    >>> rates = locate.attribute_extraction_rate(model, facts[:8])
+    >>> rates["rate"].dims
+    ('kind', 'layer')
+    """
+    if not facts:
+        raise FactError("There are no facts; give at least one.")
+    n_layers, kinds = model.cfg.n_layers, ("attn", "mlp")
+    names = [f"blocks.{layer}.hook_{kind}_out" for kind in kinds for layer in range(n_layers)]
+    said = []
+    checked: FrozenRun | None = None
+    for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
+        prompt = encode_fact(model, fact)
+        run = checked = freeze(model, prompt.tokens[None], keep=names, checked=checked)
+        answer = int(encode_target(model, prompt.text, fact.target)[0])
+        updates = torch.stack([run.kept[name][0, -1] for name in names])
+        with torch.no_grad():
+            projected = model.unembed(updates[:, None])[:, 0].float()
+        said.append(((projected > projected[:, answer, None]).sum(-1) < top).cpu().view(len(kinds), n_layers).numpy())
+    hits = np.stack(said).astype(float)
+    generator = np.random.default_rng(seed)
+    draws = generator.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=2000) / len(hits)
+    means = (draws @ hits.reshape(len(hits), -1)).reshape(-1, *hits.shape[1:])
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    dims = ("kind", "layer")
+    return xr.Dataset(
+        {"rate": (dims, hits.mean(0)), "low": (dims, low), "high": (dims, high), "any": ("kind", hits.max(-1).mean(0))},
+        coords={"kind": list(kinds), "layer": np.arange(n_layers)},
+        attrs={"facts": len(hits), "top": top, "model": str(model.cfg.model_name)},
+    )

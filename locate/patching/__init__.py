@@ -1,0 +1,1 @@
+"""Activation patching, path patching, attention knockout, and estimates of them."""

@@ -1,0 +1,196 @@
+"""Figures of activation patching and attention knockout."""
+
+from typing import Literal
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import xarray as xr
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from locate.errors import SiteError
+from locate.figures.style import (
+    STYLE,
+    add_headline,
+    add_units,
+    fitted,
+    heat_map,
+    metric_label,
+    shown_number,
+    token_label,
+)
+from locate.patching.knockout import Knockout
+from locate.patching.patches import Patches
+
+_TITLES = {
+    "resid_pre": "residual stream before the block", "resid_mid": "residual stream before the MLP",
+    "resid_post": "residual stream after the block", "attn_out": "attention output", "mlp_out": "MLP output",
+    "attn_head_z": "head output", "attn_head_result": "head output", "attn_head_q": "query", "attn_head_k": "key",
+    "attn_head_v": "value", "attn_head_pattern": "attention pattern", "mlp_neurons": "MLP neuron",
+}  # fmt: skip
+_LINE_STYLES = [
+    ("#0072B2", "o"),
+    ("#D55E00", "s"),
+    ("#009E73", "D"),
+    ("#CC79A7", "^"),
+    ("#E69F00", "v"),
+    ("#000000", "x"),
+]
+
+
+def plot_patches(
+    patches: Patches,
+    *,
+    values: Literal["score", "value"] = "score",
+    position: int | None = None,
+    cmap: str | Colormap = "RdBu_r",
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """A heat map of patches: layers across; positions, heads or neurons down.
+
+    The colours diverge from the run that was patched, which is white.
+
+    Args:
+        patches: what ``patch`` gave.
+        values: ``"score"``, where 0 is the corrupted run and 1 the clean one, or ``"value"`` for the metric itself.
+        position: for patches told apart by layer, position and head (or neuron), the token to show.
+        cmap: a diverging colour map.
+        figsize: width and height in inches.
+
+    Raises:
+        SiteError: the patches have no such position, or need one.
+
+    >>> figure = patches.plot()
+    """
+    shown = patches.scores if values == "score" else patches.values
+    sites: str = patches.info["sites"]
+    title = _TITLES.get(sites, sites)
+    if "receivers" in patches.info:
+        title = f"paths to {', '.join(patches.info['receivers'])}"
+    corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
+    unit = _unit_of(patches, values)
+    if "sender" in shown.dims:
+        return _plot_senders(patches, shown, clean, title, unit, figsize)
+    if "position" in shown.dims and len(shown.dims) > 2:
+        places = [int(place) for place in shown["position"].values]
+        if position is None or position % len(patches.info["tokens"]) not in places:
+            raise SiteError(
+                f"These patches are told apart by {', '.join(map(str, shown.dims))}: give position, one of {places}."
+            )
+        position %= len(patches.info["tokens"])
+        shown = shown.sel(position=position)
+        title += f" at “{token_label(patches.info['tokens'][position], False)}”"
+    restoring = patches.info["direction"] == "restore"
+    centre = corrupted if restoring else clean
+    rows = [str(dim) for dim in shown.dims if dim != "layer"]
+    table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
+    reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
+    height = 1.5 + 0.16 * min(max(len(table), 5), 40)
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (4.2, height), layout="constrained")
+        axes = figure.subplots()
+        mesh = heat_map(axes, table, cmap, centre - reach, centre + reach)
+        layers = [int(layer) for layer in shown["layer"].values]
+        if layers != list(range(len(layers))):
+            axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
+        if rows == ["position"]:
+            start, end = patches.info["subject_span"]
+            labels = [
+                token_label(patches.info["tokens"][int(place)], start <= int(place) < end)
+                for place in shown["position"].values
+            ]
+            axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        elif rows:
+            axes.set_ylabel(rows[0])
+            if len(table) <= 40:
+                axes.set_yticks(range(len(table)), [str(int(unit)) for unit in shown[rows[0]].values])
+        else:
+            axes.set_yticks([])
+        axes.invert_yaxis()
+        verb = "clean in the corrupted run" if restoring else "corrupted in the clean run"
+        axes.set_title(fitted(f"{title} {verb}", 0.95 * figure.get_figwidth()), parse_math=False)
+        add_units(figure, [(mesh, axes)], unit)
+        add_headline(figure, _headline(patches))
+    plt.close(figure)
+    return figure
+
+
+def _headline(patches: Patches) -> str:
+    label = metric_label(patches.metric, patches.info, patches.info["answer"])
+    return f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
+
+
+def _unit_of(patches: Patches, values: str) -> str:
+    """What the colours or bars of a figure say."""
+    if values == "score":
+        return "normalised score (0 corrupted, 1 clean)"
+    return metric_label(patches.metric, patches.info, patches.info["answer"])
+
+
+def _plot_senders(
+    patches: Patches, shown: xr.DataArray, start: float, title: str, unit: str, figsize: tuple[float, float] | None
+) -> Figure:
+    """A bar for each sender, from the run that was patched, where bars start."""
+    names, numbers = [str(name) for name in shown["sender"].values], shown.values
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
+        axes = figure.subplots()
+        axes.barh(range(len(names)), numbers - start, left=start, color=_LINE_STYLES[0][0], height=0.7)
+        axes.axvline(start, color="black", linewidth=0.5)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()
+        axes.set_xlabel(fitted(unit, 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.set_title(fitted(f"{title} corrupted in the clean run", 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.spines[["top", "right"]].set_visible(False)
+        add_headline(figure, _headline(patches))
+    plt.close(figure)
+    return figure
+
+
+def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = None) -> Figure:
+    """Lines over layers of how much blocking attention changes the answer, one per source.
+
+    Args:
+        knockout: what ``attention_knockout`` gave, over layers or, for single heads, as heat maps.
+        figsize: width and height in inches.
+
+    >>> figure = knocked.plot()
+    """
+    change = (100 if knockout.is_relative else 1) * knockout.change
+    label = metric_label(knockout.metric, knockout.info, knockout.info["answer"])
+    unit = f"change of {label} [%]" if knockout.is_relative else f"change of {label}"
+    sources = [str(source) for source in change["source"].values]
+    with mpl.rc_context(STYLE):
+        if "head" in change.dims:
+            size = figsize or (max(3.5, 2.4 * len(sources)), 1.5 + 0.16 * change.sizes["head"])
+            figure = plt.figure(figsize=size, layout="constrained")
+            panels = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False)[0]
+            reach = max(float(np.abs(change.values).max()), 1e-9)
+            meshes = []
+            for source, axes in zip(sources, panels, strict=True):
+                table = change.sel(source=source).transpose("head", "layer").values
+                mesh = heat_map(axes, table, "RdBu_r", -reach, reach)
+                axes.set_title(fitted(f"{knockout.info['target']} ↛ {source}", 1.8), parse_math=False)
+                meshes.append((mesh, axes))
+            add_units(figure, meshes, unit)
+            panels[0].invert_yaxis()  # shared by all
+            panels[0].set_ylabel("head")
+            panels[0].set_yticks(range(change.sizes["head"]))
+        else:
+            figure = plt.figure(figsize=figsize or (3.8, 2.6), layout="constrained")
+            axes = figure.subplots()
+            for source, (colour, marker) in zip(sources, _LINE_STYLES * len(sources), strict=False):
+                line = change.sel(source=source)
+                axes.plot(
+                    line["layer"].values, line.values, color=colour, marker=marker, markersize=3, linewidth=1,
+                    markevery=max(1, line.sizes["layer"] // 10), label=f"{knockout.info['target']} ↛ {source}",
+                )  # fmt: skip
+            axes.axhline(0, color="black", linewidth=0.5)
+            axes.set_xlabel(f"centre of the window of {knockout.info['window']} layers")
+            axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False)
+        add_headline(figure, f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")
+    plt.close(figure)
+    return figure

@@ -1,0 +1,271 @@
+"""Activation patching: exchange one state between a clean and a corrupted run, and see what it does."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.contrast.branches import Graft
+from locate.contrast.corruption import Corruption
+from locate.contrast.measures import as_metrics, usual_metric
+from locate.contrast.metrics import Metric, Plain, joint_measure, warn_of_small_effects
+from locate.contrast.pairs import Direction, Pair, PairedRuns, Text, make_pairs, run_pairs
+from locate.engine import DEFAULT_BUDGET, Branch
+from locate.errors import FactError, LocateError, SiteError
+from locate.facts.prompts import Positions, resolve_positions
+from locate.model.anatomy import check_layer
+from locate.model.precision import Precision, check_precision, computing_in
+from locate.patching.patches import Patches
+from locate.patching.screening import estimate
+from locate.patching.sites import PatchSite, patch_site
+
+By = Sequence[Literal["layer", "position", "head", "neuron"]]
+
+
+def patch(
+    model: TransformerBridge,
+    clean: Text | Sequence[Text],
+    corrupt: Corruption | Text | Sequence[Text],
+    *,
+    sites: str = "resid_pre",
+    by: By | None = None,
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
+    direction: Direction | str = "restore",
+    layers: Sequence[int] | None = None,
+    positions: Positions = "all",
+    units: Sequence[int] | None = None,
+    screen: int | float | None = None,
+    precision: Precision | str = "model",
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Patches:
+    """Patch every site of a kind, one at a time, between a clean and a corrupted run.
+
+    Args:
+        model: a raw-mode bridge.
+        clean: a fact, a text, or token ids; or a list of those with as many tokens each, over which is averaged.
+        corrupt: the same, or a corruption of the clean fact's subject.
+        sites: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``; of single heads
+            ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``,
+            ``attn_head_pattern``; single MLP
+            activations ``mlp_neurons``; or the name of a hook point within a block, such as ``mlp.hook_in``.
+        by: what the sites are told apart by. By default layer and position, for heads layer and head, for neurons
+            layer and neuron, and by position as well where ``positions`` are given. Without ``"position"`` a patch
+            covers all positions (for patterns: all queries).
+        metric: one or more metrics. By default the logit of the clean answer over the other one, where both are known
+            and their first tokens differ, else the probability of the clean one. The other answer is that of the
+            corrupted fact where one is given, else the clean fact's ``target_new``.
+        direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean.
+        layers: by default all.
+        positions: which positions to visit; by default all.
+        units: which heads or neurons; by default all.
+        screen: patch only this many sites (or this share of them, as a fraction): those that a first-order estimate of
+            their effect puts first. The others keep the estimate.
+        precision: ``"bfloat16"`` runs the patched runs' matrix products in bfloat16.
+        budget: the most tokens (rows × positions) in one pass; less needs less memory.
+        progress: whether to show a bar on anything longer than a second.
+
+    Raises:
+        FactError: clean and corrupted prompts do not fit each other, or named positions are not the same in all.
+        SiteError: an unknown site; a layer, position, head or neuron out of range; positions of sites that are not
+            told apart by them.
+        LocateError: a metric that does not work, or one without a gradient where sites are screened.
+
+    >>> patches = locate.patch(model, fact, locate.TokenSwap("The Colosseum"), sites="attn_head_z")
+    >>> patches.scores.dims
+    ('layer', 'head')
+    """
+    if direction not in get_args(Direction):
+        raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+    check_precision(precision, model)
+    site = patch_site(model, sites, by)
+    if "position" not in site.by and positions != "all":
+        if by is not None:
+            raise SiteError(
+                f"positions: sites told apart by {', '.join(site.by)} are patched at all positions. Add position to "
+                "by, or leave positions out."
+            )
+        site = patch_site(model, sites, ("position", *site.by))
+    wanted = sorted({check_layer(model, one) for one in (range(model.cfg.n_layers) if layers is None else layers)})
+    if not wanted:
+        raise SiteError("layers: give at least one.")
+    names = [name for layer in wanted for name in site.kept(layer)]
+    pairs = make_pairs(model, clean, corrupt)
+    clean_names = names if direction == "restore" or site.of_both else ()
+    corrupted_names = names if direction == "break" or site.of_both else ()
+    corruption = corrupt if isinstance(corrupt, Corruption) else None
+    runs = run_pairs(
+        model, pairs, keep_clean=clean_names, keep_corrupted=corrupted_names, budget=budget, corruption=corruption
+    )
+    site.check(runs.clean if direction == "restore" else runs.corrupted, wanted)
+    metrics = as_metrics(usual_metric(runs.questions) if metric is None else metric)
+    columns = _columns(pairs, positions, site)
+    patcher = _Patcher(runs, site, wanted, columns, _units(runs, site, units, direction), metrics, direction, precision)
+    return patcher.patch(screen, progress)
+
+
+def _columns(pairs: Sequence[Pair], positions: Positions, site: PatchSite) -> tuple[int, ...]:
+    """The positions to visit, which must be the same in all prompts."""
+    each = [resolve_positions(pair.clean, positions) for pair in pairs]
+    other = next((index for index, own in enumerate(each) if own != each[0]), None)
+    if "position" in site.by and other is not None:
+        raise FactError(
+            f"positions={positions!r} are tokens {list(each[0])} of {pairs[0].clean.text!r} and {list(each[other])} of "
+            f"{pairs[other].clean.text!r}. Patch prompts whose subjects stand elsewhere by themselves, or give indices."
+        )
+    return each[0]
+
+
+def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direction: str) -> list[int]:
+    """The heads or neurons to visit; a single stand-in where a patch covers whole states."""
+    if site.unit is None:
+        if units is not None:
+            raise SiteError(f"{site.name} has no heads or neurons to choose from; leave units out.")
+        return [0]
+    kept = (runs.clean if direction == "restore" else runs.corrupted).kept
+    n = site.n_units(next(iter(kept.values())))
+    if units is not None and not units:
+        raise SiteError(f"units: give at least one {site.unit}.")
+    for unit in units or ():
+        if not -n <= unit < n:
+            raise SiteError(f"The {site.unit} {unit} is out of range: {site.name} has {n} a layer, 0 to {n - 1}.")
+    return list(range(n)) if units is None else sorted({unit % n for unit in units})
+
+
+@dataclass(frozen=True, eq=False)
+class _Patcher:
+    runs: PairedRuns
+    site: PatchSite
+    layers: list[int]
+    columns: tuple[int, ...]
+    units: list[int]
+    metrics: tuple[Metric, ...]
+    direction: str
+    precision: str
+
+    def patch(self, screen: int | float | None, progress: bool) -> Patches:
+        target, source, pairing, questioned = self.runs.direction(self.direction)
+        questions = self.runs.questions
+        measure = joint_measure(self.metrics, questions, questioned)
+        own, rows = torch.arange(len(questions.texts)), torch.arange(len(self.runs.owner))
+        high = joint_measure(self.metrics, questions, own)(self.runs.clean.logits, own)[self.runs.owner].cpu()
+        low = joint_measure(self.metrics, questions, self.runs.owner)(self.runs.corrupted.logits, rows).cpu()
+        warn_of_small_effects(self.metrics, high, low)
+        # Before the first difference the two runs are alike, and patching changes nothing.
+        base = low if self.direction == "restore" else high
+        shape = (len(self.layers), len(self._places()), len(self.units))
+        values = base.expand(*shape, *base.shape).clone()
+        estimates: Tensor | None = None
+        chosen = torch.ones(shape, dtype=torch.bool)
+        if screen is not None:
+            estimates = estimate(
+                self.runs, self.site, self.layers, self._places(), self.units, self.metrics[0], self.direction
+            )
+            chosen = _best(estimates.abs(), screen)
+        with tqdm(total=int(chosen.sum()), desc=f"patching {self.site.name}", disable=not progress, delay=1) as bar:
+            for place, position in enumerate(self._places()):
+                if not self._reached(position):
+                    bar.update(int(chosen[:, place].sum()))
+                    continue
+                start = self.runs.first if position is None else position
+                graft = Graft(target, source, pairing, start, everywhere=position is None)
+                for group in self._groups(chosen[:, place], target.rows_at_a_time(start)):
+                    branches = [branch for _, _, branch in self._branches(graft, group)]
+                    with computing_in(self.precision, target.model):
+                        found = target.resume(start, branches, measure=measure).float().cpu()
+                    found = found.unflatten(0, (-1, len(pairing)))
+                    at = 0
+                    for layer, units in group:
+                        values[layer, place, units] = found[at : at + len(units)]
+                        at += len(units)
+                        bar.update(len(units))
+        return self._result(values, high, low, estimates, chosen if screen is not None else None)
+
+    def _places(self) -> list[int | None]:
+        return list(self.columns) if "position" in self.site.by else [None]
+
+    def _reached(self, position: int | None) -> bool:
+        return position is None or position >= self.runs.first
+
+    def _groups(self, chosen: Tensor, at_a_time: int) -> Iterator[list[tuple[int, list[int]]]]:
+        """Layers with their chosen units, as many at a time as fit one pass, so that no more states are in memory."""
+        group: list[tuple[int, list[int]]] = []
+        room = most = max(1, at_a_time // len(self.runs.owner))
+        for layer in range(len(self.layers)):
+            units = chosen[layer].nonzero()[:, 0].tolist()
+            while units:
+                group.append((layer, units[:room]))
+                units, room = units[room:], room - len(group[-1][1])
+                if not room:
+                    yield group
+                    group, room = [], most
+        if group:
+            yield group
+
+    def _branches(self, graft: Graft, group: list[tuple[int, list[int]]]) -> list[tuple[int, list[int], Branch]]:
+        return [
+            (index, units, self.site.branch(graft, self.layers[index], [self.units[unit] for unit in units]))
+            for index, units in group
+        ]
+
+    def _result(
+        self,
+        values: Float[Tensor, "layer place unit row metric"],
+        high: Float[Tensor, "row metric"],
+        low: Float[Tensor, "row metric"],
+        estimates: Tensor | None,
+        chosen: Tensor | None,
+    ) -> Patches:
+        coords: dict[str, Any] = {"layer": self.layers}
+        kept: list[Any] = [slice(None)]
+        if "position" in self.site.by:
+            coords["position"] = list(self.columns)
+        kept.append(slice(None) if "position" in self.site.by else 0)
+        if self.site.unit is not None:
+            coords[self.site.unit] = self.units
+        kept.append(slice(None) if self.site.unit is not None else 0)
+        dims = tuple(coords)
+        mean, error = (one.movedim(-1, 0) for one in self.runs.over_prompts(values))
+        index = tuple(kept)
+        data: dict[str, Any] = {
+            "values": (("metric", *dims), mean[:, *index].numpy()),
+            "standard_error": (("metric", *dims), error[:, *index].numpy()),
+            "clean": ("metric", high.mean(0).numpy()),
+            "corrupted": ("metric", low.mean(0).numpy()),
+        }
+        if chosen is not None and estimates is not None:
+            data["confirmed"] = (dims, chosen[index].numpy())
+            data["estimate"] = (dims, estimates[index].numpy())
+        info = {
+            **self.runs.info, "sites": self.site.name, "by": list(dims), "direction": self.direction,
+            "precision": self.precision, "metrics": {metric.name: metric.label for metric in self.metrics},
+        }  # fmt: skip
+        table = xr.Dataset(data, coords={"metric": [metric.name for metric in self.metrics], **coords})
+        if chosen is not None and estimates is not None:
+            # What was not patched keeps its estimate, which is of the first metric.
+            guess = table["estimate"] + float(low.mean(0)[0] if self.direction == "restore" else high.mean(0)[0])
+            first = table["metric"] == self.metrics[0].name
+            table["values"] = (
+                table["values"].where(table["confirmed"], guess.where(first, np.nan)).transpose("metric", *dims)
+            )
+            table["standard_error"] = table["standard_error"].where(table["confirmed"])
+        return Patches(data=table, metric=self.metrics[0].name, info=info)
+
+
+def _best(scores: Tensor, screen: int | float) -> Tensor:
+    total = scores.numel()
+    n = round(screen * total) if isinstance(screen, float) and screen <= 1 else screen
+    if n != int(n) or not 1 <= n <= total:
+        raise LocateError(
+            f"screen: there are {total} sites; give a number of them or a share up to 1.0, found {screen}."
+        )
+    chosen = torch.zeros(total, dtype=torch.bool)
+    chosen[scores.flatten().topk(int(n)).indices] = True
+    return chosen.view(scores.shape)

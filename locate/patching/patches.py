@@ -1,0 +1,132 @@
+"""The result of activation patching."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import xarray as xr
+
+from locate.errors import LocateError
+from locate.results import Measured
+from locate.store.netcdf import load_result, save_result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Patches(Measured):
+    """What every patch did, for one or more metrics, of which one is in view (``of`` changes it).
+
+    Attributes:
+        data: ``values`` and ``standard_error`` (over prompts or corrupted samples) with dim ``metric`` and what the
+            sites are told apart by, ``clean`` and ``corrupted`` with dim ``metric``; where sites were screened,
+            ``estimate`` (of the effect) and ``confirmed`` (whether the site was patched).
+        metric: the metric in view.
+        info: how they were made.
+
+    >>> patches = locate.patch(model, fact, locate.TokenSwap("The Colosseum"))         # doctest: +SKIP
+    >>> patches.scores.dims                                                            # doctest: +SKIP
+    ('layer', 'position')
+    """
+
+    figures: ClassVar[Mapping[str, str]] = {"plot": "locate.patching.figures:plot_patches"}
+
+    @property
+    def values(self) -> xr.DataArray:
+        """The metric with the site patched, averaged over prompts or samples."""
+        return self._view("values")
+
+    @property
+    def scores(self) -> xr.DataArray:
+        """The same, normalised so that 0 is the corrupted run and 1 the clean one."""
+        return (self.values - self.corrupted) / (self.clean - self.corrupted)
+
+    @property
+    def standard_error(self) -> xr.DataArray:
+        """Of the values: over prompts, or over the samples of a single one (NaN where there is only one)."""
+        return self._view("standard_error")
+
+    @property
+    def corrupted(self) -> float:
+        """The metric in the corrupted run."""
+        return float(self._view("corrupted"))
+
+    @property
+    def effect(self) -> xr.DataArray:
+        """How far each patch moved the metric away from the run that was patched."""
+        return self.values - (self.corrupted if self.info["direction"] == "restore" else self.clean)
+
+    def top(self, n: int = 10) -> Any:
+        """The ``n`` sites of the largest effect, as a table.
+
+        >>> patches.top(3)["score"].shape
+        (3,)
+        """
+        table = self.to_dataframe()
+        return table.reindex(table["effect"].abs().sort_values(ascending=False).index).head(n).reset_index(drop=True)
+
+    def recall(self, exact: "Patches", n: int = 10) -> float:
+        """The share of the exact answer's ``n`` largest effects that were among those patched.
+
+        Says what screening missed: ``exact`` are the same patches made without it.
+
+        Raises:
+            LocateError: these were not screened, or the two do not have the same sites.
+
+        >>> screened.recall(patches, n=5) >= 0
+        True
+        """
+        if "confirmed" not in self.data:
+            raise LocateError("recall: these patches were not screened; every site was patched.")
+        own, its = self.data["confirmed"], exact.values
+        if self.info["sites"] != exact.info["sites"] or not own.coords.to_dataset().equals(its.coords.to_dataset()):
+            raise LocateError(
+                f"recall: the exact answer has sites {exact.info['sites']} {dict(its.sizes)}, these are "
+                f"{self.info['sites']} {dict(own.sizes)}; both must be of the same layers, positions and units."
+            )
+        order = np.argsort(-np.abs(exact.effect.values), axis=None)[:n]
+        return float(self.data["confirmed"].values.ravel()[order].mean())
+
+    def to_dataframe(self) -> Any:
+        """One row per site."""
+        columns = {"value": self.values, "score": self.scores, "effect": self.effect}
+        columns["standard_error"] = self.standard_error
+        table = xr.Dataset(columns).to_dataframe().reset_index()
+        if "position" in table:
+            table["token"] = [self.info["tokens"][position] for position in table["position"]]
+        return table
+
+    def plot(self, **options: Any) -> "Figure":
+        """A heat map; see ``locate.plots.plot_patches``."""
+        return self.draw(**options)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load_patches`` reads back.
+
+        >>> patches.save("patches.nc").name
+        'patches.nc'
+        """
+        data = self.data.copy()
+        if "confirmed" in data:
+            data["confirmed"] = data["confirmed"].astype("int8")
+        return save_result(path, "patches", _FORMAT, data, {"metric": self.metric, "info": self.info})
+
+
+def load_patches(path: str | Path) -> Patches:
+    """Read patches that were saved.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+
+    >>> locate.load_patches("patches.nc").metric
+    'logit_diff'
+    """
+    data, plain = load_result(path, "patches", _FORMAT)
+    if "confirmed" in data:
+        data["confirmed"] = data["confirmed"].astype(bool)
+    return Patches(data=data, metric=plain["metric"], info=plain["info"])

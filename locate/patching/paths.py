@@ -1,0 +1,310 @@
+"""Path patching: does what one component writes reach another directly, and does it matter there?"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.contrast.branches import Graft, Pairing, rows_of
+from locate.contrast.corruption import Corruption
+from locate.contrast.measures import as_metrics, usual_metric
+from locate.contrast.metrics import Metric, Plain, joint_measure, warn_of_small_effects
+from locate.contrast.pairs import PairedRuns, Text, make_pairs, run_pairs
+from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
+from locate.errors import ModelError, SiteError
+from locate.patching.patches import Patches
+
+Through = Literal["direct", "mlps", "all"]
+_NODE = re.compile(r"(?:a(?P<layer>\d+)\.h(?P<head>\d+)(?:\.(?P<input>[qkv]))?|m(?P<mlp>\d+)|(?P<logits>logits))\Z")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A component: a head (with its query, key or value input, as a receiver), an MLP, or the logits.
+
+    Written ``a3.h1``, ``a3.h1.q``, ``m5``, ``logits``.
+
+    >>> Node.parse("a3.h1.q")
+    Node(layer=3, head=1, input='q')
+    """
+
+    layer: int
+    head: int | None = None
+    input: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> "Node":
+        """A node from its name.
+
+        Raises:
+            SiteError: it is not of one of the forms.
+        """
+        found = _NODE.match(name)
+        if found is None:
+            raise SiteError(
+                f"There is no component {name!r}. Write heads as a3.h1 (receivers as a3.h1.q, .k or .v), MLPs as m5, "
+                "and the output as logits."
+            )
+        if found["logits"]:
+            return cls(layer=-1)
+        if found["mlp"]:
+            return cls(layer=int(found["mlp"]))
+        return cls(layer=int(found["layer"]), head=int(found["head"]), input=found["input"])
+
+    @property
+    def is_logits(self) -> bool:
+        """Whether this is the output."""
+        return self.layer < 0
+
+
+def path_patch(
+    model: TransformerBridge,
+    clean: Text | Sequence[Text],
+    corrupt: Corruption | Text | Sequence[Text],
+    *,
+    receivers: str | Sequence[str] = ("logits",),
+    senders: Literal["heads", "mlps"] | Sequence[str] = "heads",
+    through: Through = "direct",
+    metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Patches:
+    """Send each sender's corrupted output along its paths to the receivers alone, and measure the clean run.
+
+    As in Wang et al. 2023 (arXiv:2211.00593), section 3.1: one sender at a time takes its output of the corrupted run,
+    at all positions, while every other attention head (unless ``through="all"``) keeps its clean output; what then
+    arrives at the receivers is put into the clean run, where everything after them is computed anew.
+
+    Args:
+        model: a raw-mode bridge.
+        clean: as in ``patch``.
+        corrupt: as in ``patch``.
+        receivers: one or more heads by their input (``a9.h6.q``), MLPs (``m9``) or ``logits``; all of them together.
+        senders: all ``"heads"``, all ``"mlps"``, or components by name.
+        through: ``"direct"`` keeps every component between sender and receivers at its clean output; ``"mlps"`` lets
+            the MLPs between them respond, so that paths through MLPs count as well; ``"all"`` lets everything respond.
+        metric: as in ``patch``.
+        budget: the most tokens in one pass.
+        progress: whether to show a bar on anything longer than a second.
+
+    Returns:
+        Patches of direction ``break``: by layer and head, or by layer for MLPs, or by sender where they are named. A
+        sender at or after all receivers sends nothing, and keeps the clean value.
+
+    Raises:
+        SiteError: a component that the model does not have.
+        ModelError: the architecture cannot be resumed from the middle.
+
+    >>> patches = locate.path_patch(model, fact, locate.TokenSwap("The Colosseum"), receivers=["logits"])
+    >>> patches.scores.dims
+    ('layer', 'head')
+    """
+    if through not in get_args(Through):
+        raise SiteError(f"through must be one of {', '.join(get_args(Through))}, found {through!r}.")
+    receivers = [receivers] if isinstance(receivers, str) else receivers
+    reached = [_checked(model, Node.parse(name), name, receiver=True) for name in receivers]
+    if not reached:
+        raise SiteError("receivers: give at least one.")
+    if len({node.is_logits for node in reached}) > 1:
+        raise SiteError(
+            "The logits are read after all other receivers: patch the paths to them in a call of their own."
+        )
+    sent = _senders(model, senders)
+    n_layers = model.cfg.n_layers
+    names = [f"blocks.{layer}.{hook}" for layer in range(n_layers) for hook in ("attn.hook_z", "hook_mlp_out")]
+    inputs = sorted({name for node in reached for name in _inputs(node)})
+    pairs = make_pairs(model, clean, corrupt)
+    runs = run_pairs(
+        model, pairs, keep_clean=[*names, *inputs], keep_corrupted=names, budget=budget,
+        corruption=corrupt if isinstance(corrupt, Corruption) else None,
+    )  # fmt: skip
+    if not runs.clean.resumable:
+        raise ModelError("Path patching needs an architecture that can be resumed from the middle; this one cannot.")
+    metrics = as_metrics(usual_metric(runs.questions) if metric is None else metric)
+    values, high, low = _PathPatcher(runs, reached, through, metrics).patch(sent, progress)
+    return _labelled(model, runs, senders, sent, values, high, low, metrics, receivers, through)
+
+
+@dataclass(frozen=True, eq=False)
+class _PathPatcher:
+    runs: PairedRuns
+    receivers: list[Node]
+    through: Through
+    metrics: tuple[Metric, ...]
+
+    def patch(self, senders: list[Node], progress: bool) -> tuple[Tensor, Tensor, Tensor]:
+        target, _, pairing, questioned = self.runs.direction("break")
+        measure = joint_measure(self.metrics, self.runs.questions, questioned)
+        high = measure(target.logits, torch.arange(len(target.tokens)))[self.runs.owner].cpu()
+        own = joint_measure(self.metrics, self.runs.questions, self.runs.owner)
+        low = own(self.runs.corrupted.logits, torch.arange(len(self.runs.owner))).cpu()
+        warn_of_small_effects(self.metrics, high, low)
+        values = high.expand(len(senders), *high.shape).clone()
+        groups: dict[tuple[int, bool], list[int]] = {}
+        for index, node in enumerate(senders):
+            groups.setdefault((node.layer, node.head is None), []).append(index)
+        last = max(target.n_layers if node.is_logits else node.layer for node in self.receivers)
+        with tqdm(total=len(senders), desc="path patching", disable=not progress, delay=1) as bar:
+            for (layer, is_mlp), members in groups.items():
+                # An MLP comes after the attention of its own block, and a head before its block's MLP.
+                if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
+                    # Every row is held at all later layers, so that as many rows at a time make up one pass.
+                    rows = target.rows_at_a_time(self.runs.first) // target.n_layers
+                    at_a_time = max(1, rows // len(pairing))
+                    for start in range(0, len(members), at_a_time):
+                        some = members[start : start + at_a_time]
+                        arrived = self._send(layer, [senders[i] for i in some], pairing)
+                        values[some] = self._receive(arrived, len(some), pairing, measure)
+                bar.update(len(members))
+        return values, high, low
+
+    def _mlp_of(self, layer: int) -> bool:
+        return any(node.layer == layer and node.head is None for node in self.receivers)
+
+    def _send(self, layer: int, nodes: list[Node], pairing: Pairing) -> dict[str, Tensor]:
+        """What arrives at the receivers' inputs, sender by sender in all rows."""
+        target, first = self.runs.clean, self.runs.first
+        graft = Graft(target, self.runs.corrupted, pairing, first, everywhere=True)
+        n, rows = len(nodes), pairing.target.repeat(len(nodes))
+        own = "hook_mlp_out" if nodes[0].head is None else "attn.hook_z"
+        frozen = {"direct": ("attn.hook_z", "hook_mlp_out"), "mlps": ("attn.hook_z",), "all": ()}[self.through]
+        name = f"blocks.{layer}.{own}"
+        names = {f"blocks.{later}.{hook}" for later in range(layer, target.n_layers) for hook in frozen} | {name}
+        interventions: dict[str, Intervention] = {one: self._held(one, rows, graft.columns) for one in sorted(names)}
+        held = interventions[name]
+        assert isinstance(held, Pin)
+        sent = held.values.clone()
+        corrupted = self.runs.corrupted.kept[name][:, first:][pairing.source]
+        for index, node in enumerate(nodes):
+            own = slice(index * len(pairing), (index + 1) * len(pairing))
+            if node.head is None:
+                sent[own] = corrupted
+            else:
+                sent[own, :, node.head] = corrupted[:, :, node.head]
+        interventions[name] = Pin(values=sent, columns=graft.columns)
+        states = rows_of(target.residuals[layer], pairing.target)[:, first:].repeat(n, 1, 1)
+        branch = Branch(layer=layer, rows=rows, states=states, interventions=interventions)
+        inputs = [name for node in self.receivers for name in _inputs(node) if _at(name, target.n_layers) >= layer]
+        return target.record(first, branch, inputs)
+
+    def _held(self, name: str, rows: Tensor, columns: tuple[int, ...]) -> Pin:
+        return Pin(values=rows_of(self.runs.clean.kept[name], rows)[:, self.runs.first :], columns=columns)
+
+    def _receive(
+        self, arrived: dict[str, Tensor], n: int, pairing: Pairing, measure: Measure
+    ) -> Float[Tensor, "sender row metric"]:
+        """The clean run with what arrived at the receivers put in."""
+        target, first = self.runs.clean, self.runs.first
+        rows = pairing.target.repeat(n)
+        columns = tuple(range(target.tokens.shape[1] - first))
+        interventions: dict[str, Intervention] = {}
+        start = target.n_layers
+        for name, values in arrived.items():
+            heads = [node.head for node in self.receivers if name in _inputs(node) and node.head is not None]
+            only = tuple(sorted(set(heads))) if heads else None
+            chosen = values if only is None else values[:, :, list(only)]
+            interventions[name] = Pin(values=chosen, columns=columns, only=only)
+            start = min(start, _at(name, target.n_layers))
+        if start == target.n_layers:
+            (values,) = arrived.values()
+            branch = Branch(layer=start, rows=rows, states=values)
+        else:
+            states = rows_of(target.residuals[start], rows)[:, first:]
+            branch = Branch(layer=start, rows=rows, states=states, interventions=interventions)
+        found = target.resume(first, [branch], measure=measure).float().cpu()
+        return found.unflatten(0, (n, len(pairing)))
+
+
+def _inputs(node: Node) -> list[str]:
+    """The hook points where a receiver reads."""
+    if node.is_logits:
+        return ["ln_final.hook_in"]
+    if node.head is None:
+        return [f"blocks.{node.layer}.mlp.hook_in"]
+    return [f"blocks.{node.layer}.attn.hook_{node.input}"]
+
+
+def _at(name: str, n_layers: int) -> int:
+    return n_layers if name.startswith("ln_final") else int(name.split(".")[1])
+
+
+def _senders(model: TransformerBridge, senders: Literal["heads", "mlps"] | Sequence[str]) -> list[Node]:
+    layers = range(model.cfg.n_layers)
+    if senders == "heads":
+        return [Node(layer, head) for layer in layers for head in range(int(model.cfg.n_heads))]
+    if senders == "mlps":
+        return [Node(layer) for layer in layers]
+    if isinstance(senders, str) or not senders:
+        raise SiteError(f"senders must be 'heads', 'mlps' or a list of components, found {senders!r}.")
+    return [_checked(model, Node.parse(name), name, receiver=False) for name in senders]
+
+
+def _checked(model: TransformerBridge, node: Node, name: str, *, receiver: bool) -> Node:
+    n_layers = model.cfg.n_layers
+    if node.is_logits:
+        if not receiver:
+            raise SiteError("The logits receive; they send nothing. Leave them out of the senders.")
+        return node
+    if node.layer >= n_layers:
+        raise SiteError(f"{name}: layer {node.layer} is out of range: the model has {n_layers} layers.")
+    if node.head is not None:
+        if receiver and node.input is None:
+            raise SiteError(
+                f"{name}: a head receives by its query, key or value; write {name}.q, {name}.k or {name}.v."
+            )
+        if not receiver and node.input is not None:
+            raise SiteError(f"{name}: a head sends one output; write it without .{node.input}.")
+        shared = receiver and node.input in ("k", "v")
+        n = int((getattr(model.cfg, "n_key_value_heads", None) if shared else None) or model.cfg.n_heads)
+        if node.head >= n:
+            what = "key-value heads" if n != model.cfg.n_heads else "heads"
+            raise SiteError(f"{name}: head {node.head} is out of range: a layer of the model has {n} {what}.")
+    return node
+
+
+def _labelled(
+    model: TransformerBridge,
+    runs: PairedRuns,
+    senders: Literal["heads", "mlps"] | Sequence[str],
+    nodes: list[Node],
+    values: Float[Tensor, "sender row metric"],
+    high: Tensor,
+    low: Tensor,
+    metrics: Sequence[Metric],
+    receivers: Sequence[str],
+    through: str,
+) -> Patches:
+    n_layers = model.cfg.n_layers
+    mean, error = (one.movedim(-1, 0) for one in runs.over_prompts(values))
+    coords: dict[str, Any]
+    if senders == "heads":
+        coords = {"layer": np.arange(n_layers), "head": np.arange(int(model.cfg.n_heads))}
+    elif senders == "mlps":
+        coords = {"layer": np.arange(n_layers)}
+    else:
+        coords = {"sender": list(senders)}
+    sizes = [len(values) for values in coords.values()]
+    dims = ("metric", *coords)
+    data = xr.Dataset(
+        {
+            "values": (dims, mean.unflatten(1, sizes).numpy()),
+            "standard_error": (dims, error.unflatten(1, sizes).numpy()),
+            "clean": ("metric", high.mean(0).numpy()),
+            "corrupted": ("metric", low.mean(0).numpy()),
+        },
+        coords={"metric": [metric.name for metric in metrics], **coords},
+    )
+    info = {
+        **runs.info, "sites": f"paths_to_{'_'.join(receivers)}", "by": list(coords), "direction": "break",
+        "receivers": list(receivers), "through": through, "precision": "model",
+        "metrics": {metric.name: metric.label for metric in metrics},
+    }  # fmt: skip
+    return Patches(data=data, metric=metrics[0].name, info=info)

@@ -1,0 +1,17 @@
+"""Figures of what was located, ready for a paper."""
+
+from locate.figures.style import save_figure
+from locate.patching.figures import plot_knockout, plot_patches
+from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
+from locate.tracing.figures import plot_trace, plot_trace_heads
+
+__all__ = [
+    "plot_average",
+    "plot_average_heads",
+    "plot_average_lines",
+    "plot_knockout",
+    "plot_patches",
+    "plot_trace",
+    "plot_trace_heads",
+    "save_figure",
+]

@@ -1,0 +1,1 @@
+"""Results on disk: whole files, labelled arrays, tensors, hashes, run folders."""

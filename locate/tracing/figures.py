@@ -1,0 +1,159 @@
+"""Figures of causal traces."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+
+from locate.errors import LocateError, SiteError
+from locate.figures.style import (
+    HUES,
+    STYLE,
+    add_headline,
+    add_units,
+    even_lightness,
+    head_figure,
+    heat_map,
+    metric_label,
+    shown_number,
+    token_label,
+)
+from locate.tracing.trace import Trace
+
+Effect = Literal["score", "indirect"]
+
+
+def plot_trace(
+    trace: Trace,
+    *,
+    kinds: Sequence[str] | None = None,
+    effect: Effect | None = None,
+    cmap: str | Colormap | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """Heat maps of a causal trace, one per kind: tokens down (the subject's starred), layers across.
+
+    All panels share one colour scale, and a value is equally dark in every panel, also in greyscale.
+
+    Args:
+        trace: what ``causal_trace`` gave.
+        kinds: the panels, in order; by default all that the trace has.
+        effect: ``"score"`` for the metric with the state patched (the default where states are restored),
+            ``"indirect"`` for how far that is from the run without a patch (the default where they are broken).
+        cmap: one colour map for all panels, instead of one hue per kind.
+        figsize: width and height in inches; by default a page's width for three panels.
+
+    Returns:
+        The figure, already closed in pyplot, so that a notebook shows it once: end a cell with it.
+
+    Raises:
+        SiteError: a kind that the trace does not have, or it has single heads alone.
+
+    >>> figure = plot_trace(trace, kinds=["mlp"])
+    >>> png, pdf = locate.plots.save_figure(figure, "figures", "eiffel-mlp")
+    """
+    present = [str(kind) for kind in trace.scores["kind"].values]
+    wanted = present if kinds is None else list(kinds)
+    if not wanted or not set(wanted) <= set(present):
+        raise SiteError(f"This trace can be plotted for the kinds {present}, found {wanted}.")
+    effect = effect or ("score" if trace.info["direction"] == "restore" else "indirect")
+    values, low, high, unit = _scale(trace, trace.scores.sel(kind=wanted), effect)
+    broken = trace.info["direction"] == "break"
+    falling = (trace.total_effect < 0) != (effect == "score" and broken)
+    labels = _token_labels(trace)
+    size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * max(len(labels), 5))
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        meshes = []
+        for kind, axes in zip(wanted, panels, strict=True):
+            # What has no effect is white: where a restored metric goes down, the high end.
+            hue = even_lightness(HUES[kind], reverse=falling) if cmap is None else cmap
+            meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
+            axes.set_title(_title(trace, kind))
+        add_units(figure, meshes, unit)
+        _label_tokens(panels[0], labels)
+        add_headline(figure, _headline(trace))
+    plt.close(figure)
+    return figure
+
+
+def plot_trace_heads(
+    trace: Trace,
+    *,
+    position: int = -1,
+    cmap: str | Colormap = "RdBu_r",
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """A heat map of the indirect effect of single heads at one token: heads down, layers across.
+
+    Args:
+        trace: a trace with ``attn_head`` among its kinds.
+        position: of the token; the last by default.
+        cmap: a diverging colour map.
+        figsize: width and height in inches.
+
+    Raises:
+        SiteError: the trace has no heads, or did not visit the position.
+
+    >>> figure = plot_trace_heads(heads)                                               # doctest: +SKIP
+    """
+    scores = trace.head_scores
+    place = position % len(trace.tokens)
+    if place not in scores["position"].values:
+        raise SiteError(f"This trace did not visit position {position}; it has {trace.info['positions']}.")
+    values, low, high, unit = _scale(trace, scores, "indirect")
+    here = values.sel(position=place).transpose("head", "layer")
+    return head_figure(
+        here.values, reach=max(abs(low), abs(high)), unit=unit, headline=_headline(trace), cmap=cmap, figsize=figsize,
+        title=f"{_verb(trace)} head output at “{token_label(trace.tokens[place], False)}”",
+    )  # fmt: skip
+
+
+def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArray, float, float, str]:
+    label = metric_label(trace.metric, trace.info, trace.answer)
+    if effect == "score":
+        ends, unit, values = sorted((trace.corrupted, trace.clean)), label, scores
+    elif effect == "indirect":
+        sign = 1.0 if trace.info["direction"] == "restore" else -1.0
+        values = (scores - trace.baseline) * sign
+        ends, unit = sorted((0.0, trace.total_effect)), f"change of {label}"
+    else:
+        raise LocateError(f"effect must be 'score' or 'indirect', found {effect!r}.")
+    return values, min(ends[0], float(values.min())), max(ends[1], float(values.max())), unit
+
+
+def _headline(trace: Trace) -> str:
+    label = metric_label(trace.metric, trace.info, trace.answer)
+    return f"{label}: {shown_number(trace.clean)} clean, {shown_number(trace.corrupted)} with subject* corrupted"
+
+
+def _token_labels(trace: Trace) -> list[str]:
+    start, end = trace.subject_span
+    return [token_label(trace.tokens[i], start <= i < end) for i in trace.info["positions"]]
+
+
+def _label_tokens(axes: Axes, labels: Sequence[str]) -> None:
+    # A token may hold a dollar sign, which is not the start of a formula here.
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
+    axes.invert_yaxis()
+
+
+def _verb(trace: Trace) -> str:
+    return "restored" if trace.info["direction"] == "restore" else "broken"
+
+
+def _title(trace: Trace, kind: str) -> str:
+    verb, window = _verb(trace), trace.info["window"]
+    if kind == "resid":
+        severed = trace.info["severed"]
+        return f"{verb} state" + (f", {MODULES[severed]} severed" if severed else "")
+    return f"{verb} {MODULES[kind]} window of {window}" if window > 1 else f"{verb} {MODULES[kind]} output"
+
+
+MODULES = {"mlp": "MLP", "attn": "attention"}

@@ -1,0 +1,260 @@
+"""Propagation against a literal exchange of states, one whole pass per site."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+
+import edit
+import locate
+from edit.changes.figures import plot_footprint
+from locate.model.weights import down_projection
+from tests import tiny
+
+ARCHITECTURES = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "olmo2"]
+HOOKS = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}
+LAYER = 1
+
+
+def random_update(model, layer=LAYER, seed=0, size=0.5):
+    projection = down_projection(model, layer)
+    generator = torch.Generator().manual_seed(seed)
+    rows, columns = projection.parameter.shape
+    left = size * torch.randn(rows, 1, generator=generator)
+    right = torch.randn(1, columns, generator=generator)
+    return edit.WeightUpdate.make(
+        model, {projection.name: edit.LowRank(left=left, right=right)}, method="random", info={}
+    )
+
+
+@pytest.fixture
+def fact():
+    return locate.Fact(
+        prompt="I know that {} is located in the city of", subject="The Eiffel Tower",
+        target="Paris", target_new="Rome",
+        paraphrases=("To visit {}, fly to",), neighbours=("The Louvre is in",),
+        other_relations=(locate.OtherRelation(prompt="{} was built by", target="Europe"),),
+        consequences=(locate.Consequence(prompt="{} is in the country of", target="Italy", target_before="France"),),
+    )  # fmt: skip
+
+
+def literal_mediation(model, update, probe, kind, position, layer):
+    """(lost, gained) at one site, by whole passes and TransformerLens hooks alone."""
+    tokens = torch.tensor(model.tokenizer(probe.text)["input_ids"])[None]
+    new = model.tokenizer(" " + probe.new)["input_ids"][0]
+    old = model.tokenizer(" " + probe.old)["input_ids"][0]
+    name = f"blocks.{layer}.{HOOKS[kind]}"
+
+    def run(hooks=()):
+        with torch.no_grad(), model.hooks(fwd_hooks=list(hooks)):
+            logits = model(tokens)[0, -1]
+        return float(logits[new] - logits[old])
+
+    def record():
+        seen = []
+        run([(name, lambda value, hook: seen.append(value.clone()))])
+        return seen[0]
+
+    def patch(source):
+        def hook(value, hook):
+            value = value.clone()
+            value[:, position] = source[:, position]
+            return value
+
+        return run([(name, hook)])
+
+    base, base_state = run(), record()
+    with update.applied(model):
+        edited, edited_state = run(), record()
+        lost = edited - patch(base_state)
+    return lost, patch(edited_state) - base
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_mediation_equals_the_literal_exchange(kind, fact):
+    model = tiny.bridge(kind)
+    update = random_update(model)
+    probes = edit.probes_for(edit.EditRequest(fact))[:2]
+    flow = edit.propagate(model, update, probes, progress=False)
+    largest = 0.0
+    for index, probe in enumerate(probes):
+        length = len(flow.tokens[index])
+        for site in HOOKS:
+            for position in (0, 5, length - 1):
+                for layer in (LAYER, LAYER + 1, model.cfg.n_layers - 1):
+                    lost, gained = literal_mediation(model, update, probe, site, position, layer)
+                    own = flow.mediation.sel(probe=index, kind=site, position=position, layer=layer)
+                    assert float(own.sel(direction="lost")) == pytest.approx(lost, abs=2e-4)
+                    assert float(own.sel(direction="gained")) == pytest.approx(gained, abs=2e-4)
+                    largest = max(largest, abs(gained), abs(lost))
+    assert largest > 0.01  # otherwise nothing was compared
+
+
+def test_the_last_residual_carries_everything_and_earlier_layers_nothing(fact):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), progress=False)
+    last = flow.share(0).sel(kind="resid", layer=model.cfg.n_layers - 1, position=len(flow.tokens[0]) - 1)
+    assert last.values == pytest.approx([1.0, 1.0], abs=1e-4)
+    assert np.all(flow.mediation.sel(probe=0, layer=0).values[..., : len(flow.tokens[0])] == 0)
+    assert flow.layers == (LAYER,)
+
+
+def test_totals_are_the_models_own_answers(fact):
+    model = tiny.bridge("gpt2")
+    update = random_update(model)
+    flow = edit.propagate(model, update, edit.EditRequest(fact), mediate=(), progress=False)
+    assert flow.totals["role"].tolist() == ["edit", "paraphrase", "consequence", "same subject", "neighbour"]
+    for _, row in flow.totals.iterrows():
+        ids = torch.tensor(model.tokenizer(row["text"])["input_ids"])[None]
+        new, old = (model.tokenizer(" " + row[name])["input_ids"][0] for name in ("new", "old"))
+        with torch.no_grad():
+            base = model(ids)[0, -1]
+            with update.applied(model):
+                changed = model(ids)[0, -1]
+        assert row["base"] == pytest.approx(float(base[new] - base[old]), abs=1e-5)
+        assert row["total_effect"] == pytest.approx(
+            float(changed[new] - changed[old] - base[new] + base[old]), abs=1e-5
+        )
+        assert row["edited_logprob_new"] == pytest.approx(float(changed.log_softmax(-1)[new]), abs=1e-5)
+        assert row["base_answer"] == model.tokenizer.decode([int(base.argmax())])
+    assert np.isnan(flow.mediation.values).all()
+
+
+@pytest.mark.parametrize("applied", [False, True])
+def test_the_model_is_left_as_it_came(fact, applied):
+    model = tiny.bridge("llama")
+    update = random_update(model)
+    if applied:
+        update.apply(model)
+    before = {name: p.clone() for name, p in locate.model.weights.hf_parameters(model).items()}
+    flow = edit.propagate(model, update, edit.EditRequest(fact), kinds=["mlp"], progress=False)
+    assert update.is_applied(model) is applied
+    assert all(torch.equal(p, before[name]) for name, p in locate.model.weights.hf_parameters(model).items())
+    assert flow.totals.loc[0, "total_effect"] != 0
+
+
+def test_a_saved_propagation_comes_back(fact, tmp_path):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), progress=False)
+    again = edit.load_propagation(flow.save(tmp_path / "flow.nc"))
+    xr.testing.assert_equal(again.mediation, flow.mediation)
+    assert again.totals.equals(flow.totals)
+    assert (again.tokens, again.layers, again.info) == (flow.tokens, flow.layers, flow.info)
+    (tmp_path / "bad.nc").write_text("not a netCDF file")
+    with pytest.raises(locate.DataError, match="is not a saved propagation"):
+        edit.load_propagation(tmp_path / "bad.nc")
+    with pytest.raises(locate.DataError, match="There is no propagation file"):
+        edit.load_propagation(tmp_path / "none.nc")
+
+
+def test_the_table_has_one_row_per_state(fact):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), mediate=("edit",), progress=False)
+    table = flow.to_dataframe()
+    assert len(table) == 2 * 3 * len(flow.tokens[0]) * model.cfg.n_layers
+    assert set(table["role"]) == {"edit"}
+    row = table.iloc[-1]
+    assert row["token"] == flow.tokens[0][row["position"]]
+
+
+def test_consequences_belong_to_their_own_counterfactual(fact):
+    roles = [probe.role for probe in edit.probes_for(edit.EditRequest(fact, "Europe"))]
+    assert roles == ["edit", "paraphrase", "same subject", "neighbour"]
+
+
+def test_paraphrases_that_are_written_out_are_asked_too(fact):
+    request = edit.EditRequest(fact, paraphrase_texts=("It was in",))
+    asked = [probe.text for probe in edit.probes_for(request) if probe.role == "paraphrase"]
+    assert asked == [*(fact.fill(template) for template in fact.paraphrases), "It was in"]
+
+
+def test_bad_probes_are_explained(fact, tmp_path):
+    model = tiny.bridge("llama")
+    update = random_update(model)
+    with pytest.raises(locate.FactError, match="role: must be one of edit, paraphrase"):
+        edit.Probe(role="edits", text="a", new="b", old="c")
+    with pytest.raises(locate.FactError, match="text: is empty"):
+        edit.Probe(role="edit", text=" ", new="b", old="c")
+    with pytest.raises(locate.FactError, match="There are no probes"):
+        edit.propagate(model, update, [])
+    with pytest.raises(locate.FactError, match="mediate: there are no probes of role 'edits'"):
+        edit.propagate(model, update, edit.EditRequest(fact), mediate=("edits",))
+    twins = edit.Probe(role="edit", text="The Louvre is in", new="Paris", old="Paris too")
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
+        edit.propagate(model, update, [twins])
+    alike = edit.EditRequest(locate.Fact(prompt="{} is in", subject="The Louvre", target="Paris"), "Paris too")
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
+        edit.propagate(model, update, alike)
+    with pytest.raises(locate.FactError, match="one begins with all of the other"):
+        edit.run_demo(model, alike, tmp_path, report=lambda line: pytest.fail("it began"))
+
+
+def test_probes_that_cannot_be_told_apart_are_left_out_aloud(fact):
+    model = tiny.bridge("llama")
+    follows = (locate.Consequence(prompt="{} is in", target="Paris too", target_before="Paris"),)
+    request = edit.EditRequest(locate.Fact(prompt=fact.prompt, subject=fact.subject, target="Paris", target_new="Rome",
+                                           consequences=follows))  # fmt: skip
+    with pytest.warns(UserWarning, match="Left out of the propagation.*one begins with all of the other"):
+        flow = edit.propagate(model, random_update(model), request, mediate=(), progress=False)
+    assert flow.totals["role"].tolist() == ["edit"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edit.propagate(model, random_update(model), edit.EditRequest(fact), mediate=(), progress=False)
+    one = edit.propagate(model, random_update(model), edit.EditRequest(fact), mediate="edit", progress=False)
+    assert one.info["mediate"] == ["edit"]
+
+
+def test_the_figure_shows_every_probe_and_kind(fact):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), progress=False)
+    for direction in ("gained", "lost"):
+        figure = flow.plot(direction=direction)
+        axes = [one for sub in figure.subfigs for one in sub.axes]
+        assert {"residual state", "attention output", "MLP output"} <= {one.get_title() for one in axes}
+        labels = [tick.get_text() for one in axes for tick in one.get_yticklabels()]
+        assert sum(text.endswith("[Rome / Paris]") for text in labels) == 4
+        assert any(text.endswith("[Italy / France]") for text in labels)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_footprint_is_drawn_over_neurons(kind):
+    model = tiny.bridge(kind)
+    down = down_projection(model, LAYER)
+    # Of one neuron and two, the second half as much.
+    left, right = torch.ones(2, model.cfg.d_model), torch.zeros(2, down.key_size)
+    right[0, 3], right[1, 5] = 2.0, 1.0
+    delta = edit.LowRank(left=right.T, right=left) if down.transposed else edit.LowRank(left=left.T, right=right)
+    update = edit.WeightUpdate.make(model, {down.name: delta}, method="two neurons")
+    (line,) = plot_footprint(model, update).axes[0].lines
+    shares, parts = line.get_data()
+    assert shares[0] == pytest.approx(1 / down.key_size)
+    assert list(parts[:3]) == pytest.approx([0.8, 1.0, 1.0])
+
+
+def test_tokens_that_both_answers_begin_with_join_the_prompt(fact):
+    model = tiny.bridge("llama")
+    probe = edit.Probe(role="edit", text="The Louvre is in", new="the city of Rome", old="the city of Paris")
+    flow = edit.propagate(model, random_update(model), [probe], mediate=(), progress=False)
+    assert "".join(flow.tokens[0]).startswith("The Louvre is in the city of")
+    ids = torch.tensor(model.tokenizer("The Louvre is in the city of")["input_ids"])
+    new, old = model.tokenizer(" Rome")["input_ids"], model.tokenizer(" Paris")["input_ids"]
+    same = next(i for i, (a, b) in enumerate(zip(new, old, strict=False)) if a != b)
+    with torch.no_grad():
+        logits = model(torch.cat([ids, torch.tensor(new[:same], dtype=torch.long)])[None])[0, -1]
+    assert flow.totals.loc[0, "base"] == pytest.approx(float(logits[new[same]] - logits[old[same]]), abs=1e-5)
+
+
+def test_what_was_not_measured_cannot_be_drawn(fact):
+    model = tiny.bridge("llama")
+    flow = edit.propagate(model, random_update(model), edit.EditRequest(fact), kinds=["mlp"], progress=False)
+    with pytest.raises(locate.SiteError, match=r"mediation of probe 4 \(neighbour\) was not measured"):
+        flow.plot(probe=4)
+    for draw in (flow.share, lambda probe: flow.plot(probe=probe)):
+        with pytest.raises(locate.SiteError, match="There is no probe 9: there are 5"):
+            draw(9)
+    with pytest.raises(locate.SiteError, match="direction: must be one of lost, gained, found 'kept'"):
+        flow.plot(direction="kept")
+    with pytest.raises(locate.SiteError, match="Measured were"):
+        flow.best("attn")

@@ -1,0 +1,90 @@
+"""Integrated gradients of neurons: against whole passes, completeness, thresholds, storage."""
+
+import pytest
+import torch
+
+import locate
+from locate.neurons.knowledge import attribute_neurons
+from tests import tiny
+
+FACT = locate.Fact(prompt="{} is located in the city of", subject="The Louvre", target="Paris",
+                   paraphrases=("{} stands in",))  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "gpt_neox", "falcon"])
+def test_equals_whole_passes(kind):
+    model = tiny.bridge(kind)
+    tokens, answer, steps = locate.encode_fact(model, FACT).tokens, 7, 5
+    found = attribute_neurons(model, tokens, answer, steps=steps)
+    _, cache = model.run_with_cache(tokens[None])
+    for layer in range(4):
+        name = f"blocks.{layer}.mlp.hook_post"
+        own = cache[name][0, -1].detach()
+        total = torch.zeros_like(own)
+        for k in range(1, steps + 1):
+            scaled = (own * k / steps).requires_grad_()
+
+            def put(value, hook, scaled=scaled):
+                return torch.cat([value[:, :-1], scaled[None, None]], dim=1)
+
+            with model.hooks(fwd_hooks=[(name, put)]):
+                chance = model(tokens[None])[0, -1].softmax(-1)[answer]
+            total += torch.autograd.grad(chance, scaled)[0]
+        torch.testing.assert_close(found[layer], own * total / steps, atol=1e-6, rtol=1e-3)
+
+
+def test_attributions_add_up_to_what_the_layer_does():
+    """With many steps the sum over a layer's neurons is the change of probability from none of them to all."""
+    model = tiny.bridge("llama", scale=2.0)
+    tokens, answer = locate.encode_fact(model, FACT).tokens, 7
+    found = attribute_neurons(model, tokens, answer, steps=400)[2].sum()
+
+    def silence(value, hook):
+        return torch.cat([value[:, :-1], torch.zeros_like(value[:, -1:])], dim=1)
+
+    with torch.no_grad():
+        whole = model(tokens[None])[0, -1].softmax(-1)[answer]
+        with model.hooks(fwd_hooks=[("blocks.2.mlp.hook_post", silence)]):
+            none = model(tokens[None])[0, -1].softmax(-1)[answer]
+    assert float(found) == pytest.approx(float(whole - none), abs=2e-2 * abs(float(whole - none)) + 1e-7)
+
+
+def test_the_budget_changes_nothing():
+    model = tiny.bridge("llama")
+    tokens = locate.encode_fact(model, FACT).tokens
+    torch.testing.assert_close(
+        attribute_neurons(model, tokens, 7, steps=3), attribute_neurons(model, tokens, 7, steps=3, budget=8)
+    )
+
+
+def test_prompts_are_averaged_and_thresholded(tmp_path):
+    model = tiny.bridge("llama")
+    scores = locate.knowledge_neurons(model, [FACT], prefixes=["I am. "], steps=3, threshold=0.4, progress=False)
+    texts = [FACT.text, "The Louvre stands in", "I am. " + FACT.text]
+    assert scores.info["prompts"] == [texts]
+    answer = tiny.tokenizer()(" Paris")["input_ids"][0]
+    encoded = [torch.tensor(tiny.tokenizer()(text)["input_ids"]) for text in texts]
+    each = torch.stack([attribute_neurons(model, tokens, answer, steps=3) for tokens in encoded])
+    torch.testing.assert_close(torch.from_numpy(scores.scores.values[0]), each.mean(0))
+    passing = each > 0.4 * each.flatten(1).amax(1)[:, None, None]
+    torch.testing.assert_close(torch.from_numpy(scores.kept.values[0]), passing.float().mean(0))
+    refined = {(site.layer, site.neuron) for site in scores.refined(share=0.5)}
+    assert refined == {tuple(place) for place in (passing.float().mean(0) > 0.5).nonzero().tolist()}
+    best = scores.best()
+    assert (best.layer, best.neuron) == (scores.top(1)[0].layer, scores.top(1)[0].neuron)
+    again = locate.load_neurons(scores.save(tmp_path / "neurons.nc"))
+    assert again.info == scores.info
+    assert (again.scores == scores.scores).all()
+
+
+def test_bad_input():
+    model = tiny.bridge("llama")
+    with pytest.raises(locate.FactError, match="no facts to attribute"):
+        locate.knowledge_neurons(model, [])
+    with pytest.raises(locate.LocateError, match="steps must be 1 or more"):
+        locate.knowledge_neurons(model, FACT, steps=0)
+    scores = locate.knowledge_neurons(model, FACT, steps=1, progress=False)
+    with pytest.raises(locate.SiteError, match=r"There is no fact 3: these scores are of 1 fact"):
+        scores.refined(3)
+    with pytest.raises(locate.SiteError, match=r"There is no fact 3: these scores are of 1 fact"):
+        scores.top(fact=3)
