@@ -1,6 +1,5 @@
 """What is found about a model once."""
 
-
 from locate.model.anatomy import once
 from tests import tiny
 
