@@ -4,16 +4,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.evaluation.generation import equal_lengths
-from locate.engine.decode import continue_tokens
+from locate.engine.decode import SharedDraws, continued
 from locate.facts.prompts import encode_text
 
 _ROWS = 64
@@ -61,20 +58,9 @@ def sample_texts(
     draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     texts = [""] * len(prompts)
     for batch in tqdm(equal_lengths(encoded, _ROWS), "texts", disable=not progress, delay=1):
-        start, own = torch.stack([encoded[i] for i in batch]), draws[batch]
-
-        def choose(
-            logits: Float[Tensor, "row vocab"], step: int, own: Float[Tensor, "row step"] = own
-        ) -> Int[Tensor, "row"]:
-            best = logits.float().topk(top, dim=-1)
-            shares = best.values.softmax(-1).cumsum(-1)
-            place = (shares < own[:, step, None].to(shares.device)).sum(-1, keepdim=True).clamp_max(top - 1)
-            return best.indices.gather(1, place)[:, 0]
-
-        made = start[:, :0]
-        for made in islice(continue_tokens(model, start, choose), max(0, tokens - start.shape[1])):  # noqa: B007
-            pass
-        for i, row in zip(batch, torch.cat([start, made], dim=1), strict=True):
+        start = torch.stack([encoded[i] for i in batch])
+        made = continued(model, start, tokens - start.shape[1], SharedDraws(draws=draws[batch], top=top))
+        for i, row in zip(batch, made, strict=True):
             texts[i] = model.tokenizer.decode(row, skip_special_tokens=True)
     return texts
 

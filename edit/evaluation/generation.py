@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.decode import continue_tokens
+from locate.engine.decode import continue_tokens, greedy
 from locate.facts.prompts import encode_text
 from locate.model.context import check_room, room_of
 
@@ -88,7 +88,7 @@ def _decode(model: TransformerBridge, tokens: Tensor, max_new_tokens: int) -> li
         max_new_tokens = min(max_new_tokens, room + 1 - tokens.shape[1])
     made = torch.empty(len(tokens), 0, dtype=torch.long)
     finished = [False] * len(tokens)
-    for made in islice(continue_tokens(model, tokens, lambda logits, _: logits.argmax(-1)), max_new_tokens):
+    for made in islice(continue_tokens(model, tokens, greedy), max_new_tokens):
         for row, one in enumerate(made):
             finished[row] = finished[row] or int(one[-1]) in ends or bool(_END.search(model.tokenizer.decode(one)))
         if all(finished):

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.decode import sample_continuations
+from locate.engine.decode import Sampler, continued
 from locate.errors import DataError
 from locate.facts.prompts import encode_text
 
@@ -140,9 +140,10 @@ def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Int
     for index, opener in enumerate(openers):
         given[index, : len(opener)] = opener
     chosen = given[torch.randint(len(openers), (rows,), generator=generator)]
-    return sample_continuations(
-        model, chosen[:, :1], length - 1, generator=generator, top_k=_TOP_K, forced=chosen[:, 1:]
-    ).cpu()
+    sampler = Sampler(
+        generator=generator, top_k=_TOP_K, forbidden=model.tokenizer.all_special_ids, forced=chosen[:, 1:]
+    )  # fmt: skip
+    return continued(model, chosen[:, :1], length - 1, sampler)
 
 
 def _documents(corpus: str) -> Iterator[str]:

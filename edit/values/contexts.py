@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.requests.requests import EditRequest
 from locate.engine import DEFAULT_BUDGET
-from locate.engine.decode import sample_continuations
+from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
 from locate.errors import FactError, listed
 from locate.facts.prompts import encode_fact, encode_target, encode_text
@@ -34,7 +34,9 @@ def sample_prefixes(
     >>> len(prefixes), prefixes[0]
     (21, '')
     """
-    generator = torch.Generator().manual_seed(seed)
+    sampler = Sampler(
+        generator=torch.Generator().manual_seed(seed), top_k=5, forbidden=model.tokenizer.all_special_ids
+    )  # fmt: skip
     openers = [encode_text(model, opener) for opener in _OPENERS]
     prefixes = [""]
     for length, count in lengths:
@@ -44,7 +46,7 @@ def sample_prefixes(
             own = [opener for opener in chosen if len(opener) == size]
             if not own:
                 continue
-            texts = sample_continuations(model, torch.stack(own), length, generator=generator, top_k=5)
+            texts = continued(model, torch.stack(own), length, sampler)
             decoded = model.tokenizer.batch_decode(texts, skip_special_tokens=True)
             prefixes += [" ".join(text.split()) + ". " for text in decoded]
     return prefixes

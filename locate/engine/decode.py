@@ -1,6 +1,9 @@
-"""Letting the model continue texts."""
+"""Letting the model continue texts: one loop, and ways to choose what comes next."""
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -12,54 +15,7 @@ from locate.engine.readout import only_logits_at
 from locate.errors import NumericsError
 from locate.model.devices import input_device
 
-
-def sample_continuations(
-    model: TransformerBridge,
-    tokens: Int[Tensor, "row start"],
-    length: int,
-    *,
-    generator: torch.Generator,
-    top_k: int | None = None,
-    forced: Int[Tensor, "row forced"] | None = None,
-) -> Int[Tensor, "row position"]:
-    """Let the model continue every row by ``length`` sampled tokens (temperature 1).
-
-    Special tokens are never sampled, so the text does not end early. ``forced`` gives the first of the
-    new tokens where it is not negative: rows may begin with texts of unequal length.
-
-    Raises:
-        NumericsError: the model's predictions are not finite.
-    """
-    device = input_device(model)
-    tokens = tokens.to(device)
-    rows = torch.arange(len(tokens))
-    forbidden = torch.tensor(model.tokenizer.all_special_ids, dtype=torch.long, device=device)
-    cache, new = DynamicCache(), tokens
-    for step in range(length):
-        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
-            logits = model(new, past_key_values=cache)[0].float()
-        logits[:, forbidden] = -torch.inf
-        ids = None
-        if top_k is not None:
-            logits, ids = logits.topk(top_k)
-        # Drawn on the CPU, so that a seed means the same text on every device.
-        chances = logits.softmax(-1).cpu()
-        if torch.isnan(chances).any():
-            raise NumericsError(
-                "The model's predictions are not finite, so no text can be sampled from it. Load it in bfloat16 or "
-                "float32, or check its weights."
-            )
-        new = torch.multinomial(chances, 1, generator=generator)
-        if ids is not None:
-            new = ids.cpu().gather(1, new)
-        if forced is not None and step < forced.shape[1]:
-            given = forced[:, step : step + 1]
-            new = torch.where(given >= 0, given, new)
-        new = new.to(device)
-        tokens = torch.cat([tokens, new], dim=1)
-    return tokens
-
-
+# From the logits and the number of the step to a token per row.
 Choose = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
 
 
@@ -71,17 +27,107 @@ def continue_tokens(
     Args:
         model: a raw-mode bridge.
         tokens: prompts of one length.
-        choose: picks a token per row from the logits and the number of the step.
+        choose: picks a token per row: ``greedy``, a ``Sampler`` or ``SharedDraws``, or a function of one's own.
 
-    >>> steps = continue_tokens(model, torch.tensor([[1, 2]]), lambda logits, step: logits.argmax(-1))
+    Raises:
+        NumericsError: the model's predictions are not finite.
+
+    >>> steps = continue_tokens(model, torch.tensor([[1, 2]]), greedy)
     >>> next(steps).shape, next(steps).shape
     (torch.Size([1, 1]), torch.Size([1, 2]))
     """
-    rows, cache, new = torch.arange(len(tokens)), DynamicCache(), tokens.to(input_device(model))
-    made = torch.empty(len(tokens), 0, dtype=torch.long)
+    device, cache, rows = input_device(model), DynamicCache(), torch.arange(len(tokens))
+    made, new = torch.empty(len(tokens), 0, dtype=torch.long), tokens
     while True:
         with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
-            logits = model(new, past_key_values=cache)[0]
+            logits = model(new.to(device), past_key_values=cache)[0]
+        # The largest is not finite wherever one is NaN or too large.
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise NumericsError(
+                "The model's predictions are not finite, so no text can be sampled from it. Load it in bfloat16 or "
+                "float32, or check its weights."
+            )
         new = choose(logits, made.shape[1])[:, None]
         made = torch.cat([made, new.cpu()], dim=1)
         yield made
+
+
+def continued(
+    model: TransformerBridge, tokens: Int[Tensor, "row start"], length: int, choose: Choose
+) -> Int[Tensor, "row position"]:
+    """The rows, each with ``length`` further tokens, on the CPU.
+
+    Raises:
+        NumericsError: the model's predictions are not finite.
+
+    >>> continued(model, torch.tensor([[1, 2]]), 3, greedy).shape
+    torch.Size([1, 5])
+    """
+    last = deque(islice(continue_tokens(model, tokens, choose), max(0, length)), maxlen=1)
+    return torch.cat([tokens.cpu(), *last], dim=1)
+
+
+def greedy(logits: Float[Tensor, "row vocab"], step: int) -> Int[Tensor, "row"]:
+    """The likeliest token.
+
+    >>> greedy(torch.tensor([[0.1, 0.7, 0.2]]), 0)
+    tensor([1])
+    """
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sampler:
+    """Draws every row's token from what the model predicts (temperature 1), all rows from one generator.
+
+    Attributes:
+        generator: of the CPU, so that a seed means the same text on every device.
+        top_k: how many of the likeliest tokens are considered; by default all.
+        forbidden: tokens that are never drawn: without those that end a text, no text ends early.
+        forced: the first tokens, where they are not negative: rows may begin with texts of unequal length.
+
+    >>> sampler = Sampler(generator=torch.Generator().manual_seed(0), top_k=2, forbidden=[1])
+    >>> sampler(torch.tensor([[0.0, 99.0, -99.0]]), 0)
+    tensor([0])
+    """
+
+    generator: torch.Generator
+    top_k: int | None = None
+    forbidden: Sequence[int] = ()
+    forced: Int[Tensor, "row forced"] | None = None
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], step: int) -> Int[Tensor, "row"]:
+        """A token per row."""
+        forbidden = torch.tensor(self.forbidden, dtype=torch.long, device=logits.device)
+        allowed = logits.float().index_fill(-1, forbidden, -torch.inf)
+        best = None if self.top_k is None else allowed.topk(self.top_k)
+        chances = (allowed if best is None else best.values).softmax(-1).cpu()
+        new = torch.multinomial(chances, 1, generator=self.generator)
+        new = (new if best is None else best.indices.cpu().gather(1, new))[:, 0]
+        if self.forced is None or step >= self.forced.shape[1]:
+            return new
+        given = self.forced[:, step]
+        return torch.where(given >= 0, given, new)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SharedDraws:
+    """Picks among the likeliest tokens by numbers that were drawn beforehand, so that no row depends on another.
+
+    Attributes:
+        draws: from 0 to 1, for each row and step.
+        top: how many of the likeliest tokens are considered.
+
+    >>> SharedDraws(draws=torch.tensor([[0.9]]), top=2)(torch.tensor([[0.0, 5.0, -9.0]]), 0)
+    tensor([1])
+    """
+
+    draws: Float[Tensor, "row step"]
+    top: int
+
+    def __call__(self, logits: Float[Tensor, "row vocab"], step: int) -> Int[Tensor, "row"]:
+        """A token per row."""
+        best = logits.float().topk(self.top, dim=-1)
+        shares = best.values.softmax(-1).cumsum(-1)
+        place = (shares < self.draws[:, step, None].to(shares.device)).sum(-1, keepdim=True).clamp_max(self.top - 1)
+        return best.indices.gather(1, place)[:, 0]

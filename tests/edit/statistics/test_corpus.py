@@ -8,7 +8,7 @@ import torch
 
 from edit.statistics.corpus import token_batches
 from locate import DataError, NumericsError
-from locate.engine.decode import sample_continuations
+from locate.engine.decode import Sampler, SharedDraws, continued, greedy
 from tests import tiny
 
 KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
@@ -16,6 +16,10 @@ KINDS = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def sampler(top_k):
+    return Sampler(generator=generator(), top_k=top_k, forbidden=tiny.tokenizer().all_special_ids)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,7 @@ def without_cache(model, tokens, length, top_k):
 def test_sampling_with_the_cache_equals_sampling_without(kind, top_k):
     model = tiny.bridge(kind)
     start = torch.tensor([[5, 9, 20], [31, 4, 7]])
-    found = sample_continuations(model, start, 12, generator=generator(), top_k=top_k)
+    found = continued(model, start, 12, sampler(top_k))
     assert torch.equal(found, without_cache(model, start, 12, top_k))
 
 
@@ -155,7 +159,8 @@ def test_other_batches_of_sampled_text_are_other_text(model):
     assert len(set(texts)) == 6
 
 
-def test_sampling_refuses_predictions_that_are_not_finite(model):
+@pytest.mark.parametrize("choose", [sampler(5), greedy, SharedDraws(draws=torch.rand(1, 3), top=5)])
+def test_predictions_that_are_not_finite_make_no_text(choose, model):
     def spoil(logits, hook):
         return logits * float("nan")
 
@@ -163,4 +168,4 @@ def test_sampling_refuses_predictions_that_are_not_finite(model):
         model.hooks(fwd_hooks=[("unembed.hook_out", spoil)]),
         pytest.raises(NumericsError, match="predictions are not finite, so no text can be sampled from it"),
     ):
-        sample_continuations(model, torch.tensor([[5, 9]]), 3, generator=generator(), top_k=5)
+        continued(model, torch.tensor([[5, 9]]), 3, choose)
