@@ -22,7 +22,7 @@ from benchmarks.timing import machine, seconds
 from benchmarks.tracing import peak
 from edit.methods.base import stored
 from edit.methods.rewriting.spreading import usual_weight
-from edit.statistics.corpus import SAMPLED
+from edit.names import SAMPLED
 from locate.model.weights import down_projection
 
 

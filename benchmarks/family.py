@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 import edit
 import locate
 from benchmarks.timing import machine, seconds
-from edit.statistics.corpus import SAMPLED
+from edit.names import SAMPLED
 from edit.values.contexts import already_answered, build_contexts
 from locate.model.weights import model_fingerprint
 from locate.store.hashes import fingerprint

@@ -14,7 +14,7 @@ from typing import Any
 import edit
 import locate
 from benchmarks.timing import machine, seconds
-from edit.statistics.corpus import SAMPLED
+from edit.names import SAMPLED
 from locate.facts.facts import Fact
 
 

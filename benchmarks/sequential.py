@@ -23,7 +23,8 @@ import locate
 from benchmarks.family import usable
 from benchmarks.timing import machine, seconds
 from edit.evaluation.scoring import score_targets
-from edit.statistics.corpus import SAMPLED, token_batches
+from edit.names import SAMPLED
+from edit.statistics.corpus import token_batches
 from locate.model.devices import input_device
 from locate.model.weights import hf_parameters
 from locate.plots import save_figure

@@ -22,7 +22,7 @@ import edit
 import locate
 from benchmarks.family import usable
 from benchmarks.timing import machine
-from edit.statistics.corpus import SAMPLED
+from edit.names import SAMPLED
 from edit.values.contexts import ContextBatch, build_contexts
 from edit.values.objective import Value, ValueObjective
 from edit.values.optimisation import _Optimisation

@@ -6,6 +6,7 @@ from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate
 from .location.choosing import LayerChoice, choose_layer
 from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
+from .names import SAMPLED
 from .propagation.propagation import Propagation, load_propagation, propagate
 from .report.demo import Demo, run_demo
 from .requests.conflicts import find_conflicts
@@ -13,7 +14,6 @@ from .requests.probes import Probe, probes_for
 from .requests.requests import EditRequest, Unrelated
 from .sessions.session import EditSession
 from .statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
-from .statistics.corpus import SAMPLED
 from .values.contexts import sample_prefixes
 from .values.objective import ValueObjective
 

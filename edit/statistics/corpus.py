@@ -12,11 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.names import SAMPLED
 from locate.engine.decode import Sampler, continued
 from locate.errors import DataError
 from locate.facts.prompts import encode_text
 
-SAMPLED = "sampled"
 LENGTH, ROWS = 128, 256
 _TEXT_FILES = {".txt", ".text", ".md", ".raw", ".tokens", ".json", ".jsonl", ".csv", ".tsv", ".gz"}
 

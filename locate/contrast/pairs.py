@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,6 @@ from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
 from locate.facts.questions import Questions
 
-Direction = Literal["restore", "break"]
 Text = Fact | str | Int[Tensor, "position"] | Sequence[int]
 
 

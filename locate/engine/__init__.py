@@ -4,7 +4,8 @@ from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
 from locate.engine.hooking import Hook, check_live, hook_points
 from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin, Shift
-from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Measure
+from locate.engine.run import FrozenRun, Measure
+from locate.names import DEFAULT_BUDGET
 
 __all__ = [
     "DEFAULT_BUDGET",

@@ -16,10 +16,11 @@ from locate.engine.branch import Branch
 from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at
-from locate.engine.run import DEFAULT_BUDGET, FrozenRun, Readouts
+from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
 from locate.model.context import check_room
 from locate.model.devices import input_device
+from locate.names import DEFAULT_BUDGET
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
 # architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.

@@ -25,7 +25,6 @@ Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 # From logits, and the frozen row that each of them continues, to one or more numbers per row.
 Measure = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Tensor]
 
-DEFAULT_BUDGET = 16_384
 # About what a token takes while a block runs, in units of d_model floats.
 _FLOATS_PER_TOKEN = 8
 

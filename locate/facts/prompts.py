@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -11,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import FactError, SiteError
 from locate.facts.facts import Fact
+from locate.names import PositionName
 
-PositionName = Literal["all", "subject", "subject_last", "last", "others"]
 Positions = PositionName | str | Sequence[int | str]
 
 _OPENING = "\"'“‘«(["

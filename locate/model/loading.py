@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from locate.errors import ModelError, suggest
-from locate.model.bundled import DEFAULT_MODEL, bundled_folder
+from locate.model.bundled import bundled_folder
+from locate.names import DEFAULT_MODEL
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

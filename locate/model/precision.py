@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import LocateError
 from locate.model.devices import input_device
-
-Precision = Literal["model", "bfloat16"]
+from locate.names import Precision
 
 
 def check_precision(precision: Precision | str, model: TransformerBridge | None = None) -> None:

@@ -16,12 +16,13 @@ from locate.contrast.branches import Graft
 from locate.contrast.corruption import Corruption
 from locate.contrast.measures import as_metrics, usual_metric
 from locate.contrast.metrics import Metric, Plain, joint_measure, warn_of_small_effects
-from locate.contrast.pairs import Direction, Pair, PairedRuns, Text, make_pairs, run_pairs
-from locate.engine import DEFAULT_BUDGET, Branch
+from locate.contrast.pairs import Pair, PairedRuns, Text, make_pairs, run_pairs
+from locate.engine import Branch
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.prompts import Positions, resolve_positions
 from locate.model.anatomy import check_layer
-from locate.model.precision import Precision, check_precision, computing_in
+from locate.model.precision import check_precision, computing_in
+from locate.names import DEFAULT_BUDGET, Direction, Precision
 from locate.patching.patches import Patches
 from locate.patching.screening import estimate
 from locate.patching.sites import PatchSite, patch_site

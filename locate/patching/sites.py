@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.branches import Graft
 from locate.engine import Branch, FrozenRun, check_live, hook_points
 from locate.errors import SiteError, suggest
+from locate.sites.patched import PATCH_SITES, STATES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,22 +76,6 @@ class PatchSite:
             check_live(run.model, f"blocks.{layers[0]}.{self.hook}")
 
 
-_STATES: dict[str, tuple[str | None, str | None, int]] = {
-    "resid_pre": (None, None, 0),
-    "resid_mid": ("hook_attn_out", None, 0),
-    "resid_post": (None, None, 1),
-    "attn_out": ("hook_attn_out", None, 0),
-    "mlp_out": ("hook_mlp_out", None, 0),
-    "attn_head_z": ("attn.hook_z", "head", 0),
-    "attn_head_q": ("attn.hook_q", "head", 0),
-    "attn_head_k": ("attn.hook_k", "head", 0),
-    "attn_head_v": ("attn.hook_v", "head", 0),
-    # A head's result is its z through the output projection: patching one is patching the other.
-    "attn_head_result": ("attn.hook_z", "head", 0),
-    "attn_head_pattern": ("attn.hook_pattern", "head", 0),
-    "mlp_neurons": ("mlp.hook_post", "neuron", 0),
-}
-PATCH_SITES = tuple(_STATES)
 # Under TransformerLens' names as well: the hook point of the middle shows what the MLP's norm reads, and not the sum.
 _STREAM = ("resid_pre", "resid_mid", "resid_post")
 _HEADS_FIRST = ("hook_pattern", "hook_attn_scores")
@@ -112,8 +97,8 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
     """
     if name.removeprefix("hook_") in _STREAM:
         name = name.removeprefix("hook_")
-    if name in _STATES:
-        hook, unit, offset = _STATES[name]
+    if name in STATES:
+        hook, unit, offset = STATES[name]
     else:
         hook, unit, offset = _own_hook(model, name), None, 0
     dims = ("layer", "position") if unit is None else ("layer", "position", unit)

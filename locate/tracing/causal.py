@@ -17,13 +17,13 @@ from locate.contrast.corruption import Corruption, describe
 from locate.contrast.measures import Probability, as_metrics
 from locate.contrast.metrics import Metric, Plain, hardly_differ, joint_measure
 from locate.contrast.noise import GaussianNoise
-from locate.contrast.pairs import Direction, Pair, PairedRuns, make_pairs, run_pairs
+from locate.contrast.pairs import Pair, PairedRuns, make_pairs, run_pairs
 from locate.contrast.sweep import check_window, kept_hooks, sweep, sweep_heads
-from locate.engine import DEFAULT_BUDGET
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.facts import Fact
 from locate.facts.prompts import Positions, Prompt, rank_of, resolve_positions, token_strings
-from locate.model.precision import Precision, check_precision, computing_in
+from locate.model.precision import check_precision, computing_in
+from locate.names import DEFAULT_BUDGET, Direction, Precision
 from locate.sites.site import TRACED, Kind, check_kind, check_traced, hook_name
 from locate.tracing.trace import Trace
 

@@ -6,11 +6,9 @@ from typing import Annotated, Literal, get_args
 
 import typer
 
-from locate.contrast.pairs import Direction
 from locate.errors import DataError
-from locate.facts.prompts import PositionName, Positions
-from locate.model.bundled import DEFAULT_MODEL
-from locate.model.precision import Precision
+from locate.facts.prompts import Positions
+from locate.names import DEFAULT_MODEL, Direction, PositionName, Precision
 
 CorruptionName = Literal["gaussian", "uniform", "zero", "mean", "resample", "multivariate", "swap"]
 

@@ -13,9 +13,9 @@ from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import check_whole
 from edit.methods.base import EarlierEdits, EditingMethod, checked
 from edit.methods.where import Where
+from edit.names import SAMPLED
 from edit.requests.requests import Cases, EditRequest
 from edit.statistics import KeyStatistics, collect_statistics
-from edit.statistics.corpus import SAMPLED
 from edit.values.contexts import ContextBatch, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
