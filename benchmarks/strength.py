@@ -23,7 +23,7 @@ import locate
 from benchmarks.family import usable
 from benchmarks.timing import machine
 from edit.names import SAMPLED
-from edit.values.contexts import ContextBatch, build_contexts
+from edit.values.contexts import Contexts, build_contexts
 from edit.values.objective import Value, ValueObjective
 from edit.values.optimisation import _Optimisation
 from locate.engine import DEFAULT_BUDGET
@@ -92,7 +92,7 @@ def sweep(
 
 
 def values_at(
-    model: Any, context: ContextBatch, layer: int, objective: ValueObjective, probabilities: Sequence[float]
+    model: Any, context: Contexts, layer: int, objective: ValueObjective, probabilities: Sequence[float]
 ) -> dict[float, Value]:
     """What the optimisation gives where it stops at each of the probabilities, from one run up to the highest."""
     objective = replace(objective, probability=max(probabilities))

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.requests.requests import EditRequest
@@ -14,7 +14,7 @@ from locate.engine import DEFAULT_BUDGET
 from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
 from locate.errors import FactError, listed
-from locate.facts.prompts import encode_fact, encode_target, encode_text
+from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
 from locate.model.context import check_room
 from locate.model.devices import input_device
 
@@ -53,39 +53,55 @@ def sample_prefixes(
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ContextBatch:
-    """A request's texts, padded so that the subject's last token is one column for all rows.
-
-    Rows ``0 … n − 1`` are the prompt under each prefix, followed by the new target; the last row is
-    ``"{subject} is a"``, under which the model should stay as it is.
+class Context:
+    """One text that a request is read in, as it is, without padding.
 
     Attributes:
-        tokens: padded ids.
-        attention_mask: 0 on the left padding.
-        site: the column of the subject's last token.
+        tokens: its ids.
+        site: the position of the subject's last token.
+        end: the position of the prompt's last token, whose logits predict what follows.
+    """
+
+    tokens: Int[Tensor, "position"]
+    site: int
+    end: int
+
+    @property
+    def up_to_site(self) -> Int[Tensor, "_"]:
+        """The tokens up to the subject's last."""
+        return self.tokens[: self.site + 1]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Contexts:
+    """All texts of a request. They stay as long as they are until some are run together.
+
+    Attributes:
+        asking: the prompt under each prefix, the bare one first, each with the new target but for its last token.
+        essence: ``"{subject} is a"``, under which the model should stay as it is.
         target: ids of the new target.
-        readouts: rows and columns whose logits predict the target's tokens, row by row.
-        essence: row and column of the last row's prediction.
         label: says which request it is, in messages.
     """
 
-    tokens: Int[Tensor, "row position"]
-    attention_mask: Int[Tensor, "row position"]
-    site: int
+    asking: tuple[Context, ...]
+    essence: Context
     target: Int[Tensor, "token"]
-    readouts: tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
-    essence: tuple[int, int]
     label: str = ""
 
     @property
-    def n_prefixes(self) -> int:
-        """Number of rows that ask for the target."""
-        return len(self.tokens) - 1
+    def rows(self) -> tuple[Context, ...]:
+        """Those that ask for the target, and the essence last."""
+        return (*self.asking, self.essence)
 
-    def up_to_site(self) -> list[Int[Tensor, "_"]]:
-        """The tokens under each prefix up to the subject's last, without padding."""
-        shifts = (self.attention_mask == 0).sum(1).tolist()
-        return [self.tokens[row, shifts[row] : self.site + 1] for row in range(self.n_prefixes)]
+    @property
+    def before(self) -> int:
+        """The most tokens that a row has before its site."""
+        return max(row.site for row in self.rows)
+
+    @property
+    def after(self) -> int:
+        """The most tokens that a row has from its site on."""
+        return max(len(row.tokens) - row.site for row in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -128,80 +144,61 @@ class AlignedContexts:
         )  # fmt: skip
 
 
-def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: list[str]) -> ContextBatch:
-    """Tokenise a request under its prefixes and align the rows at the subject's last token.
+def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: list[str]) -> Contexts:
+    """Tokenise a request under its prefixes.
 
-    Everything before the site is then padding or frozen prefix, and one resumed pass serves all rows.
-
-    >>> batch = build_contexts(model, request, sample_prefixes(model))
-    >>> batch.tokens.shape[0]
+    >>> len(build_contexts(model, request, sample_prefixes(model)).rows)
     22
     """
     fact = request.fact
     target = encode_target(model, fact.text, request.target_new)
-    rows, sites, ends = [], [], []
-    for prefix in prefixes:
-        prompt = encode_fact(model, fact, prefix=prefix)
-        rows.append(torch.cat([prompt.tokens, target[:-1]]))
-        sites.append(prompt.last_subject_position)
-        ends.append(len(prompt.tokens) - 1)
-    check_room(model, max(map(len, rows)), fact.text, beside="its longest prefix and the target")
-    essence = encode_fact(model, fact, template=_ESSENCE)
-    rows.append(essence.tokens)
-    sites.append(essence.last_subject_position)
-    ends.append(len(essence.tokens) - 1)
-
-    site = max(sites)
-    shifts = [site - own for own in sites]
-    length = max(len(row) + shift for row, shift in zip(rows, shifts, strict=True))
-    tokens = torch.full((len(rows), length), model.tokenizer.pad_token_id or 0)
-    mask = torch.ones_like(tokens)
-    for index, (row, shift) in enumerate(zip(rows, shifts, strict=True)):
-        tokens[index, shift : shift + len(row)] = row
-        # Padding on the right comes after every readout, where causality already hides it.
-        mask[index, :shift] = 0
-    columns = [ends[i] + shifts[i] + j for i in range(len(prefixes)) for j in range(len(target))]
-    return ContextBatch(
-        tokens=tokens, attention_mask=mask, site=site, target=target,
-        readouts=(torch.arange(len(prefixes)).repeat_interleave(len(target)), torch.tensor(columns)),
-        essence=(len(prefixes), ends[-1] + shifts[-1]), label=request.describe(),
-    )  # fmt: skip
+    asking = tuple(_context(encode_fact(model, fact, prefix=prefix), target[:-1]) for prefix in prefixes)
+    longest = max(len(row.tokens) for row in asking)
+    check_room(model, longest, fact.text, beside="its longest prefix and the target")
+    essence = _context(encode_fact(model, fact, template=_ESSENCE), target[:0])
+    return Contexts(asking=asking, essence=essence, target=target, label=request.describe())
 
 
-def align_contexts(contexts: Sequence[ContextBatch]) -> AlignedContexts:
-    """Several requests as one batch of rows, request by request.
+def _context(prompt: Prompt, continuation: Int[Tensor, "_"]) -> Context:
+    tokens = torch.cat([prompt.tokens, continuation])
+    return Context(tokens=tokens, site=prompt.last_subject_position, end=len(prompt.tokens) - 1)
+
+
+def align_contexts(contexts: Sequence[Contexts]) -> AlignedContexts:
+    """Several requests as one batch of rows, request by request, padded so that all sites are one column.
+
+    Everything before the site is then padding or frozen prefix, and one resumed pass serves all rows.
 
     >>> align_contexts([build_contexts(model, request, ["", "I am here. "])] * 2).owner.tolist()
     [0, 0, 0, 1, 1, 1]
     """
-    site = max(batch.site for batch in contexts)
-    suffix = max(batch.tokens.shape[1] - batch.site for batch in contexts)
-    tokens, masks, owners, askers, targets = [], [], [], [], []
-    readout_rows, readout_columns, essence_rows, essence_columns = [], [], [], []
-    start = 0
-    for index, batch in enumerate(contexts):
-        left, right = site - batch.site, site + suffix - (site - batch.site) - batch.tokens.shape[1]
-        tokens.append(F.pad(batch.tokens, (left, right)))
+    site = max(one.before for one in contexts)
+    length = site + max(one.after for one in contexts)
+    rows = [(index, row) for index, one in enumerate(contexts) for row in one.rows]
+    tokens = torch.zeros(len(rows), length, dtype=torch.long)
+    mask = torch.ones_like(tokens)
+    readouts: list[tuple[int, int, int, int]] = []
+    essences: list[tuple[int, int]] = []
+    for place, (index, row) in enumerate(rows):
+        start = site - row.site
+        tokens[place, start : start + len(row.tokens)] = row.tokens
         # What is padded on the right comes after every readout, where causality already hides it.
-        masks.append(F.pad(F.pad(batch.attention_mask, (left, 0)), (0, right), value=1))
-        owners.append(torch.full((len(batch.tokens),), index))
-        rows, columns = batch.readouts
-        readout_rows.append(rows + start)
-        readout_columns.append(columns + left)
-        askers.append(torch.full((len(rows),), index))
-        targets.append(batch.target.repeat(batch.n_prefixes))
-        essence_rows.append(batch.essence[0] + start)
-        essence_columns.append(batch.essence[1] + left)
-        start += len(batch.tokens)
+        mask[place, :start] = 0
+        if row is contexts[index].essence:
+            essences.append((place, start + row.end))
+            continue
+        wanted = enumerate(contexts[index].target.tolist())
+        readouts += [(place, start + row.end + step, token, index) for step, token in wanted]
+    places, columns, targets, askers = torch.tensor(readouts).T
+    essence_rows, essence_columns = torch.tensor(essences).T
     return AlignedContexts(
-        tokens=torch.cat(tokens), attention_mask=torch.cat(masks), site=site, owner=torch.cat(owners),
-        readouts=(torch.cat(readout_rows), torch.cat(readout_columns)), targets=torch.cat(targets),
-        askers=torch.cat(askers), essences=(torch.tensor(essence_rows), torch.tensor(essence_columns)),
+        tokens=tokens, attention_mask=mask, site=site, owner=torch.tensor([index for index, _ in rows]),
+        readouts=(places, columns), targets=targets, askers=askers, essences=(essence_rows, essence_columns),
     )  # fmt: skip
 
 
 def already_answered(
-    model: TransformerBridge, contexts: Sequence[ContextBatch], *, budget: int = DEFAULT_BUDGET
+    model: TransformerBridge, contexts: Sequence[Contexts], *, budget: int = DEFAULT_BUDGET
 ) -> list[bool]:
     """For each request, whether the model's first choices after the bare prompt are the new target already.
 
@@ -209,18 +206,17 @@ def already_answered(
     [False]
     """
     found: list[bool] = []
-    per_pass = max(1, budget // max(batch.tokens.shape[1] for batch in contexts))
+    per_pass = max(1, budget // max(len(one.asking[0].tokens) for one in contexts))
     for first in range(0, len(contexts), per_pass):
         group = contexts[first : first + per_pass]
-        shifts = [int((batch.attention_mask[0] == 0).sum()) for batch in group]
-        columns = [b.readouts[1][b.readouts[0] == 0] - shift for b, shift in zip(group, shifts, strict=True)]
-        rows = [b.tokens[0, shift : int(c[-1]) + 1 + shift] for b, shift, c in zip(group, shifts, columns, strict=True)]
-        length = max(map(len, rows))
-        tokens = torch.stack([F.pad(row, (0, length - len(row))) for row in rows])
-        owners = torch.cat([torch.full_like(own, index) for index, own in enumerate(columns)])
-        with torch.no_grad(), only_logits_at(model, owners, torch.cat(columns)):
+        bare = [one.asking[0] for one in group]
+        tokens = pad_sequence([row.tokens for row in bare], batch_first=True)
+        lengths = torch.tensor([len(one.target) for one in group])
+        owners = torch.arange(len(group)).repeat_interleave(lengths)
+        columns = torch.cat([row.end + torch.arange(len(one.target)) for row, one in zip(bare, group, strict=True)])
+        with torch.no_grad(), only_logits_at(model, owners, columns):
             answers = model(tokens.to(input_device(model)))[0].argmax(-1).cpu()
-        right = answers == torch.cat([batch.target for batch in group])
+        right = answers == torch.cat([one.target for one in group])
         found += [bool(right[owners == index].all()) for index in range(len(group))]
     return found
 
@@ -228,7 +224,7 @@ def already_answered(
 def check_answered(
     model: TransformerBridge,
     requests: Sequence[EditRequest],
-    contexts: Sequence[ContextBatch] | None = None,
+    contexts: Sequence[Contexts] | None = None,
     *,
     budget: int = DEFAULT_BUDGET,
 ) -> None:

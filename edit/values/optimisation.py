@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.values.contexts import AlignedContexts, ContextBatch, align_contexts
+from edit.values.contexts import AlignedContexts, Contexts, align_contexts
 from edit.values.objective import Place, Value, ValueObjective
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
 from locate.errors import NumericsError
@@ -28,7 +28,7 @@ _PADDING = {"cpu": 64}
 
 
 def optimise_value(
-    model: TransformerBridge, contexts: ContextBatch, layer: int, objective: ValueObjective, *,
+    model: TransformerBridge, contexts: Contexts, layer: int, objective: ValueObjective, *,
     place: Place = "mlp", budget: int = DEFAULT_BUDGET, precision: Precision = "model",
 ) -> Value:  # fmt: skip
     """The value of one request; see ``optimise_values``."""
@@ -37,7 +37,7 @@ def optimise_value(
 
 def optimise_values(
     model: TransformerBridge,
-    contexts: Sequence[ContextBatch],
+    contexts: Sequence[Contexts],
     layer: int,
     objective: ValueObjective,
     *,
@@ -79,27 +79,27 @@ def optimise_values(
     return [values[index] for index in range(len(contexts))]
 
 
-def _groups(contexts: Sequence[ContextBatch], budget: int, padding: int) -> list[list[int]]:
+def _groups(contexts: Sequence[Contexts], budget: int, padding: int) -> list[list[int]]:
     """Requests that are optimised together: of like length after the site, and within the budget.
 
     A request that would pad those before it by more than ``padding`` tokens opens a group of its own.
     """
 
     def extent(index: int) -> tuple[int, int]:
-        return contexts[index].tokens.shape[1] - contexts[index].site, contexts[index].site
+        return contexts[index].after, contexts[index].before
 
     groups: list[list[int]] = []
     rows = before = after = 0
     for index in sorted(range(len(contexts)), key=extent):
         suffix, prefix = extent(index)
         padded = rows * (suffix - after)
-        rows, before, after = rows + len(contexts[index].tokens), max(before, prefix), max(after, suffix)
+        rows, before, after = rows + len(contexts[index].rows), max(before, prefix), max(after, suffix)
         fits = rows * (before + after) <= budget and rows * after <= max(1, budget // _GRADIENT_SHARE)
         if groups and fits and padded <= padding:
             groups[-1].append(index)
         else:
             groups.append([index])
-            rows, before, after = len(contexts[index].tokens), prefix, suffix
+            rows, before, after = len(contexts[index].rows), prefix, suffix
     return groups
 
 
@@ -107,7 +107,7 @@ class _Optimisation:
     """One group of requests on its way to their values."""
 
     def __init__(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, objective: ValueObjective,
+        self, model: TransformerBridge, contexts: Sequence[Contexts], layer: int, objective: ValueObjective,
         place: Place, budget: int,
     ) -> None:  # fmt: skip
         self.model, self.contexts, self.layer, self.objective = model, contexts, layer, objective

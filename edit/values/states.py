@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.values.contexts import ContextBatch
+from edit.values.contexts import Contexts
 from locate.engine import DEFAULT_BUDGET
 from locate.model.devices import input_device
 
@@ -17,7 +17,7 @@ States = Mapping[str, list[Float[Tensor, "prefix _"]]]
 
 def read_at_sites(
     model: TransformerBridge,
-    contexts: Sequence[ContextBatch],
+    contexts: Sequence[Contexts],
     names: Sequence[str],
     layer: int,
     *,
@@ -43,7 +43,7 @@ def read_at_sites(
     torch.Size([2, 1536])
     """
     texts: dict[tuple[int, ...], int] = {}
-    wanted = [[texts.setdefault(tuple(row.tolist()), len(texts)) for row in batch.up_to_site()] for batch in contexts]
+    wanted = [[texts.setdefault(tuple(row.up_to_site.tolist()), len(texts)) for row in one.asking] for one in contexts]
     rows = [torch.tensor(text) for text in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[str, dict[int, Tensor]] = {name: {} for name in (*names, *bare)}
@@ -52,9 +52,8 @@ def read_at_sites(
         length = len(rows[order[0]])
         group = [i for n, i in enumerate(order) if n == 0 or (n + 1) * max(length, len(rows[i])) <= budget]
         order = order[len(group) :]
-        length = max(len(rows[i]) for i in group)
         # Padded on the right, where causality hides it.
-        tokens = torch.stack([F.pad(rows[i], (0, length - len(rows[i]))) for i in group]).to(device)
+        tokens = pad_sequence([rows[i] for i in group], batch_first=True).to(device)
         at = torch.tensor([len(rows[i]) - 1 for i in group])
 
         def keep(value: Tensor, hook: object, name: str, group: list[int] = group, at: Tensor = at) -> None:

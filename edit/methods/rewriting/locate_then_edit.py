@@ -16,7 +16,7 @@ from edit.methods.where import Where
 from edit.names import SAMPLED
 from edit.requests.requests import Cases, EditRequest
 from edit.statistics import KeyStatistics, collect_statistics
-from edit.values.contexts import ContextBatch, build_contexts, check_answered
+from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
 from locate.errors import DataError, FactError, NumericsError
@@ -133,7 +133,7 @@ class LocateThenEdit(EditingMethod):
             yield self._fit_one(model, request, context, prefixes, statistics, value, layer)
 
     def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
         statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
     ) -> WeightUpdate:  # fmt: skip
         """The update of one request alone, from its value."""
@@ -146,7 +146,7 @@ class LocateThenEdit(EditingMethod):
     def _prepared(
         self, model: TransformerBridge, requests: Cases, earlier: EarlierEdits, *,
         together: bool = True,
-    ) -> tuple[list[EditRequest], list[ContextBatch], list[str]]:  # fmt: skip
+    ) -> tuple[list[EditRequest], list[Contexts], list[str]]:  # fmt: skip
         """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
         requests = checked(requests, together=together)
         prefixes = self.texts_before(model)
@@ -163,7 +163,7 @@ class LocateThenEdit(EditingMethod):
         return objective
 
     def _values(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int, progress: bool
+        self, model: TransformerBridge, contexts: Sequence[Contexts], layer: int, progress: bool
     ) -> list[Value]:
         return optimise_values(
             model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
@@ -171,7 +171,7 @@ class LocateThenEdit(EditingMethod):
         )  # fmt: skip
 
     def _known_values(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], layer: int,
+        self, model: TransformerBridge, contexts: Sequence[Contexts], layer: int,
         known: Sequence[Value] | None, progress: bool,
     ) -> Sequence[Value]:  # fmt: skip
         """The values given, checked, or found."""

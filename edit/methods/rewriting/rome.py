@@ -21,7 +21,7 @@ from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
 from edit.requests.requests import Cases, EditRequest
 from edit.statistics import KeyStatistics
-from edit.values.contexts import ContextBatch
+from edit.values.contexts import Contexts
 from edit.values.objective import Value
 from locate.errors import NumericsError, SiteError
 from locate.model.weights import DownProjection, down_projection
@@ -130,7 +130,7 @@ class ROME(LocateThenEdit):
         return Fitted(update=update, written={at: written}, anchors=anchors or {at: reference_norm(values)})
 
     def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
         statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
     ) -> WeightUpdate:  # fmt: skip
         at = self.resolve_layer(model, where)

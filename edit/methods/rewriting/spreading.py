@@ -20,7 +20,7 @@ from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
 from edit.requests.requests import Cases, EditRequest
 from edit.statistics import KeyStatistics
-from edit.values.contexts import ContextBatch
+from edit.values.contexts import Contexts
 from edit.values.objective import RESIDUAL_OBJECTIVE, Place, Value, ValueObjective
 from edit.values.states import read_at_sites
 from locate.errors import NumericsError, SiteError
@@ -87,7 +87,7 @@ class Spreading(LocateThenEdit):
         return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
 
     def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: ContextBatch, prefixes: list[str],
+        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
         statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
     ) -> WeightUpdate:  # fmt: skip
         stages = self._stages(model, where)
@@ -98,7 +98,7 @@ class Spreading(LocateThenEdit):
         return self._stages(model, where)[0][-1]
 
     def _fit(
-        self, model: TransformerBridge, requests: list[EditRequest], contexts: list[ContextBatch], prefixes: list[str],
+        self, model: TransformerBridge, requests: list[EditRequest], contexts: list[Contexts], prefixes: list[str],
         stages: tuple[tuple[int, ...], ...], statistics: Mapping[int, KeyStatistics], earlier: EarlierEdits,
         first: list[Value] | None, progress: bool,
     ) -> Fitted:  # fmt: skip
@@ -143,7 +143,7 @@ class Spreading(LocateThenEdit):
         return Fitted(update=update, written=written, anchors={**anchors, **earlier.anchors})
 
     def _missing(
-        self, model: TransformerBridge, contexts: Sequence[ContextBatch], values: Sequence[Value], layer: int, last: int
+        self, model: TransformerBridge, contexts: Sequence[Contexts], values: Sequence[Value], layer: int, last: int
     ) -> tuple[Float[Tensor, "edit d_mlp"], Float[Tensor, "edit d_model"]]:
         """The requests' keys at a layer, and what its down-projection would have to add to reach their values."""
         end = hook_name("resid", last) if self.place == "resid" else value_hook(last)

@@ -130,7 +130,7 @@ def test_requests_are_grouped_by_what_they_pad(llama, padding):
     contexts = [build_contexts(llama, request, ["", *PREFIXES]) for request in REQUESTS * 3]
     groups = _groups(contexts, 16_384, padding)
     assert sorted(index for group in groups for index in group) == list(range(9))
-    suffixes = [[contexts[i].tokens.shape[1] - contexts[i].site for i in group] for group in groups]
+    suffixes = [[max(len(row.tokens) - row.site for row in contexts[i].rows) for i in group] for group in groups]
     for own in suffixes:
         assert all((after - before) * n * 4 <= padding for n, (before, after) in enumerate(pairwise(own), start=1))
     # No more groups than that asks for: the next one's first would have padded them too much.

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from edit.requests.requests import EditRequest
-from edit.values.contexts import build_contexts, sample_prefixes
+from edit.values.contexts import align_contexts, build_contexts, sample_prefixes
 from locate import Fact
 from tests import tiny
 
@@ -37,7 +37,7 @@ def plain(text):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_the_site_is_the_subjects_last_token_in_every_row(model, template):
     request = request_for(template)
-    batch = build_contexts(model, request, PREFIXES)
+    batch = align_contexts([build_contexts(model, request, PREFIXES)])
     encoded = tiny.tokenizer()(texts(request), return_offsets_mapping=True)
     for row, (text, offsets) in enumerate(zip(texts(request), encoded["offset_mapping"], strict=True)):
         end = text.rindex("The Eiffel Tower") + len("The Eiffel Tower")
@@ -51,33 +51,65 @@ def test_the_site_is_the_subjects_last_token_in_every_row(model, template):
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_rows_are_plain_tokens_after_a_left_mask(model, template, target_new):
     request = request_for(template, target_new)
-    batch = build_contexts(model, request, PREFIXES)
-    target = batch.target.tolist()
+    contexts = build_contexts(model, request, PREFIXES)
+    batch = align_contexts([contexts])
+    target = contexts.target.tolist()
     for row, text in enumerate(texts(request)):
-        expected = plain(text) + (target[:-1] if row < batch.n_prefixes else [])
+        expected = plain(text) + (target[:-1] if row < len(PREFIXES) else [])
+        assert contexts.rows[row].tokens.tolist() == expected
         shift = int((batch.attention_mask[row] == 0).sum())
         assert batch.tokens[row, shift : shift + len(expected)].tolist() == expected
         # Nothing but the padding before the text is masked.
         assert batch.attention_mask[row, shift:].all()
-    assert batch.n_prefixes == len(PREFIXES)
+    assert len(contexts.asking) == len(PREFIXES)
     assert (batch.attention_mask[:, 0] == 1).any()
 
 
 @pytest.mark.parametrize("target_new", ["Rome", "London in France"])
 def test_readouts_predict_the_targets_tokens(model, target_new):
     request = request_for(TEMPLATES[1], target_new)
-    batch = build_contexts(model, request, PREFIXES)
+    contexts = build_contexts(model, request, PREFIXES)
+    batch = align_contexts([contexts])
     target = plain(request.fact.text + " " + target_new)[len(plain(request.fact.text)) :]
-    assert batch.target.tolist() == target
+    assert contexts.target.tolist() == target
+    assert batch.targets.tolist() == target * len(PREFIXES)
     rows, columns = (indices.view(len(PREFIXES), len(target)) for indices in batch.readouts)
     for row, text in enumerate(texts(request)[:-1]):
         assert (rows[row] == row).all()
         shift = int((batch.attention_mask[row] == 0).sum())
         assert columns[row].tolist() == [shift + len(plain(text)) - 1 + j for j in range(len(target))]
         assert batch.tokens[row, columns[row, 1:]].tolist() == target[:-1]
-    row, column = batch.essence
+    ((row, column),) = torch.stack(batch.essences, dim=1).tolist()
     assert row == len(PREFIXES)
     assert batch.tokens[row, column] == plain("The Eiffel Tower is a")[-1]
+
+
+def test_requests_of_unlike_length_are_padded_once_to_one_site(model):
+    requests = [request_for(template, name) for template in TEMPLATES for name in ("Rome", "London in France")]
+    contexts = [build_contexts(model, request, PREFIXES) for request in requests]
+    together = align_contexts(contexts)
+    first = readout = 0
+    for index, one in enumerate(contexts):
+        alone = align_contexts([one])
+        rows = slice(first, first + len(one.rows))
+        asked = slice(readout, readout + len(alone.targets))
+        left = together.site - alone.site
+        right = together.tokens.shape[1] - left - alone.tokens.shape[1]
+        assert min(left, right) >= 0
+        wanted = torch.nn.functional.pad(alone.tokens, (left, right))
+        assert torch.equal(together.tokens[rows], wanted)
+        assert torch.equal(together.attention_mask[rows, left : left + alone.tokens.shape[1]], alone.attention_mask)
+        assert not together.attention_mask[rows, :left].any()
+        assert together.attention_mask[rows, together.site :].all()
+        assert torch.equal(together.readouts[0][asked], alone.readouts[0] + first)
+        assert torch.equal(together.readouts[1][asked], alone.readouts[1] + left)
+        assert torch.equal(together.targets[asked], alone.targets)
+        assert set(together.askers[asked].tolist()) == set(together.owner[rows].tolist()) == {index}
+        essence = (together.essences[0][index].item(), together.essences[1][index].item())
+        assert essence == (alone.essences[0].item() + first, alone.essences[1].item() + left)
+        first, readout = rows.stop, asked.stop
+    assert (first, readout) == (len(together.tokens), len(together.targets))
+    assert min(one.before for one in contexts) < together.site
 
 
 def test_prefixes_come_from_the_seed(model):
