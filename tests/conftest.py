@@ -4,7 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# A busy machine makes no example wrong, and every run tries the same ones.
+settings.register_profile("here", deadline=None, derandomize=True, database=None)
+settings.load_profile("here")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 

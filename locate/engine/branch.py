@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.engine.interventions import Intervention
+from locate.engine.rows import cut
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -31,6 +32,8 @@ class Branch:
 
     def split(self, start: int, stop: int) -> "Branch":
         """Some of the rows."""
+        if (start, stop) == (0, len(self)):
+            return self
         own = {name: one.part(start, stop) for name, one in self.interventions.items()}
         return Branch(layer=self.layer, rows=self.rows[start:stop], states=self.states[start:stop], interventions=own)
 
@@ -41,19 +44,9 @@ def chunks(branches: Sequence[Branch], limit: int) -> list[list[tuple[int, Branc
     Each part carries the index of its first row among all rows in the order given. Because rows
     that enter late come last, a chunk starts at the layer of its first row and repeats no work.
     """
-    offsets = torch.tensor([0, *[len(branch) for branch in branches]]).cumsum(0).tolist()
-    parts: list[list[tuple[int, Branch]]] = [[]]
-    room = limit
-    for index in sorted(range(len(branches)), key=lambda i: branches[i].layer):
-        branch, done = branches[index], 0
-        while done < len(branch):
-            if room == 0:
-                parts.append([])
-                room = limit
-            take = min(room, len(branch) - done)
-            whole = take == len(branch)
-            part = branch if whole else branch.split(done, done + take)
-            parts[-1].append((offsets[index] + done, part))
-            done += take
-            room -= take
-    return parts
+    order = sorted(range(len(branches)), key=lambda index: branches[index].layer)
+    starts = list(accumulate([len(branch) for branch in branches], initial=0))
+    return [
+        [(starts[order[i]] + own.start, branches[order[i]].split(own.start, own.stop)) for i, own in part]
+        for part in cut([len(branches[index]) for index in order], limit)
+    ]

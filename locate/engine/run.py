@@ -19,14 +19,12 @@ from locate.engine.branch import Branch, chunks
 from locate.engine.calls import BlockCall, PrefixCache
 from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
 from locate.engine.readout import only_logits_at, read_logits
+from locate.engine.rows import Budget
 from locate.errors import ModelError, SiteError
 
 Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 # From logits, and the frozen row that each of them continues, to one or more numbers per row.
 Measure = Callable[[Float[Tensor, "row vocab"], Int[Tensor, "row"]], Tensor]
-
-# About what a token takes while a block runs, in units of d_model floats.
-_FLOATS_PER_TOKEN = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,13 +173,8 @@ class FrozenRun:
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def rows_at_a_time(self, position: int) -> int:
-        """How many rows that are resumed at a position fit one pass of the budget, at least one.
-
-        A row of logits takes the memory of a few tokens, and a row has one.
-        """
-        suffix = self.tokens.shape[1] - position
-        logits = -(-int(self.model.cfg.d_vocab) // (_FLOATS_PER_TOKEN * self.residuals[0].shape[-1]))
-        return max(1, self.budget // max(suffix, logits))
+        """How many rows that are resumed at a position fit one pass of the budget, at least one."""
+        return Budget.of(self.model, self.budget).rows(self.tokens.shape[1] - position, logits=True)
 
     def _check_resumable(self) -> None:
         if not self.resumable:
