@@ -2,15 +2,17 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Float
+from pydantic import BeforeValidator
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import check_whole, make_plain
+from edit.hyperparameters import Count, Told, Whole, hyperparameters, refused
 from edit.methods.rewriting.stabilisers import Stabiliser
 from edit.methods.where import Where
 from edit.requests.conflicts import check_conflicts
@@ -72,7 +74,20 @@ class Fitted:
     anchors: Mapping[int, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
+# Of sampled prefixes: pairs of a length and a count.
+Lengths = Annotated[
+    tuple[tuple[Count, Count], ...],
+    Told("give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); found {}."),
+]
+
+
+def _several(prefixes: Any) -> Any:
+    if isinstance(prefixes, str):
+        raise refused("give several texts, or one as ({},).")
+    return None if prefixes is None else tuple(prefixes)  # a generator gives them once only
+
+
+@hyperparameters
 class EditingMethod:
     """Anything that finds updates for requests.
 
@@ -85,27 +100,11 @@ class EditingMethod:
         budget: the most tokens in one pass.
     """
 
-    prefix_lengths: tuple[tuple[int, int], ...] = ((10, 5),)
-    prefixes: tuple[str, ...] | None = None
-    stabilisers: tuple[Stabiliser, ...] = ()
-    seed: int = 0
-    budget: int = DEFAULT_BUDGET
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        check_whole(self, "seed", "budget")
-        if isinstance(self.prefixes, str):
-            raise NumericsError(f"prefixes: give several texts, or one as ({self.prefixes!r},).")
-        if self.prefixes is not None:
-            object.__setattr__(self, "prefixes", tuple(self.prefixes))  # a generator gives them once only
-        if not all(isinstance(pair, tuple) and _are_counts(pair) for pair in self.prefix_lengths):
-            raise NumericsError(
-                "prefix_lengths: give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); "
-                f"found {self.prefix_lengths}."
-            )
-        several = isinstance(self.stabilisers, tuple)
-        if not several or not all(isinstance(one, Stabiliser) for one in self.stabilisers):
-            raise NumericsError(f"stabilisers: give several, or one as (edit.NAS(),); found {self.stabilisers!r}.")
+    prefix_lengths: Lengths = ((10, 5),)
+    prefixes: Annotated[tuple[str, ...] | None, BeforeValidator(_several)] = None
+    stabilisers: Annotated[tuple[Stabiliser, ...], Told("give several, or one as (edit.NAS(),); found {}.")] = ()
+    seed: Whole = 0
+    budget: Whole = DEFAULT_BUDGET
 
     def fit(
         self,
@@ -205,23 +204,6 @@ class EditingMethod:
                 "statistics, or lower the learning rate."
             )
         return delta
-
-
-def _are_counts(pair: tuple[object, ...]) -> bool:
-    return len(pair) == 2 and all(isinstance(number, int) and number >= 1 for number in pair)
-
-
-def check_positive(**named: float | None) -> None:
-    """Whether hyperparameters are positive where they are given.
-
-    Raises:
-        NumericsError: one is not.
-
-    >>> check_positive(weight=1.0, ridge=None)
-    """
-    for name, value in named.items():
-        if value is not None and not 0 < value < float("inf"):
-            raise NumericsError(f"{name}: must be positive, found {value}.")
 
 
 def checked(requests: Cases, *, together: bool = True) -> list[EditRequest]:

@@ -1,23 +1,28 @@
 """How a value is optimised, and what was found."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
-from edit.hyperparameters import check_whole, make_plain
-from locate.errors import NumericsError
+from edit.hyperparameters import Count, NotNegative, Told, hyperparameters
 
 StopRule = Literal["loss", "first"]
-
 
 # Where δ is added: to the down-projection's output, to the residual stream after the block, or to the outputs
 # of attention and down-projection together (of which the latter's is the value).
 Place = Literal["mlp", "resid", "attn+mlp"]
 
 
-@dataclass(frozen=True, kw_only=True)
+# However large: an endless clamp is none.
+_Above0 = Annotated[float, Field(gt=0), Told("must be positive, found {}.")]
+_Stop = Annotated[StopRule, Told(f"must be one of {', '.join(get_args(StopRule))}, found {{}}.")]
+_Probability = Annotated[float, Field(ge=0, lt=1), Told("must be at least 0 and below 1, found {}.")]
+
+
+@hyperparameters
 class ValueObjective:
     """How a value is optimised: ROME's objective (Meng et al. 2022, arXiv:2202.05262), in smaller steps.
 
@@ -39,28 +44,14 @@ class ValueObjective:
     0.2
     """
 
-    steps: int = 40
-    learning_rate: float = 0.2
-    kl_weight: float = 0.0625
-    weight_decay: float = 1e-3
-    clamp: float = 4.0
-    stop: StopRule = "first"
+    steps: Count = 40
+    learning_rate: _Above0 = 0.2
+    kl_weight: NotNegative = 0.0625
+    weight_decay: NotNegative = 1e-3
+    clamp: _Above0 = 4.0
+    stop: _Stop = "first"
     loss_threshold: float = 0.05
-    probability: float = 0.9
-
-    def __post_init__(self) -> None:
-        make_plain(self)
-        check_whole(self, "steps", least=1)
-        for name in ("learning_rate", "clamp"):
-            if not getattr(self, name) > 0:
-                raise NumericsError(f"{name}: must be positive, found {getattr(self, name)}.")
-        for name in ("kl_weight", "weight_decay"):
-            if not getattr(self, name) >= 0:
-                raise NumericsError(f"{name}: must be 0 or more, found {getattr(self, name)}.")
-        if self.stop not in get_args(StopRule):
-            raise NumericsError(f"stop: must be one of {', '.join(get_args(StopRule))}, found {self.stop!r}.")
-        if not 0 <= self.probability < 1:
-            raise NumericsError(f"probability: must be at least 0 and below 1, found {self.probability}.")
+    probability: _Probability = 0.9
 
 
 # In the residual stream, where v₀ is the sum of all layers before: a larger step and a tighter clamp, as published.

@@ -1,19 +1,24 @@
 """AlphaEdit: changes that stay in the null space of what the model's keys span."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from jaxtyping import Float
+from pydantic import AfterValidator
 from torch import Tensor
 
-from edit.methods.base import check_positive
+from edit.hyperparameters import Positive, hyperparameters, refused
 from edit.methods.rewriting.solves import Factors, in_null_space
 from edit.methods.rewriting.spreading import Spreading
 from edit.statistics import KeyStatistics
-from locate.errors import NumericsError
 
 
-@dataclass(frozen=True, kw_only=True)
+def _below_one(energy: float) -> float:
+    if not energy < 1:
+        raise refused("must be a share below 1, found {}.")
+    return energy
+
+
+@hyperparameters
 class AlphaEdit(Spreading):
     """Null-space constrained editing (Fang et al. 2025, arXiv:2410.02355).
 
@@ -35,17 +40,10 @@ class AlphaEdit(Spreading):
     # The null space needs more keys than a solve does.
     keys_per_dimension: ClassVar[int] = 40
 
-    energy: float | None = 0.1
-    threshold: float | None = None
-    ridge: float | None = None
-    relative_ridge: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(energy=self.energy, threshold=self.threshold, ridge=self.ridge)
-        check_positive(relative_ridge=self.relative_ridge)
-        if self.energy is not None and not self.energy < 1:
-            raise NumericsError(f"energy: must be a share below 1, found {self.energy}.")
+    energy: Annotated[Positive, AfterValidator(_below_one)] | None = 0.1
+    threshold: Positive | None = None
+    ridge: Positive | None = None
+    relative_ridge: Positive = 1.0
 
     def solve(
         self,

@@ -1,20 +1,19 @@
 """EMMET: a batch of facts in one layer, each given exactly its value."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
 
-from edit.methods.base import check_positive
+from edit.hyperparameters import NotNegative, Positive, hyperparameters
 from edit.methods.rewriting.solves import Factors, equality
 from edit.methods.rewriting.spreading import Spreading, preserved_keys, usual_weight
 from edit.statistics import KeyStatistics
 from edit.values.objective import Place, ValueObjective
-from locate.errors import NumericsError
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class EMMET(Spreading):
     """Equality-constrained mass editing (Gupta et al. 2024, arXiv:2403.14236).
 
@@ -36,14 +35,8 @@ class EMMET(Spreading):
     _mean_output: ClassVar[bool] = True
 
     objective: ValueObjective = field(default_factory=ValueObjective)
-    slack: float = 0.1
-    weight: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(weight=self.weight)
-        if not 0 <= self.slack < float("inf"):
-            raise NumericsError(f"slack: must be 0 or more, found {self.slack}.")
+    slack: NotNegative = 0.1
+    weight: Positive | None = None
 
     def solve(
         self,

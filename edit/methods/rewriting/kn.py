@@ -1,8 +1,6 @@
 """Knowledge neurons: rewrite what single neurons say."""
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import check_whole
+from edit.hyperparameters import Count, Finite, Natural, Share, hyperparameters
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
 from edit.methods.rewriting.stabilisers import PRUNE, RECT
 from edit.methods.where import Where, layers_at
@@ -23,7 +21,7 @@ from locate.neurons.knowledge import NeuronScores, knowledge_neurons
 from locate.sites.site import Site
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class KN(EditingMethod):
     """Knowledge-neuron editing (Dai et al. 2022, arXiv:2104.08696).
 
@@ -47,22 +45,13 @@ class KN(EditingMethod):
     'KN'
     """
 
-    erase: float = 1.0
-    write: float = 2.0
-    steps: int = 20
+    erase: Finite = 1.0
+    write: Finite = 2.0
+    steps: Count = 20
     threshold: float = 0.2
-    share: float = 0.5
-    least: int = 2
-    most: int = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not (math.isfinite(self.erase) and math.isfinite(self.write)):
-            raise NumericsError(f"erase, write: must be finite, found {self.erase} and {self.write}.")
-        if not 0 <= self.share <= 1:
-            raise NumericsError(f"share: must be from 0 to 1, found {self.share}.")
-        check_whole(self, "steps", "most", least=1)
-        check_whole(self, "least", least=0)
+    share: Share = 0.5
+    least: Natural = 2
+    most: Count = 20
 
     def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
         """See ``EditingMethod.check``; targets must begin with tokens of their own."""

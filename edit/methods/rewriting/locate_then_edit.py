@@ -2,15 +2,16 @@
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from dataclasses import field, fields
+from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
+from pydantic import BeforeValidator
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import check_whole
+from edit.hyperparameters import Count, Unchecked, hyperparameters
 from edit.methods.base import EarlierEdits, EditingMethod, checked
 from edit.methods.where import Where
 from edit.names import SAMPLED
@@ -24,7 +25,12 @@ from locate.model.precision import Precision, check_precision
 from locate.model.weights import DownProjection, down_projection, model_fingerprint
 
 
-@dataclass(frozen=True, kw_only=True)
+def _known(precision: Any) -> Any:
+    check_precision(precision)
+    return precision
+
+
+@hyperparameters
 class LocateThenEdit(EditingMethod):
     """A method that finds values for its requests and writes them at their keys.
 
@@ -43,16 +49,12 @@ class LocateThenEdit(EditingMethod):
     one_by_one: ClassVar[bool] = False
 
     objective: ValueObjective = field(default_factory=ValueObjective)
-    statistics: KeyStatistics | Mapping[int, KeyStatistics] | None = field(default=None, hash=False)
+    statistics: Annotated[KeyStatistics | Mapping[int, KeyStatistics] | None, Unchecked] = field(
+        default=None, hash=False
+    )
     corpus: str = SAMPLED
-    statistics_tokens: int | None = None
-    precision: Precision = "model"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_precision(self.precision)
-        if self.statistics_tokens is not None:
-            check_whole(self, "statistics_tokens", least=1)
+    statistics_tokens: Count | None = None
+    precision: Annotated[Precision, BeforeValidator(_known)] = "model"
 
     def solve(
         self,

@@ -1,17 +1,15 @@
 """MEMIT: write many facts at once, spread over several layers."""
 
-from dataclasses import dataclass
-
 from jaxtyping import Float
 from torch import Tensor
 
-from edit.methods.base import check_positive
+from edit.hyperparameters import Positive, hyperparameters
 from edit.methods.rewriting.solves import Factors, least_squares
 from edit.methods.rewriting.spreading import Spreading, preserved_keys, usual_weight
 from edit.statistics import KeyStatistics
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class MEMIT(Spreading):
     """Mass editing of a transformer's memory (Meng et al. 2023, arXiv:2210.07229).
 
@@ -28,12 +26,8 @@ class MEMIT(Spreading):
     2
     """
 
-    weight: float | None = None
+    weight: Positive | None = None
     remember: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(weight=self.weight)
 
     def solve(
         self,

@@ -1,14 +1,15 @@
 """PMET: optimise what attention and MLP write together, keep the MLP's part."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import sqrt
 from typing import ClassVar
 
+from edit.hyperparameters import hyperparameters
 from edit.methods.rewriting.memit import MEMIT
 from edit.values.objective import Place, ValueObjective
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class PMET(MEMIT):
     """Precise model editing (Li et al. 2024, arXiv:2308.08742).
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
+from edit.hyperparameters import Share, Unchecked, hyperparameters
+from edit.methods.base import EarlierEdits, Fitted, Lengths, Written, matrix_of, stored
 from edit.methods.rewriting.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
 from edit.methods.rewriting.solves import Factors
 from edit.methods.rewriting.stabilisers import reference_norm
@@ -30,7 +31,7 @@ from locate.model.weights import DownProjection, down_projection
 _DEPTH = 0.145
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class ROME(LocateThenEdit):
     """Rank-one model editing (Meng et al. 2022, arXiv:2202.05262), with R-ROME's keys by default.
 
@@ -56,15 +57,10 @@ class ROME(LocateThenEdit):
 
     one_by_one: ClassVar[bool] = True
 
-    prefix_lengths: tuple[tuple[int, int], ...] = ((5, 10), (10, 10))
-    layer: Where | None = None
+    prefix_lengths: Lengths = ((5, 10), (10, 10))
+    layer: Annotated[Where | None, Unchecked] = None
     original: bool = False
-    bare_weight: float | None = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.bare_weight is not None and not 0 <= self.bare_weight <= 1:
-            raise NumericsError(f"bare_weight: must be from 0 to 1, found {self.bare_weight}.")
+    bare_weight: Share | None = 0.5
 
     def resolve_layer(self, model: TransformerBridge, where: Where | None = None) -> int:
         """The layer that will be edited."""

@@ -2,17 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
+from pydantic import BeforeValidator
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
+from edit.hyperparameters import Unchecked, hyperparameters
 from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
 from edit.methods.rewriting.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
 from edit.methods.rewriting.stabilisers import reference_norm
@@ -29,7 +30,13 @@ from locate.sites.memory import contribution_hook, key_hook, value_hook
 from locate.sites.site import hook_name
 
 
-@dataclass(frozen=True, kw_only=True)
+def _several(layers: Any) -> Any:
+    if layers is not None and not isinstance(layers, tuple):
+        raise SiteError(f"layers: give several, or one as (4,); found {layers!r}.")
+    return layers
+
+
+@hyperparameters
 class Spreading(LocateThenEdit):
     """Values of all requests at the last layer, reached by writing a part of what is missing into each layer.
 
@@ -46,12 +53,7 @@ class Spreading(LocateThenEdit):
     depth: ClassVar[tuple[float, float]] = (4 / 32, 8 / 32)
 
     objective: ValueObjective = RESIDUAL_OBJECTIVE
-    layers: tuple[int, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers is not None and not isinstance(self.layers, tuple):
-            raise SiteError(f"layers: give several, or one as (4,); found {self.layers!r}.")
+    layers: Annotated[tuple[int, ...] | None, Unchecked, BeforeValidator(_several)] = None
 
     def resolve_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
         """The layers that will be edited."""

@@ -5,31 +5,28 @@ KN, which does not, takes those that act on the change alone: ``PRUNE`` and ``RE
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from edit.changes.lowrank import LowRank, thin_svd
-from edit.hyperparameters import make_plain
+from edit.hyperparameters import NotNegative, Positive, Told, hyperparameters
 from edit.values.objective import Value, ValueObjective
-from locate.errors import NumericsError
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class Stabiliser:
     """What a stabiliser may do; the base class does nothing.
 
     >>> Stabiliser().stages((3, 4, 5))
     ((3, 4, 5),)
     """
-
-    def __post_init__(self) -> None:
-        make_plain(self)
 
     @property
     def anchored(self) -> bool:
@@ -63,7 +60,7 @@ class Stabiliser:
         return delta
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class NAS(Stabiliser):
     """Norm-anchor scaling: values keep the norm of those solved on the unedited model (arXiv:2602.02543).
 
@@ -78,12 +75,7 @@ class NAS(Stabiliser):
     (NAS(norm=None),)
     """
 
-    norm: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.norm is not None and not self.norm > 0:
-            raise NumericsError(f"norm: must be positive, found {self.norm}.")
+    norm: Positive | None = None
 
     @property
     def anchored(self) -> bool:
@@ -107,7 +99,7 @@ def reference_norm(values: Sequence[Value]) -> float:
     return float(torch.stack([_own_part(value).norm() for value in values]).mean())
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class ENCORE(Stabiliser):
     """Early stopping and a norm constraint for long sequences of edits (Gupta et al. 2025, arXiv:2502.01636).
 
@@ -122,12 +114,7 @@ class ENCORE(Stabiliser):
     'first'
     """
 
-    strength: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.strength >= 0:
-            raise NumericsError(f"strength: must be 0 or more, found {self.strength}.")
+    strength: NotNegative = 0.1
 
     def objective(self, objective: ValueObjective) -> ValueObjective:
         """With the early stop."""
@@ -138,7 +125,7 @@ class ENCORE(Stabiliser):
         return self.strength * float(diagonal.mean())
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class BLUE(Stabiliser):
     """Boundary-layer update: the first and the last layer alone, each with its own value (arXiv:2502.03748).
 
@@ -153,7 +140,7 @@ class BLUE(Stabiliser):
         return tuple((layer,) for layer in dict.fromkeys((layers[0], layers[-1])))
 
 
-@dataclass(frozen=True, kw_only=True)
+@hyperparameters
 class PRUNE(Stabiliser):
     """Keeps the accumulated change's singular values near the original matrix's (Ma et al. 2024, arXiv:2405.16821).
 
@@ -177,7 +164,10 @@ class PRUNE(Stabiliser):
         return delta if lowered is None else delta.joined(lowered)
 
 
-@dataclass(frozen=True, kw_only=True)
+_Kept = Annotated[float, Field(gt=0, le=1), Told("must be above 0 and at most 1, found {}.")]
+
+
+@hyperparameters
 class RECT(Stabiliser):
     """Keeps only the entries whose relative change |Δ/W| is largest (Gu et al. 2024, arXiv:2401.04700).
 
@@ -190,12 +180,7 @@ class RECT(Stabiliser):
     0.2
     """
 
-    share: float = 0.4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.share <= 1:
-            raise NumericsError(f"share: must be above 0 and at most 1, found {self.share}.")
+    share: _Kept = 0.4
 
     def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
         """The kept entries; the others are exactly zero."""

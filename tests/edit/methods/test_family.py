@@ -4,8 +4,10 @@ import dataclasses
 import inspect
 import json
 import math
+import pickle
 import warnings
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,13 +17,10 @@ import edit
 import locate
 from benchmarks import literal_memit
 from benchmarks.literal_rome import halved_mean
-from edit.hyperparameters import check_whole, make_plain, whole
+from edit.hyperparameters import Count, hyperparameters, whole
 from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
 from edit.methods import base as methods_base
-from edit.methods.base import EditingMethod
 from edit.methods.rewriting import locate_then_edit
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit
-from edit.methods.rewriting.spreading import Spreading
 from edit.methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.methods.where import _whole
 from edit.requests.requests import EditRequest
@@ -462,24 +461,14 @@ def test_hyperparameters_that_make_no_sense_are_refused(make, message):
     ("precision", "bf16", "precision must be one of model, bfloat16, found 'bf16'"),
 ])  # fmt: skip
 def test_one_in_place_of_several_is_told(name, value, message):
-    method = MEMIT()
-    object.__setattr__(method, name, value)
-
-    def check():
-        for own in (EditingMethod, LocateThenEdit, Spreading):
-            inspect.unwrap(own.__post_init__)(method)  # past the checks of types that users do not have
-
     with pytest.raises(LocateError, match=message):
-        check()
+        MEMIT(**{name: value})
 
 
 def test_numbers_from_arrays_are_taken(llama):
     assert type(inspect.unwrap(_whole)(np.int64(1))) is int
     assert type(inspect.unwrap(check_layer)(llama, np.int64(-1))) is int
-    method = MEMIT()
-    object.__setattr__(method, "seed", np.int64(3))
-    inspect.unwrap(EditingMethod.__post_init__)(method)
-    assert type(method.seed) is int
+    assert type(MEMIT(seed=np.int64(3)).seed) is int
     assert ROME(layer=Site("mlp", layer=2)).edited_layers(llama) == (2,)
 
 
@@ -677,30 +666,56 @@ def test_edits_that_share_a_key_are_told(name, llama, prepared):
 
 
 def test_numbers_from_arrays_become_plain_hyperparameters(llama, prepared):
-    @dataclasses.dataclass(frozen=True)
+    @hyperparameters
     class Some:
-        steps: object
-        rate: object
-        lengths: object
+        steps: Count
+        rate: float
+        lengths: tuple[Any, ...]
         other: object = None
 
-    some = Some(np.int64(2), torch.tensor(0.5), [[np.int64(3), 4]], np.arange(2))
-    make_plain(some)
+    some = Some(steps=np.int64(2), rate=torch.tensor(0.5), lengths=[[np.int64(3), 4]], other=np.arange(2))
     assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=((3, 4),), other=(0, 1))")
-    some = Some(2.0, np.array(0.5), range(2))
-    make_plain(some)
-    check_whole(some, "steps", least=2)
+    some = Some(steps=2.0, rate=np.array(0.5), lengths=range(2))
     assert repr(some).endswith("Some(steps=2, rate=0.5, lengths=(0, 1), other=None)")
-    with pytest.raises(NumericsError, match=r"rate: must be a whole number, found 0\.5"):
-        check_whole(some, "rate")
+    with pytest.raises(NumericsError, match=r"steps: must be a whole number, found 0\.5"):
+        Some(steps=torch.tensor(0.5), rate=1, lengths=())
+    with pytest.raises(NumericsError, match="steps: must be 1 or more, found 0"):
+        Some(steps=0, rate=1, lengths=())
     with pytest.raises(NumericsError, match="steps: must be 3 or more, found 2"):
-        check_whole(some, "steps", least=3)
+        whole("steps", np.int64(2), least=3)
     # Every kind of hyperparameter goes through it.
     number = np.float64(0.5)
     objective = ValueObjective(steps=2, learning_rate=number)
     method = prepared("MEMIT", objective=objective, weight=number, stabilisers=(RECT(share=number),))
     assert "float64" not in repr(method)
     json.dumps(dict(method.fit(llama, REQUESTS[:1], progress=False).info))
+
+
+def test_methods_are_the_dataclasses_that_they_look_like(llama):
+    for method in (*METHODS.values(), ROME(layer=1), KN(), ValueObjective(), NAS(norm=2.0)):
+        fields = {field.name: getattr(method, field.name) for field in dataclasses.fields(method)}
+        own = ", ".join(f"{name}={value!r}" for name, value in fields.items())
+        assert repr(method) == f"{type(method).__name__}({own})"
+        assert dataclasses.replace(method) == method == pickle.loads(pickle.dumps(method))
+        assert hash(dataclasses.replace(method)) == hash(method)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            method.seed = 1
+        shown = str(inspect.signature(type(method)))
+        assert list(inspect.signature(type(method)).parameters) == list(fields)
+        assert not [word for word in ("Annotated", "Told", "FieldInfo") if word in shown]
+    assert [field.name for field in dataclasses.fields(MEMIT)][:5] == [
+        "prefix_lengths", "prefixes", "stabilisers", "seed", "budget",
+    ]  # fmt: skip
+    for wrong in ({"wieght": 1.0}, {"layer": 2}):
+        (name,) = wrong
+        with pytest.raises(TypeError, match=f"MEMIT: unexpected keyword argument '{name}'"):
+            MEMIT(**wrong)
+    for call in (lambda: MEMIT(3.0), lambda: ValueObjective(20)):
+        with pytest.raises(TypeError, match="positional argument"):
+            call()
+    for name, value in (("remember", "no"), ("corpus", 3), ("objective", {"steps": 3}), ("prefixes", (1,))):
+        with pytest.raises(NumericsError, match=rf"^{name}: .*, found "):
+            MEMIT(**{name: value})
 
 
 def test_kn_needs_first_tokens_that_differ(llama):
