@@ -1,3 +1,4 @@
+from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import kl_divergence, log_probability, logit_diff, probability, rank
 from .contrast.metrics import Metric
@@ -30,6 +31,7 @@ from .tracing.trace import Trace, load_trace
 __all__ = [
     "AverageTrace",
     "Consequence",
+    "Contrast",
     "Corruption",
     "DataError",
     "Fact",

@@ -18,10 +18,12 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.updates import WeightUpdate, within, without
 from edit.requests.probes import ROLES, Probe, probes_for
 from edit.requests.requests import EditRequest
+from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
 from locate.errors import FactError, SiteError
-from locate.facts.prompts import encode_target, encode_text, rank_of, token_strings
+from locate.facts.prompts import Prompt, encode_target, encode_text, rank_of, token_strings
+from locate.facts.questions import Questions
 from locate.model.weights import edited_layers
 from locate.results import Result
 from locate.sites.site import KINDS, Kind, Site, check_kind
@@ -192,11 +194,12 @@ def propagate(
         positions = range(tokens.shape[1])
         own = effects[index, ..., : tokens.shape[1], :]
         own[..., : reached.start] = 0.0
+        lost = Contrast.between(edited, base, _questions(model, probe, tokens[0], new, base))
         with within(model, update):
-            left = sweep(edited, base, kinds, difference, positions=positions, layers=reached)
+            left = sweep(lost, kinds, difference, positions=positions, layers=reached)
         own[0, ..., reached.start :] = (difference(edited.logits) - left[..., 0]).cpu()
         with without(model, update):
-            right = sweep(base, edited, kinds, difference, positions=positions, layers=reached)
+            right = sweep(lost.reversed(), kinds, difference, positions=positions, layers=reached)
         own[1, ..., reached.start :] = (right[..., 0] - difference(base.logits)).cpu()
     coords = {
         "probe": np.arange(len(probes)), "direction": list(DIRECTIONS), "kind": list(kinds),
@@ -230,6 +233,13 @@ def _question(model: TransformerBridge, probe: Probe) -> tuple[Tensor, int, int]
     raise FactError(
         f"{probe.text!r}: of the answers {probe.new!r} and {probe.old!r} one begins with all of the other, so no "
         "token tells them apart. Choose other answers."
+    )
+
+
+def _questions(model: TransformerBridge, probe: Probe, tokens: Tensor, new: int, base: FrozenRun) -> Questions:
+    prompt = Prompt(text=probe.text, tokens=tokens, subject_span=(0, 0))
+    return Questions(
+        model=model, prompts=(prompt,), answers=torch.tensor([new]), targets_new=(probe.old,), clean=base.logits
     )
 
 

@@ -5,61 +5,45 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locate.contrast.contrast import Contrast
+from locate.contrast.rows import Rows
 from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
 from locate.errors import SiteError
 from locate.sites.site import Kind, hook_name
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Pairing:
-    """Which rows of two runs belong together: row i of a result patches ``target`` from ``source``.
-
-    Attributes:
-        target: for each row, the row of the run that is patched.
-        source: for each row, the row of the run that the states come from.
-    """
-
-    target: Int[Tensor, "row"]
-    source: Int[Tensor, "row"]
-
-    def __len__(self) -> int:
-        return len(self.target)
-
-    def only(self, wanted: Tensor) -> "Pairing":
-        """Some of the rows."""
-        return Pairing(target=self.target[wanted], source=self.source[wanted])
-
-    @classmethod
-    def of(cls, target: FrozenRun, source: FrozenRun) -> "Pairing":
-        """Row by row, or one row with all."""
-        n = max(len(target.tokens), len(source.tokens))
-        alone = torch.zeros(n, dtype=torch.long)
-        return cls(
-            target=torch.arange(n) if len(target.tokens) > 1 else alone,
-            source=torch.arange(n) if len(source.tokens) > 1 else alone,
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Graft:
-    """Makes branches of ``target`` that take states of ``source``, from one position on.
+    """Makes branches of a contrast's target that take states of its source, from one position on.
 
     Attributes:
-        target: the run that is patched.
-        source: the run that the states come from; it must have kept those that are asked for.
-        pairing: which of their rows belong together.
-        position: where the runs are resumed.
-        everywhere: patch all positions from there on, and not that one alone.
+        contrast: the two runs; they must have kept the states that are asked for.
+        position: where the target is resumed.
+        everywhere: change all positions from there on, and not that one alone.
     """
 
-    target: FrozenRun
-    source: FrozenRun
-    pairing: Pairing
+    contrast: Contrast
     position: int
     everywhere: bool = False
+
+    @property
+    def target(self) -> FrozenRun:
+        """The run that is changed."""
+        return self.contrast.target
+
+    @property
+    def source(self) -> FrozenRun:
+        """The run that the states come from."""
+        return self.contrast.source
+
+    @property
+    def rows(self) -> Rows:
+        """Which rows of the two belong together."""
+        return self.contrast.rows
 
     @property
     def columns(self) -> tuple[int, ...]:
@@ -78,14 +62,14 @@ class Graft:
         held: dict[str, Intervention] = {}
         if severed is not None:
             names = [hook_name(severed, later) for later in range(layer, self.target.n_layers)]
-            held = {name: self._pin(self.target, self.pairing.target, name) for name in names}
-        return Branch(layer=layer, rows=self.pairing.target, states=states, interventions=held)
+            held = {name: self._pin(self.target, self.rows.target, name) for name in names}
+        return Branch(layer=layer, rows=self.rows.target, states=states, interventions=held)
 
     def state(self, layers: range, names: Sequence[str]) -> Branch:
         """Whole states at hook points of some layers."""
-        pins = {name: self._pin(self.source, self.pairing.source, name) for name in names}
+        pins = {name: self._pin(self.source, self.rows.source, name) for name in names}
         return Branch(
-            layer=layers.start, rows=self.pairing.target, states=self._entering(layers.start), interventions=pins
+            layer=layers.start, rows=self.rows.target, states=self._entering(layers.start), interventions=pins
         )
 
     def windows(self, kind: Kind, spans: Sequence[range]) -> list[Branch]:
@@ -96,7 +80,7 @@ class Graft:
         if self.target.resumable and len(shared) > 1:
             trunk = self.target.advance(self.position, self._window(kind, range(shared[-1])), shared)
         return [
-            Branch(layer=span.stop, rows=self.pairing.target, states=trunk[span.stop])
+            Branch(layer=span.stop, rows=self.rows.target, states=trunk[span.stop])
             if span.start == 0 and span.stop in trunk
             else self._window(kind, span)
             for span in spans
@@ -106,17 +90,17 @@ class Graft:
         """Single heads or neurons (the axis after the position), one after the other, each in all rows."""
         values = self._own(self.source.kept[name])
         chosen = torch.arange(values.shape[2]) if units is None else torch.tensor(units, dtype=torch.long)
-        values = values[:, :, chosen.to(values.device)].movedim(2, 0).flatten(0, 1)
-        pin = Pin(values=values, columns=self.columns, units=chosen.repeat_interleave(len(self.pairing)))
+        values = rearrange(values[:, :, chosen.to(values.device)], "row column unit ... -> (unit row) column ...")
+        pin = Pin(values=values, columns=self.columns, units=self._each(chosen))
         return self._repeated(layer, len(chosen), {name: pin})
 
     def patterns(self, layer: int, name: str, heads: Sequence[int] | None = None) -> Branch:
         """Single heads' attention patterns, one head after the other, each in all rows."""
-        values = rows_of(self.source.kept[name], self.pairing.source)[:, :, self.position :]
+        values = rows_of(self.source.kept[name], self.rows.source)[:, :, self.position :]
         values = values[:, :, list(self.columns)]
         chosen = torch.arange(values.shape[1]) if heads is None else torch.tensor(heads, dtype=torch.long)
-        values = values[:, chosen.to(values.device)].movedim(1, 0).flatten(0, 1)
-        pin = PatternPin(values=values, queries=self.columns, heads=chosen.repeat_interleave(len(self.pairing)))
+        values = rearrange(values[:, chosen.to(values.device)], "row head query key -> (head row) query key")
+        pin = PatternPin(values=values, queries=self.columns, heads=self._each(chosen))
         return self._repeated(layer, len(chosen), {name: pin})
 
     def middle(self, layer: int) -> Branch:
@@ -129,7 +113,7 @@ class Graft:
         wanted = self._own(self.source.residuals[layer]) + self._own(self.source.kept[name])
         entering = self._entering(layer)
         pin = Pin(values=wanted.to(entering) - entering[:, list(self.columns)], columns=self.columns)
-        return Branch(layer=layer, rows=self.pairing.target, states=entering, interventions={name: pin})
+        return Branch(layer=layer, rows=self.rows.target, states=entering, interventions={name: pin})
 
     def _window(self, kind: Kind, layers: range) -> Branch:
         names = [hook_name(kind, layer) for layer in layers]
@@ -138,10 +122,10 @@ class Graft:
         # Nothing in the window's first block depends on the patch but its last sum, so the block need not run.
         states = self._entering(layers.start + 1).clone()
         columns = list(self.columns)
-        old = rows_of(self.target.kept[names[0]], self.pairing.target)[:, self.position :][:, columns]
+        old = rows_of(self.target.kept[names[0]], self.rows.target)[:, self.position :][:, columns]
         states[:, columns] += self._own(self.source.kept[names[0]]).to(states) - old
-        pins = {name: self._pin(self.source, self.pairing.source, name) for name in names[1:]}
-        return Branch(layer=layers.start + 1, rows=self.pairing.target, states=states, interventions=pins)
+        pins = {name: self._pin(self.source, self.rows.source, name) for name in names[1:]}
+        return Branch(layer=layers.start + 1, rows=self.rows.target, states=states, interventions=pins)
 
     @cached_property
     def _mlp_is_added_last(self) -> bool:
@@ -161,21 +145,25 @@ class Graft:
 
     def _pin(self, run: FrozenRun, rows: Tensor, name: str) -> Pin:
         if name not in run.kept:
-            raise SiteError(f"The run that {name!r} is patched from did not keep it.")
+            raise SiteError(f"The run that {name!r} is taken from did not keep it.")
         values = rows_of(run.kept[name], rows)[:, self.position :][:, list(self.columns)]
         return Pin(values=values, columns=self.columns)
 
     def _own(self, values: Tensor) -> Tensor:
         """The source's values for each row, at the patched positions."""
-        return rows_of(values, self.pairing.source)[:, self.position :][:, list(self.columns)]
+        return rows_of(values, self.rows.source)[:, self.position :][:, list(self.columns)]
 
     def _entering(self, layer: int) -> Tensor:
-        return rows_of(self.target.residuals[layer], self.pairing.target)[:, self.position :]
+        return rows_of(self.target.residuals[layer], self.rows.target)[:, self.position :]
 
     def _repeated(self, layer: int, times: int, interventions: dict[str, Intervention]) -> Branch:
         # Expanded, and not copied, for a single row: thousands of neurons share the same states.
-        states = self._entering(layer)[None].expand(times, -1, -1, -1).flatten(0, 1)
-        return Branch(layer=layer, rows=self.pairing.target.repeat(times), states=states, interventions=interventions)
+        states = repeat(self._entering(layer), "row ... -> (unit row) ...", unit=times)
+        rows = repeat(self.rows.target, "row -> (unit row)", unit=times)
+        return Branch(layer=layer, rows=rows, states=states, interventions=interventions)
+
+    def _each(self, units: Int[Tensor, "unit"]) -> Int[Tensor, "unit_row"]:
+        return repeat(units, "unit -> (unit row)", row=len(self.rows))
 
 
 def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:

@@ -1,13 +1,13 @@
 """The measures of an answer that ship: probability, logit difference, divergence, rank, and functions of one's own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from locate.contrast.metrics import Logits, Metric, Plain
+from locate.contrast.metrics import Logits, Metric, Metrics, Plain
 from locate.engine import Measure
 from locate.errors import LocateError
 from locate.facts.prompts import encode_target
@@ -217,7 +217,7 @@ def usual_metric(questions: Questions) -> Metric:
     return logit_diff()
 
 
-def as_metrics(wanted: "Metric | Plain | str | Sequence[Metric | Plain | str]") -> tuple[Metric, ...]:
+def as_metrics(wanted: Metrics) -> tuple[Metric, ...]:
     """Metrics by name, as objects, or as plain functions of logits; each name once.
 
     Raises:

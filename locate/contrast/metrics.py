@@ -42,6 +42,10 @@ class Metric(Protocol):
         ...
 
 
+# As users give them: by name, as objects, or as functions of last-position logits; one or several.
+Metrics = Metric | Plain | str | Sequence[Metric | Plain | str]
+
+
 def joint_measure(metrics: Sequence[Metric], questions: Questions, owner: Int[Tensor, "frozen"]) -> Measure:
     """All metrics at once: ``row metric`` numbers, checked to be finite.
 

@@ -7,12 +7,13 @@ window of layers) at a time, and measure the answer.
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from locate.contrast.branches import Graft, Pairing
-from locate.engine import Branch, FrozenRun, Measure
+from locate.contrast.branches import Graft
+from locate.contrast.contrast import Contrast
+from locate.engine import Branch, Measure
 from locate.errors import SiteError
 from locate.sites.site import Kind, check_kind, hook_name
 
@@ -50,46 +51,39 @@ def check_window(window: int | None, n_layers: int, *, usual: int = 1) -> int:
 
 
 def sweep(
-    target: FrozenRun,
-    source: FrozenRun,
+    contrast: Contrast,
     kinds: Sequence[Kind],
     measure: Measure,
     *,
     positions: Sequence[int],
     layers: Sequence[int] | None = None,
     window: int = 1,
-    pairing: Pairing | None = None,
     severed: str | None = None,
-    progress: tqdm | None = None,
 ) -> Float[Tensor, "kind position layer row *metric"]:
-    """Give every row of ``target`` the state of ``source`` at each site in turn, and measure.
+    """Give every row of a contrast's target the state of its source at each site in turn, and measure.
 
     Args:
-        target: the run that is patched.
-        source: the run that the states come from. For ``mlp`` and ``attn`` it must have kept its states
-            (see ``kept_hooks``).
+        contrast: the two runs. For ``mlp`` and ``attn`` the source must have kept its states (see ``kept_hooks``).
         kinds: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
             window of layers around the site's layer.
-        measure: turns last-position logits into numbers for each row.
+        measure: turns last-position logits into numbers for each row, as ``contrast.measure`` does.
         positions: the token positions to visit.
         layers: the layers to visit; by default all.
         window: how many layers an ``mlp`` or ``attn`` patch spans.
-        pairing: which rows belong together; by default row by row, or one row with all.
         severed: hold this module's outputs (``mlp`` or ``attn``) at the patched position at their values in
-            ``target``, which must have kept them, in all layers after a ``resid`` patch.
-        progress: a bar to advance once per position.
+            the target, which must have kept them, in all layers after a ``resid`` patch.
 
     Raises:
         SiteError: the window has no layer, or more than the model.
     """
+    target = contrast.target
     check_window(window, target.n_layers)
     layers = range(target.n_layers) if layers is None else layers
     spans = [window_layers(layer, window, target.n_layers) for layer in layers]
-    pairing = Pairing.of(target, source) if pairing is None else pairing
     results = []
     for position in positions:
         # All kinds share one growing batch: the larger it is, the better the matrix products run.
-        graft = Graft(target, source, pairing, position)
+        graft = Graft(contrast, position)
         branches: list[Branch] = []
         for kind in kinds:
             if kind == "resid":
@@ -98,24 +92,25 @@ def sweep(
             else:
                 branches += graft.windows(kind, spans)
         measured = target.resume(position, branches, measure=measure)
-        results.append(measured.unflatten(0, (len(kinds), len(layers), len(pairing))))
-        if progress is not None:
-            progress.update()
+        table = "(kind layer row) ... -> kind layer row ..."
+        results.append(rearrange(measured, table, kind=len(kinds), layer=len(layers)))
     return torch.stack(results, dim=1)
 
 
 def sweep_heads(
-    target: FrozenRun, source: FrozenRun, measure: Measure, *, positions: Sequence[int], pairing: Pairing
+    contrast: Contrast, measure: Measure, *, positions: Sequence[int]
 ) -> Float[Tensor, "position layer head row *metric"]:
     """The same for the output of one head at one (layer, position) at a time."""
     results = []
-    n_layers, n_heads = target.n_layers, source.kept[hook_name("attn_head", 0)].shape[2]
+    target, n_layers = contrast.target, contrast.target.n_layers
+    n_heads = contrast.source.kept[hook_name("attn_head", 0)].shape[2]
     for position in positions:
-        graft = Graft(target, source, pairing, position)
+        graft = Graft(contrast, position)
         # Only as many layers' states at a time as one pass takes.
-        together = max(1, target.rows_at_a_time(position) // (n_heads * len(pairing)))
+        together = max(1, target.rows_at_a_time(position) // (n_heads * len(contrast.rows)))
         for first in range(0, n_layers, together):
             layers = range(first, min(first + together, n_layers))
             branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in layers]
             results.append(target.resume(position, branches, measure=measure))
-    return torch.cat(results).unflatten(0, (len(positions), n_layers, n_heads, len(pairing)))
+    table = "(position layer head row) ... -> position layer head row ..."
+    return rearrange(torch.cat(results), table, position=len(positions), layer=n_layers, head=n_heads)

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.facts.prompts import encode_target
+from locate.facts.prompts import Prompt, encode_target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -16,17 +16,22 @@ class Questions:
 
     Attributes:
         model: who is asked.
-        texts: the prompts.
+        prompts: with the subjects' places; a plain text has none.
         answers: for each of them, the first token of its answer.
         targets_new: for each, its counterfactual answer, where it has one.
         clean: for each, the logits of the clean run.
     """
 
     model: TransformerBridge
-    texts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     answers: Int[Tensor, "question"]
     targets_new: tuple[str | None, ...]
     clean: Float[Tensor, "question vocab"]
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The prompts as written."""
+        return tuple(prompt.text for prompt in self.prompts)
 
     def first_tokens(self, target: str) -> Int[Tensor, "question"]:
         """The first token of a text after each of the prompts."""

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import xarray as xr
+from einops import rearrange
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.measures import as_metrics
-from locate.contrast.metrics import Metric, Plain, joint_measure
+from locate.contrast.metrics import Metrics, joint_measure
 from locate.contrast.sweep import check_window, window_layers
 from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, check_live, freeze
 from locate.errors import SiteError
@@ -103,7 +104,7 @@ def attention_knockout(
     target: Positions = "last",
     window: int | None = None,
     heads: bool = False,
-    metric: Metric | Plain | str | Sequence[Metric | Plain | str] = "probability",
+    metric: Metrics = "probability",
     precision: Precision | str = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -146,7 +147,7 @@ def attention_knockout(
     run = freeze(model, prompt.tokens[None], budget=budget)
     answer = encode_target(model, prompt.text, fact.target)[:1]
     questions = Questions(
-        model=model, texts=(prompt.text,), answers=answer, targets_new=(fact.target_new,), clean=run.logits
+        model=model, prompts=(prompt,), answers=answer, targets_new=(fact.target_new,), clean=run.logits
     )
     alone = torch.zeros(1, dtype=torch.long)
     measure = joint_measure(metrics, questions, alone)
@@ -172,10 +173,10 @@ def attention_knockout(
             branches = [_branch(run, queries, keys, layer, window, units) for layer in range(n_layers)]
             with computing_in(precision, model):
                 found = run.resume(min(queries), branches, measure=measure)
-            values[index] = found.float().cpu().unflatten(0, (n_layers, len(units)))
+            values[index] = rearrange(found.float().cpu(), "(layer head) metric -> layer head metric", layer=n_layers)
             bar.update()
     dims = ("metric", "source", "layer", *(["head"] if heads else []))
-    table = values.movedim(-1, 0) if heads else values[:, :, 0].movedim(-1, 0)
+    table = rearrange(values if heads else values[:, :, 0], "source layer ... metric -> metric source layer ...")
     coords: dict[str, Any] = {
         "metric": [one.name for one in metrics], "source": list(named), "layer": np.arange(n_layers),
         **({"head": units} if heads else {}),

@@ -2,21 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import xarray as xr
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.branches import Graft
+from locate.contrast.contrast import Contrast, as_contrast
 from locate.contrast.corruption import Corruption
-from locate.contrast.measures import as_metrics, usual_metric
-from locate.contrast.metrics import Metric, Plain, joint_measure, warn_of_small_effects
-from locate.contrast.pairs import Pair, PairedRuns, Text, make_pairs, run_pairs
+from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
+from locate.contrast.pairs import Text, check_direction
 from locate.engine import Branch
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.prompts import Positions, resolve_positions
@@ -32,12 +33,12 @@ By = Sequence[Literal["layer", "position", "head", "neuron"]]
 
 def patch(
     model: TransformerBridge,
-    clean: Text | Sequence[Text],
-    corrupt: Corruption | Text | Sequence[Text],
+    clean: Text | Sequence[Text] | Contrast,
+    corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
     sites: str = "resid_pre",
     by: By | None = None,
-    metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
+    metric: Metrics | None = None,
     direction: Direction | str = "restore",
     layers: Sequence[int] | None = None,
     positions: Positions = "all",
@@ -52,6 +53,7 @@ def patch(
     Args:
         model: a raw-mode bridge.
         clean: a fact, a text, or token ids; or a list of those with as many tokens each, over which is averaged.
+            Or a ``Contrast`` of any two runs, whose source takes the clean run's part and has kept the sites' states.
         corrupt: the same, or a corruption of the clean fact's subject.
         sites: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``; of single heads
             ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``,
@@ -83,8 +85,7 @@ def patch(
     >>> patches.scores.dims
     ('layer', 'head')
     """
-    if direction not in get_args(Direction):
-        raise SiteError(f"direction must be one of {get_args(Direction)}, found {direction!r}.")
+    check_direction(direction)
     check_precision(precision, model)
     site = patch_site(model, sites, by)
     if "position" not in site.by and positions != "all":
@@ -98,40 +99,38 @@ def patch(
     if not wanted:
         raise SiteError("layers: give at least one.")
     names = [name for layer in wanted for name in site.kept(layer)]
-    pairs = make_pairs(model, clean, corrupt)
-    clean_names = names if direction == "restore" or site.of_both else ()
-    corrupted_names = names if direction == "break" or site.of_both else ()
-    corruption = corrupt if isinstance(corrupt, Corruption) else None
-    runs = run_pairs(
-        model, pairs, keep_clean=clean_names, keep_corrupted=corrupted_names, budget=budget, corruption=corruption
+    contrast = as_contrast(
+        model, clean, corrupt, direction=direction, keep=names, keep_target=names if site.of_both else (), budget=budget
     )
-    site.check(runs.clean if direction == "restore" else runs.corrupted, wanted)
-    metrics = as_metrics(usual_metric(runs.questions) if metric is None else metric)
-    columns = _columns(pairs, positions, site)
-    patcher = _Patcher(runs, site, wanted, columns, _units(runs, site, units, direction), metrics, direction, precision)
+    site.check(contrast.source, wanted)
+    patcher = _Patcher(
+        contrast=contrast, site=site, layers=wanted, columns=_columns(contrast, positions, site),
+        units=_units(contrast, site, wanted[0], units), metrics=contrast.metrics(metric), direction=direction,
+        precision=precision,
+    )  # fmt: skip
     return patcher.patch(screen, progress)
 
 
-def _columns(pairs: Sequence[Pair], positions: Positions, site: PatchSite) -> tuple[int, ...]:
+def _columns(contrast: Contrast, positions: Positions, site: PatchSite) -> tuple[int, ...]:
     """The positions to visit, which must be the same in all prompts."""
-    each = [resolve_positions(pair.clean, positions) for pair in pairs]
+    prompts = contrast.questions.prompts
+    each = [resolve_positions(prompt, positions) for prompt in prompts]
     other = next((index for index, own in enumerate(each) if own != each[0]), None)
     if "position" in site.by and other is not None:
         raise FactError(
-            f"positions={positions!r} are tokens {list(each[0])} of {pairs[0].clean.text!r} and {list(each[other])} of "
-            f"{pairs[other].clean.text!r}. Patch prompts whose subjects stand elsewhere by themselves, or give indices."
+            f"positions={positions!r} are tokens {list(each[0])} of {prompts[0].text!r} and {list(each[other])} of "
+            f"{prompts[other].text!r}. Patch prompts whose subjects stand elsewhere by themselves, or give indices."
         )
     return each[0]
 
 
-def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direction: str) -> list[int]:
+def _units(contrast: Contrast, site: PatchSite, layer: int, units: Sequence[int] | None) -> list[int]:
     """The heads or neurons to visit; a single stand-in where a patch covers whole states."""
     if site.unit is None:
         if units is not None:
             raise SiteError(f"{site.name} has no heads or neurons to choose from; leave units out.")
         return [0]
-    kept = (runs.clean if direction == "restore" else runs.corrupted).kept
-    n = site.n_units(next(iter(kept.values())))
+    n = site.n_units(contrast.source.kept[site.kept(layer)[0]])
     if units is not None and not units:
         raise SiteError(f"units: give at least one {site.unit}.")
     for unit in units or ():
@@ -140,9 +139,9 @@ def _units(runs: PairedRuns, site: PatchSite, units: Sequence[int] | None, direc
     return list(range(n)) if units is None else sorted({unit % n for unit in units})
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class _Patcher:
-    runs: PairedRuns
+    contrast: Contrast
     site: PatchSite
     layers: list[int]
     columns: tuple[int, ...]
@@ -152,36 +151,30 @@ class _Patcher:
     precision: str
 
     def patch(self, screen: int | float | None, progress: bool) -> Patches:
-        target, source, pairing, questioned = self.runs.direction(self.direction)
-        questions = self.runs.questions
-        measure = joint_measure(self.metrics, questions, questioned)
-        own, rows = torch.arange(len(questions.texts)), torch.arange(len(self.runs.owner))
-        high = joint_measure(self.metrics, questions, own)(self.runs.clean.logits, own)[self.runs.owner].cpu()
-        low = joint_measure(self.metrics, questions, self.runs.owner)(self.runs.corrupted.logits, rows).cpu()
+        contrast, target = self.contrast, self.contrast.target
+        ends, measure = contrast.ends(self.metrics), contrast.measure(self.metrics)
+        high, low = (ends.source, ends.target) if self.direction == "restore" else ends
         warn_of_small_effects(self.metrics, high, low)
-        # Before the first difference the two runs are alike, and patching changes nothing.
-        base = low if self.direction == "restore" else high
         shape = (len(self.layers), len(self._places()), len(self.units))
-        values = base.expand(*shape, *base.shape).clone()
+        # Before the first difference the two runs are alike, and patching changes nothing.
+        values = ends.target.expand(*shape, -1, -1).clone()
         estimates: Tensor | None = None
         chosen = torch.ones(shape, dtype=torch.bool)
         if screen is not None:
-            estimates = estimate(
-                self.runs, self.site, self.layers, self._places(), self.units, self.metrics[0], self.direction
-            )
+            estimates = estimate(contrast, self.site, self.layers, self._places(), self.units, self.metrics[0])
             chosen = _best(estimates.abs(), screen)
         with tqdm(total=int(chosen.sum()), desc=f"patching {self.site.name}", disable=not progress, delay=1) as bar:
             for place, position in enumerate(self._places()):
                 if not self._reached(position):
                     bar.update(int(chosen[:, place].sum()))
                     continue
-                start = self.runs.first if position is None else position
-                graft = Graft(target, source, pairing, start, everywhere=position is None)
+                start = contrast.first if position is None else position
+                graft = Graft(contrast, start, everywhere=position is None)
                 for group in self._groups(chosen[:, place], target.rows_at_a_time(start)):
                     branches = [branch for _, _, branch in self._branches(graft, group)]
                     with computing_in(self.precision, target.model):
                         found = target.resume(start, branches, measure=measure).float().cpu()
-                    found = found.unflatten(0, (-1, len(pairing)))
+                    found = rearrange(found, "(site row) metric -> site row metric", row=len(contrast.rows))
                     at = 0
                     for layer, units in group:
                         values[layer, place, units] = found[at : at + len(units)]
@@ -193,12 +186,12 @@ class _Patcher:
         return list(self.columns) if "position" in self.site.by else [None]
 
     def _reached(self, position: int | None) -> bool:
-        return position is None or position >= self.runs.first
+        return position is None or position >= self.contrast.first
 
     def _groups(self, chosen: Tensor, at_a_time: int) -> Iterator[list[tuple[int, list[int]]]]:
         """Layers with their chosen units, as many at a time as fit one pass, so that no more states are in memory."""
         group: list[tuple[int, list[int]]] = []
-        room = most = max(1, at_a_time // len(self.runs.owner))
+        room = most = max(1, at_a_time // len(self.contrast.rows))
         for layer in range(len(self.layers)):
             units = chosen[layer].nonzero()[:, 0].tolist()
             while units:
@@ -233,25 +226,26 @@ class _Patcher:
             coords[self.site.unit] = self.units
         kept.append(slice(None) if self.site.unit is not None else 0)
         dims = tuple(coords)
-        mean, error = (one.movedim(-1, 0) for one in self.runs.over_prompts(values))
+        mean, error = (rearrange(part, "... metric -> metric ...") for part in self.contrast.mean(values))
+        clean, corrupted = (self.contrast.mean(end)[0] for end in (high, low))
         index = tuple(kept)
         data: dict[str, Any] = {
             "values": (("metric", *dims), mean[:, *index].numpy()),
             "standard_error": (("metric", *dims), error[:, *index].numpy()),
-            "clean": ("metric", high.mean(0).numpy()),
-            "corrupted": ("metric", low.mean(0).numpy()),
+            "clean": ("metric", clean.numpy()),
+            "corrupted": ("metric", corrupted.numpy()),
         }
         if chosen is not None and estimates is not None:
             data["confirmed"] = (dims, chosen[index].numpy())
             data["estimate"] = (dims, estimates[index].numpy())
         info = {
-            **self.runs.info, "sites": self.site.name, "by": list(dims), "direction": self.direction,
+            **self.contrast.record, "sites": self.site.name, "by": list(dims), "direction": self.direction,
             "precision": self.precision, "metrics": {metric.name: metric.label for metric in self.metrics},
         }  # fmt: skip
         table = xr.Dataset(data, coords={"metric": [metric.name for metric in self.metrics], **coords})
         if chosen is not None and estimates is not None:
             # What was not patched keeps its estimate, which is of the first metric.
-            guess = table["estimate"] + float(low.mean(0)[0] if self.direction == "restore" else high.mean(0)[0])
+            guess = table["estimate"] + float((corrupted if self.direction == "restore" else clean)[0])
             first = table["metric"] == self.metrics[0].name
             table["values"] = (
                 table["values"].where(table["confirmed"], guess.where(first, np.nan)).transpose("metric", *dims)

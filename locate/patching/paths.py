@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
 import xarray as xr
-from jaxtyping import Float
+from einops import rearrange, repeat
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.contrast.branches import Graft, Pairing, rows_of
+from locate.contrast.branches import rows_of
+from locate.contrast.contrast import Contrast, Ends, as_contrast
 from locate.contrast.corruption import Corruption
-from locate.contrast.measures import as_metrics, usual_metric
-from locate.contrast.metrics import Metric, Plain, joint_measure, warn_of_small_effects
-from locate.contrast.pairs import PairedRuns, Text, make_pairs, run_pairs
+from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
+from locate.contrast.pairs import Text
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.errors import ModelError, SiteError
 from locate.patching.patches import Patches
@@ -67,13 +67,13 @@ class Node:
 
 def path_patch(
     model: TransformerBridge,
-    clean: Text | Sequence[Text],
-    corrupt: Corruption | Text | Sequence[Text],
+    clean: Text | Sequence[Text] | Contrast,
+    corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
     receivers: str | Sequence[str] = ("logits",),
     senders: Literal["heads", "mlps"] | Sequence[str] = "heads",
     through: Through = "direct",
-    metric: Metric | Plain | str | Sequence[Metric | Plain | str] | None = None,
+    metric: Metrics | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> Patches:
@@ -121,33 +121,28 @@ def path_patch(
     n_layers = model.cfg.n_layers
     names = [f"blocks.{layer}.{hook}" for layer in range(n_layers) for hook in ("attn.hook_z", "hook_mlp_out")]
     inputs = sorted({name for node in reached for name in _inputs(node)})
-    pairs = make_pairs(model, clean, corrupt)
-    runs = run_pairs(
-        model, pairs, keep_clean=[*names, *inputs], keep_corrupted=names, budget=budget,
-        corruption=corrupt if isinstance(corrupt, Corruption) else None,
-    )  # fmt: skip
-    if not runs.clean.resumable:
+    contrast = as_contrast(
+        model, clean, corrupt, direction="break", keep=names, keep_target=[*names, *inputs], budget=budget
+    )
+    if not contrast.target.resumable:
         raise ModelError("Path patching needs an architecture that can be resumed from the middle; this one cannot.")
-    metrics = as_metrics(usual_metric(runs.questions) if metric is None else metric)
-    values, high, low = _PathPatcher(runs, reached, through, metrics).patch(sent, progress)
-    return _labelled(model, runs, senders, sent, values, high, low, metrics, receivers, through)
+    metrics = contrast.metrics(metric)
+    values, ends = _PathPatcher(contrast, reached, through, metrics).patch(sent, progress)
+    return _labelled(contrast, senders, values, ends, metrics, receivers, through)
 
 
 @dataclass(frozen=True, eq=False)
 class _PathPatcher:
-    runs: PairedRuns
+    contrast: Contrast
     receivers: list[Node]
     through: Through
     metrics: tuple[Metric, ...]
 
-    def patch(self, senders: list[Node], progress: bool) -> tuple[Tensor, Tensor, Tensor]:
-        target, _, pairing, questioned = self.runs.direction("break")
-        measure = joint_measure(self.metrics, self.runs.questions, questioned)
-        high = measure(target.logits, torch.arange(len(target.tokens)))[self.runs.owner].cpu()
-        own = joint_measure(self.metrics, self.runs.questions, self.runs.owner)
-        low = own(self.runs.corrupted.logits, torch.arange(len(self.runs.owner))).cpu()
-        warn_of_small_effects(self.metrics, high, low)
-        values = high.expand(len(senders), *high.shape).clone()
+    def patch(self, senders: list[Node], progress: bool) -> tuple[Float[Tensor, "sender row metric"], Ends]:
+        contrast, target, n = self.contrast, self.contrast.target, len(self.contrast.rows)
+        ends, measure = contrast.ends(self.metrics), contrast.measure(self.metrics)
+        warn_of_small_effects(self.metrics, *ends)
+        values = ends.target.expand(len(senders), -1, -1).clone()
         groups: dict[tuple[int, bool], list[int]] = {}
         for index, node in enumerate(senders):
             groups.setdefault((node.layer, node.head is None), []).append(index)
@@ -157,70 +152,79 @@ class _PathPatcher:
                 # An MLP comes after the attention of its own block, and a head before its block's MLP.
                 if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
                     # Every row is held at all later layers, so that as many rows at a time make up one pass.
-                    rows = target.rows_at_a_time(self.runs.first) // target.n_layers
-                    at_a_time = max(1, rows // len(pairing))
+                    rows = target.rows_at_a_time(contrast.first) // target.n_layers
+                    at_a_time = max(1, rows // n)
                     for start in range(0, len(members), at_a_time):
                         some = members[start : start + at_a_time]
-                        arrived = self._send(layer, [senders[i] for i in some], pairing)
-                        values[some] = self._receive(arrived, len(some), pairing, measure)
+                        arrived = self._send(layer, [senders[i] for i in some])
+                        values[some] = self._receive(arrived, len(some), measure)
                 bar.update(len(members))
-        return values, high, low
+        return values, ends
 
     def _mlp_of(self, layer: int) -> bool:
         return any(node.layer == layer and node.head is None for node in self.receivers)
 
-    def _send(self, layer: int, nodes: list[Node], pairing: Pairing) -> dict[str, Tensor]:
+    def _send(self, layer: int, nodes: list[Node]) -> dict[str, Tensor]:
         """What arrives at the receivers' inputs, sender by sender in all rows."""
-        target, first = self.runs.clean, self.runs.first
-        graft = Graft(target, self.runs.corrupted, pairing, first, everywhere=True)
-        n, rows = len(nodes), pairing.target.repeat(len(nodes))
+        contrast, target, first = self.contrast, self.contrast.target, self.contrast.first
+        columns = self._columns
         own = "hook_mlp_out" if nodes[0].head is None else "attn.hook_z"
         frozen = {"direct": ("attn.hook_z", "hook_mlp_out"), "mlps": ("attn.hook_z",), "all": ()}[self.through]
         name = f"blocks.{layer}.{own}"
-        names = {f"blocks.{later}.{hook}" for later in range(layer, target.n_layers) for hook in frozen} | {name}
-        interventions: dict[str, Intervention] = {one: self._held(one, rows, graft.columns) for one in sorted(names)}
-        held = interventions[name]
-        assert isinstance(held, Pin)
-        sent = held.values.clone()
-        corrupted = self.runs.corrupted.kept[name][:, first:][pairing.source]
+        names = {f"blocks.{later}.{hook}" for later in range(layer, target.n_layers) for hook in frozen} - {name}
+        interventions: dict[str, Intervention] = {
+            one: Pin(values=self._repeated(target.kept[one], len(nodes)), columns=columns) for one in sorted(names)
+        }
+        clean, corrupted = (
+            rows_of(run.kept[name], rows)[:, first:]
+            for run, rows in ((target, contrast.rows.target), (contrast.source, contrast.rows.source))
+        )
+        # One sender at a time says what it says in the source.
+        sent = repeat(clean, "row ... -> sender row ...", sender=len(nodes)).clone()
         for index, node in enumerate(nodes):
-            own = slice(index * len(pairing), (index + 1) * len(pairing))
             if node.head is None:
-                sent[own] = corrupted
+                sent[index] = corrupted
             else:
-                sent[own, :, node.head] = corrupted[:, :, node.head]
-        interventions[name] = Pin(values=sent, columns=graft.columns)
-        states = rows_of(target.residuals[layer], pairing.target)[:, first:].repeat(n, 1, 1)
-        branch = Branch(layer=layer, rows=rows, states=states, interventions=interventions)
+                sent[index, :, :, node.head] = corrupted[:, :, node.head]
+        interventions[name] = Pin(values=rearrange(sent, "sender row ... -> (sender row) ..."), columns=columns)
+        branch = Branch(
+            layer=layer, rows=self._rows(len(nodes)), states=self._repeated(target.residuals[layer], len(nodes)),
+            interventions=interventions,
+        )  # fmt: skip
         inputs = [name for node in self.receivers for name in _inputs(node) if _at(name, target.n_layers) >= layer]
         return target.record(first, branch, inputs)
 
-    def _held(self, name: str, rows: Tensor, columns: tuple[int, ...]) -> Pin:
-        return Pin(values=rows_of(self.runs.clean.kept[name], rows)[:, self.runs.first :], columns=columns)
-
-    def _receive(
-        self, arrived: dict[str, Tensor], n: int, pairing: Pairing, measure: Measure
-    ) -> Float[Tensor, "sender row metric"]:
-        """The clean run with what arrived at the receivers put in."""
-        target, first = self.runs.clean, self.runs.first
-        rows = pairing.target.repeat(n)
-        columns = tuple(range(target.tokens.shape[1] - first))
+    def _receive(self, arrived: dict[str, Tensor], n: int, measure: Measure) -> Float[Tensor, "sender row metric"]:
+        """The target with what arrived at the receivers put in."""
+        target, first = self.contrast.target, self.contrast.first
         interventions: dict[str, Intervention] = {}
         start = target.n_layers
         for name, values in arrived.items():
             heads = [node.head for node in self.receivers if name in _inputs(node) and node.head is not None]
             only = tuple(sorted(set(heads))) if heads else None
             chosen = values if only is None else values[:, :, list(only)]
-            interventions[name] = Pin(values=chosen, columns=columns, only=only)
+            interventions[name] = Pin(values=chosen, columns=self._columns, only=only)
             start = min(start, _at(name, target.n_layers))
         if start == target.n_layers:
-            (values,) = arrived.values()
-            branch = Branch(layer=start, rows=rows, states=values)
+            (states,) = arrived.values()
+            interventions = {}
         else:
-            states = rows_of(target.residuals[start], rows)[:, first:]
-            branch = Branch(layer=start, rows=rows, states=states, interventions=interventions)
+            states = self._repeated(target.residuals[start], n)
+        branch = Branch(layer=start, rows=self._rows(n), states=states, interventions=interventions)
         found = target.resume(first, [branch], measure=measure).float().cpu()
-        return found.unflatten(0, (n, len(pairing)))
+        return rearrange(found, "(sender row) metric -> sender row metric", sender=n)
+
+    @property
+    def _columns(self) -> tuple[int, ...]:
+        return tuple(range(self.contrast.target.tokens.shape[1] - self.contrast.first))
+
+    def _rows(self, times: int) -> Int[Tensor, "row"]:
+        return repeat(self.contrast.rows.target, "row -> (sender row)", sender=times)
+
+    def _repeated(self, values: Tensor, times: int) -> Tensor:
+        """The target's own states from the first difference on: those of all rows, so many times."""
+        own = rows_of(values, self.contrast.rows.target)[:, self.contrast.first :]
+        return repeat(own, "row ... -> (sender row) ...", sender=times)
 
 
 def _inputs(node: Node) -> list[str]:
@@ -271,39 +275,38 @@ def _checked(model: TransformerBridge, node: Node, name: str, *, receiver: bool)
 
 
 def _labelled(
-    model: TransformerBridge,
-    runs: PairedRuns,
+    contrast: Contrast,
     senders: Literal["heads", "mlps"] | Sequence[str],
-    nodes: list[Node],
     values: Float[Tensor, "sender row metric"],
-    high: Tensor,
-    low: Tensor,
+    ends: Ends,
     metrics: Sequence[Metric],
     receivers: Sequence[str],
     through: str,
 ) -> Patches:
-    n_layers = model.cfg.n_layers
-    mean, error = (one.movedim(-1, 0) for one in runs.over_prompts(values))
+    config = contrast.questions.model.cfg
     coords: dict[str, Any]
     if senders == "heads":
-        coords = {"layer": np.arange(n_layers), "head": np.arange(int(model.cfg.n_heads))}
+        coords = {"layer": np.arange(config.n_layers), "head": np.arange(int(config.n_heads))}
     elif senders == "mlps":
-        coords = {"layer": np.arange(n_layers)}
+        coords = {"layer": np.arange(config.n_layers)}
     else:
         coords = {"sender": list(senders)}
-    sizes = [len(values) for values in coords.values()]
     dims = ("metric", *coords)
+    table = f"({' '.join(coords)}) metric -> {' '.join(dims)}"
+    sizes = {name: len(places) for name, places in coords.items()}
+    mean, error = (rearrange(part, table, **sizes) for part in contrast.mean(values))
+    clean, corrupted = (contrast.mean(end)[0] for end in ends)
     data = xr.Dataset(
         {
-            "values": (dims, mean.unflatten(1, sizes).numpy()),
-            "standard_error": (dims, error.unflatten(1, sizes).numpy()),
-            "clean": ("metric", high.mean(0).numpy()),
-            "corrupted": ("metric", low.mean(0).numpy()),
+            "values": (dims, mean.numpy()),
+            "standard_error": (dims, error.numpy()),
+            "clean": ("metric", clean.numpy()),
+            "corrupted": ("metric", corrupted.numpy()),
         },
         coords={"metric": [metric.name for metric in metrics], **coords},
     )
     info = {
-        **runs.info, "sites": f"paths_to_{'_'.join(receivers)}", "by": list(coords), "direction": "break",
+        **contrast.record, "sites": f"paths_to_{'_'.join(receivers)}", "by": list(coords), "direction": "break",
         "receivers": list(receivers), "through": through, "precision": "model",
         "metrics": {metric.name: metric.label for metric in metrics},
     }  # fmt: skip

@@ -3,24 +3,24 @@
 from collections.abc import Sequence
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from locate.contrast.metrics import Metric, joint_measure
-from locate.contrast.pairs import PairedRuns
+from locate.contrast.contrast import Contrast
+from locate.contrast.metrics import Metric
 from locate.engine import FrozenRun
 from locate.engine.gradients import state_gradients
 from locate.patching.sites import PatchSite
 
 
 def estimate(
-    runs: PairedRuns,
+    contrast: Contrast,
     site: PatchSite,
     layers: Sequence[int],
     places: Sequence[int | None],
     units: Sequence[int],
     metric: Metric,
-    direction: str,
 ) -> Float[Tensor, "layer place unit"]:
     """Attribution patching (Nanda 2023; Kramár et al. 2024, arXiv:2403.00745): (n′ − n) · ∂m/∂n for every site n.
 
@@ -29,28 +29,26 @@ def estimate(
     Raises:
         LocateError: the metric has no gradient.
     """
-    target, source, pairing, questioned = runs.direction(direction)
+    target, source, rows = contrast.target, contrast.source, contrast.rows
     names = {layer: _hook(site, layer, target.n_layers) for layer in layers}
-    measure = joint_measure([metric], runs.questions, questioned)
-    values, gradients = state_gradients(target, list(names.values()), measure)
+    values, gradients = state_gradients(target, list(names.values()), contrast.measure(metric))
     result = torch.zeros(len(layers), len(places), len(units))
     chosen = torch.tensor(units)
     for index, layer in enumerate(layers):
         name = names[layer]
-        wanted = _source_values(site, source, layer, name)[_rows(source, pairing.source)]
+        wanted = _source_values(site, source, layer, name)[rows.source]
         own = values[name] if site.name != "resid_mid" else _source_values(site, target, layer, name)
-        here = pairing.target if len(target.tokens) > 1 else torch.zeros_like(pairing.target)
         # A row of the target that is patched from several sources has the gradient of its own answer alone.
-        product = (wanted.to(own) - own[here]) * gradients[name][here]
+        product = (wanted.to(own) - own[rows.target]) * gradients[name][rows.target]
         product = product.float().cpu().mean(0)
         if site.name == "attn_head_pattern":
-            per = product.sum(-1).transpose(0, 1)[:, chosen]  # query, head
+            per = reduce(product, "head query key -> query head", "sum")[:, chosen]
         elif site.unit == "head":
-            per = product.sum(-1)[:, chosen]
+            per = reduce(product, "position head d_head -> position head", "sum")[:, chosen]
         elif site.unit == "neuron":
             per = product[:, chosen]
         else:
-            per = product.flatten(1).sum(-1, keepdim=True)
+            per = reduce(product, "position ... -> position 1", "sum")
         for place, position in enumerate(places):
             result[index, place] = per.sum(0) if position is None else per[position]
     return result
@@ -68,7 +66,3 @@ def _source_values(site: PatchSite, run: FrozenRun, layer: int, name: str) -> Te
     if site.name == "resid_mid":
         return run.residuals[layer] + run.kept[f"blocks.{layer}.hook_attn_out"]
     return run.residuals[layer + site.offset] if site.hook is None else run.kept[name]
-
-
-def _rows(run: FrozenRun, rows: Tensor) -> Tensor:
-    return rows if len(run.tokens) > 1 else torch.zeros_like(rows)

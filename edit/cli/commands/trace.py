@@ -55,8 +55,9 @@ from locate.sites.site import KINDS, TRACED, Site, check_traced
 from locate.store.files import save_json, to_plain
 from locate.store.folders import RunFolder
 from locate.tracing.average import AverageTrace, average_traces
-from locate.tracing.causal import ROWS_AT_A_TIME, causal_trace
+from locate.tracing.causal import causal_trace
 from locate.tracing.trace import Trace, load_trace
+from locate.tracing.tracer import ROWS_AT_A_TIME
 
 
 def run(

@@ -7,12 +7,16 @@ import locate
 from locate import LocateError
 from locate.contrast.measures import as_metrics, usual_metric
 from locate.contrast.metrics import joint_measure
+from locate.facts.prompts import Prompt
 from locate.facts.questions import Questions
 from tests import tiny
 
 LOGITS = torch.randn(5, 400, generator=torch.Generator().manual_seed(0)) * 3
 OWNER = torch.tensor([0, 1, 1, 0, 1])
-TEXTS = ("The Louvre is in", "Big Ben is in")
+PROMPTS = tuple(
+    Prompt(text=text, tokens=torch.tensor(tiny.tokenizer()(text)["input_ids"]), subject_span=(0, 0))
+    for text in ("The Louvre is in", "Big Ben is in")
+)
 
 
 def token(text):
@@ -22,7 +26,7 @@ def token(text):
 @pytest.fixture(scope="module")
 def questions():
     return Questions(
-        model=tiny.bridge("llama"), texts=TEXTS, answers=torch.tensor([token("Paris"), token("London")]),
+        model=tiny.bridge("llama"), prompts=PROMPTS, answers=torch.tensor([token("Paris"), token("London")]),
         targets_new=("Rome", "Rome"), clean=LOGITS[:2] * 0.5,
     )  # fmt: skip
 
