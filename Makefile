@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Test files run side by side, each on one core.
+# Tests run side by side, each on one core.
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test install lint types bench notebooks facts wheel clean
+.PHONY: demo test test-all install lint types bench notebooks facts wheel clean
 
 # FACT: a facts file, a JSON object, or the id of a shipped fact. ARGS: any option of `locate-edit demo`.
 # Handed on through the environment: a fact may hold quotes and dollars.
@@ -15,8 +16,12 @@ demo: export CONFIG := $(value CONFIG)
 demo: $(READY)
 	$(BIN)/locate-edit demo $${FACT:+--fact "$$FACT"} $${CONFIG:+--config "$$CONFIG"} $(ARGS)
 
+# What is not marked slow: minutes. Everything, with the notebooks on the default model: about an hour.
 test: lint types
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: lint types
+	$(PYTEST) $(ARGS)
 
 install: $(READY)
 

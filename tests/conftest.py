@@ -6,20 +6,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import shapes
+
 # A busy machine makes no example wrong, and every run tries the same ones.
 settings.register_profile("here", deadline=None, derandomize=True, database=None)
 settings.load_profile("here")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+pytest_plugins = ["pytester", "tests.budget"]
+shapes.install()
+
 
 def pytest_collection_modifyitems(items):
-    """Files that are slow throughout go first, so that no worker is left with one of them at the end."""
-
-    def quick(item):
-        marks = getattr(item.module, "pytestmark", [])
-        return not any(mark.name == "slow" for mark in (marks if isinstance(marks, list) else [marks]))
-
-    items.sort(key=quick)
+    """The slow ones go first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -1,70 +1,176 @@
-"""What the documentation shows works: README snippets and docstring examples."""
+"""What the documentation shows works: README snippets and docstring examples.
+
+They run on a small model that stands in for the default one. Where the default model's own answer is shown, they run
+on that; all others do as well among the slow tests.
+"""
 
 import doctest
 import importlib
 import re
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import edit
 import locate
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = [pytest.mark.real_model, pytest.mark.slow]
+# Their examples show what the default model answers, or its own shapes and names.
+OF_THE_DEFAULT_MODEL = {
+    "edit.evaluation.generation", "edit.evaluation.scoring", "edit.values.states", "locate.contrast.noise",
+    "locate.engine.freezing", "locate.model.loading", "locate.model.weights", "locate.tracing.trace",
+}  # fmt: skip
+default_model = pytest.mark.real_model
+twice = pytest.mark.slow("runs on the small model too")
+
+QUIET = {"progress": False}
+GIVEN: dict[str, Callable] = {
+    "facts": lambda given: locate.bundled_facts(known_to="smollm2-135m"),
+    "fact": lambda given: given["facts"][0],
+    "swap": lambda given: locate.TokenSwap(),
+    "request": lambda given: edit.EditRequest(given["fact"]),
+    "update": lambda given: edit.ROME(layer=4).fit(given["model"], [given["request"]], **QUIET),
+    "trace": lambda given: locate.causal_trace(
+        given["model"], given["fact"], corruption=locate.GaussianNoise(samples=2), **QUIET
+    ),
+    "traces": lambda given: locate.causal_trace(
+        given["model"], given["facts"][:2], corruption=given["swap"], positions="subject", **QUIET
+    ),
+    "average": lambda given: locate.average_traces(given["traces"]),
+    "evaluation": lambda given: edit.evaluate(given["model"], given["update"], [given["request"]], **QUIET),
+    "patches": lambda given: locate.patch(given["model"], given["fact"], given["swap"], positions="subject", **QUIET),
+    "screened": lambda given: locate.patch(
+        given["model"], given["fact"], given["swap"], positions="subject", screen=9, **QUIET
+    ),
+    "neurons": lambda given: locate.knowledge_neurons(given["model"], given["fact"], **QUIET),
+    "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
+    "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
+}
+# Files that examples read, by what is saved in them.
+FILES = {
+    "trace": "t.nc", "update": "rome.safetensors", "average": "average.nc", "patches": "patches.nc",
+    "knocked": "knocked.nc",
+}  # fmt: skip
 
 
-def test_readme_snippets_run(tmp_path, monkeypatch):
-    snippets = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
-    assert len(snippets) >= 3
-    monkeypatch.chdir(tmp_path)
+class Given(Mapping):
+    """What examples take as given, made when the first one asks for it."""
+
+    def __init__(self, model) -> None:
+        self.made = {"model": model, "edit": edit, "locate": locate}
+
+    def __getitem__(self, name):
+        if name not in self.made:
+            self.made[name] = GIVEN[name](self)
+        return self.made[name]
+
+    def __iter__(self):
+        return iter(GIVEN.keys() | self.made.keys())
+
+    def __len__(self):
+        return len(set(self))
+
+    def save(self, source: str, folder: Path) -> None:
+        """Write the files that these examples read."""
+        for name, file in FILES.items():
+            if file in source:
+                self[name].save(folder / file)
+        (folder / "my_facts.json").write_text('{"prompt": "{} is in", "subject": "Rome", "target": "Italy"}')
+
+    def named_in(self, source: str) -> dict:
+        return {name: self[name] for name in self if re.search(rf"\b{name}\b", source)}
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    return tiny.stand_in(tmp_path_factory.mktemp("stand-in"))
+
+
+@pytest.fixture(scope="session")
+def given_small(stand_in):
+    return Given(locate.load_model(str(stand_in)))
+
+
+@pytest.fixture(scope="session")
+def given_default(smollm):
+    return Given(smollm)
+
+
+@pytest.fixture
+def cache_apart(tmp_path_factory, monkeypatch):
+    """Key statistics of the small model are kept while the tests run."""
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def snippets() -> list[str]:
+    found = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(found) >= 3
+    return found
+
+
+def run_snippets(snippets: list[str], folder: Path) -> None:
     scope: dict = {}
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), scope)
-    assert (tmp_path / "runs" / "eiffel.nc").exists()
-    assert (tmp_path / "runs" / "edited" / "config.json").exists()
+    assert (folder / "runs" / "eiffel.nc").exists()
+    assert (folder / "runs" / "edited" / "config.json").exists()
 
 
-@pytest.fixture(scope="module")
-def names(smollm):
-    """What the docstring examples take as given."""
-    facts = locate.bundled_facts(known_to="smollm2-135m")
-    fact = facts[0]
-    request = edit.EditRequest(fact)
-    update = edit.ROME(layer=4).fit(smollm, [request], progress=False)
-    swap, quiet = locate.TokenSwap(), {"progress": False}
-    traces = locate.causal_trace(smollm, facts[:2], corruption=swap, positions="subject", **quiet)
-    return {
-        "model": smollm, "facts": facts, "fact": fact, "request": request, "update": update,
-        "edit": edit, "locate": locate,
-        "trace": locate.causal_trace(smollm, fact, corruption=locate.GaussianNoise(samples=2), **quiet),
-        "evaluation": edit.evaluate(smollm, update, [request], **quiet),
-        "traces": traces, "average": locate.average_traces(traces),
-        "patches": locate.patch(smollm, fact, swap, positions="subject", **quiet),
-        "screened": locate.patch(smollm, fact, swap, positions="subject", screen=9, **quiet),
-        "neurons": locate.knowledge_neurons(smollm, fact, **quiet),
-        "knocked": locate.attention_knockout(smollm, fact, **quiet),
-        "flow": edit.propagate(smollm, update, request, mediate=("edit",), progress=False),
-    }  # fmt: skip
-
-
-def modules() -> list[str]:
-    paths = [*(ROOT / "locate").rglob("*.py"), *(ROOT / "edit").rglob("*.py")]
-    return sorted(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths)
-
-
-@pytest.mark.parametrize("name", modules())
-def test_docstring_examples_run(name, names, tmp_path, monkeypatch):
+def test_readme_snippets_run(stand_in, cache_apart, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    names["trace"].save("t.nc")
-    names["update"].save("rome.safetensors")
-    for saved in ("average", "patches", "knocked"):
-        names[saved].save(f"{saved}.nc")
-    (tmp_path / "my_facts.json").write_text('{"prompt": "{} is in", "subject": "Rome", "target": "Italy"}')
+    name = '"smollm2-135m"\n'
+    assert "".join(snippets()).count(name) == 1
+    run_snippets([snippet.replace(name, f"{str(stand_in)!r}\n") for snippet in snippets()], tmp_path)
+
+
+@pytest.mark.slow("minutes of the default model")
+@default_model
+def test_readme_snippets_run_on_the_default_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_snippets(snippets(), tmp_path)
+
+
+@cache
+def modules() -> list[str]:
+    """Those with examples."""
+    paths = [path for package in ("locate", "edit") for path in (ROOT / package).rglob("*.py")]
+    shown = [path.relative_to(ROOT).with_suffix("") for path in paths if ">>>" in path.read_text()]
+    return sorted(".".join(path.parts).removesuffix(".__init__") for path in shown)
+
+
+def run_examples(name: str, given: Given, folder: Path) -> None:
     module = importlib.import_module(name)
-    scope = {**vars(module), **names, "folder": tmp_path / "folder"}
-    failed = []
     finder, runner = doctest.DocTestFinder(recurse=True), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
-    for test in finder.find(module, name, globs=scope):
-        result = runner.run(test, out=failed.append)
-        assert result.failed == 0, "".join(failed)
+    ran = 0
+    for test in finder.find(module, name):
+        source = "".join(example.source for example in test.examples if doctest.SKIP not in example.options)
+        given.save(source, folder)
+        test.globs = {**vars(module), **given.named_in(source), "folder": folder / "folder"}
+        failed: list[str] = []
+        ran += runner.run(test, out=failed.append).attempted
+        assert not failed, "".join(failed)
+    if not ran:
+        pytest.skip(f"the examples of {name} are to be read")
+
+
+@pytest.mark.parametrize("name", sorted({*modules()} - OF_THE_DEFAULT_MODEL))
+def test_examples_run(name, given_small, cache_apart, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_examples(name, given_small, tmp_path)
+
+
+@default_model
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in OF_THE_DEFAULT_MODEL else twice) for name in modules()],
+)
+def test_examples_run_on_the_default_model(name, given_default, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_examples(name, given_default, tmp_path)
+
+
+def test_modules_named_for_the_default_model_exist():
+    assert {*modules()} >= OF_THE_DEFAULT_MODEL

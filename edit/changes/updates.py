@@ -44,7 +44,7 @@ class WeightUpdate:
     Raises:
         UpdateError: no deltas, fingerprints of other parameters, or an ``info`` that JSON cannot hold.
 
-    >>> delta = LowRank(left=torch.ones(576, 1), right=torch.zeros(1, 1536))
+    >>> delta = LowRank(left=torch.ones(model.cfg.d_model, 1), right=torch.zeros(1, model.cfg.d_mlp))
     >>> update = WeightUpdate.make(model, {"model.layers.5.mlp.down_proj.weight": delta}, method="none")
     >>> update
     WeightUpdate(method='none', rank=1, parameters=['model.layers.5.mlp.down_proj.weight'])

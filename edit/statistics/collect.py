@@ -47,8 +47,8 @@ def key_statistics(
     The same as ``collect_statistics`` for one layer.
 
     >>> statistics = edit.key_statistics(model, layer=4)
-    >>> statistics.second_moment.shape
-    torch.Size([1536, 1536])
+    >>> statistics.second_moment.shape == (model.cfg.d_mlp, model.cfg.d_mlp)
+    True
     """
     options = {"corpus": corpus, "tokens": tokens, "seed": seed, "cache": cache, "progress": progress}
     return collect_statistics(model, [layer], **options)[check_layer(model, layer)]

@@ -40,7 +40,7 @@ class Corrupted:
 class Corruption(Protocol):
     """How the subject is corrupted.
 
-    >>> isinstance(GaussianNoise(), Corruption)
+    >>> isinstance(locate.GaussianNoise(), Corruption)
     True
     """
 
@@ -57,7 +57,7 @@ class Corruption(Protocol):
 def describe(corruption: Corruption) -> dict[str, Any]:
     """What a corruption is, as plain data for a result's record; of facts it draws on, their number and a hash.
 
-    >>> describe(GaussianNoise(samples=3))["corruption"]
+    >>> describe(locate.GaussianNoise(samples=3))["corruption"]
     'GaussianNoise'
     """
     plain: dict[str, Any] = {}

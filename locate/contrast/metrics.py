@@ -23,7 +23,7 @@ class Metric(Protocol):
     ``label`` goes on the axes of figures, where ``{answer}`` and ``{new}`` are replaced by the fact's. ``bind``
     returns the function that turns logits, and for each row the question that it answers, into one number per row.
 
-    >>> isinstance(probability(), Metric)
+    >>> isinstance(locate.probability(), Metric)
     True
     """
 

@@ -183,8 +183,9 @@ def attribute_neurons(
 
     Only the last position is run again, for every layer and step side by side.
 
-    >>> attribute_neurons(model, locate.encode_fact(model, fact).tokens, 42, steps=2).shape
-    torch.Size([30, 1536])
+    >>> scores = attribute_neurons(model, locate.encode_fact(model, fact).tokens, 42, steps=2)
+    >>> scores.shape == (model.cfg.n_layers, model.cfg.d_mlp)
+    True
     """
     n, last = model.cfg.n_layers, len(tokens) - 1
     names = [hook_name("neuron", layer) for layer in range(n)]

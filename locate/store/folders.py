@@ -48,6 +48,7 @@ class RunFolder:
     ``run.json`` says what the run is; ``cases.jsonl`` has a line for each finished case, which is on disk when
     ``record`` returns. Files with results are the caller's to write, before the case is recorded.
 
+    >>> from locate.facts.keys import case_keys
     >>> with RunFolder.open("runs/lengths", {"command": "lengths"}) as run:
     ...     for fact, key in zip(facts[:2], case_keys(facts[:2])):
     ...         if key in run.pending([key]):

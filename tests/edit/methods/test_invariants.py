@@ -30,7 +30,7 @@ from tests import tiny
 # Conv1D, gated, a norm after the MLP, parallel blocks with fused projections; and the default model.
 KINDS = [
     "gpt2", "llama", "gemma3_text", "gpt_neox",
-    pytest.param("smollm2-135m", marks=(pytest.mark.slow, pytest.mark.real_model)),
+    pytest.param("smollm2-135m", marks=(pytest.mark.slow("solves for 1,536 keys"), pytest.mark.real_model)),
 ]  # fmt: skip
 REQUESTS = [
     EditRequest(Fact(prompt=prompt, subject=subject, target=old, target_new=new))

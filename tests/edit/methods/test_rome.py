@@ -295,7 +295,7 @@ def test_refuses_requests_without_a_new_target(target_new, message):
 
 
 @pytest.mark.real_model
-@pytest.mark.slow
+@pytest.mark.slow("a whole edit of the default model, with its key statistics")
 def test_moves_the_eiffel_tower_to_rome(smollm):
     fact = Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
     paraphrases = [

@@ -299,7 +299,8 @@ def test_what_earlier_edits_made_true_is_written_all_the_same(name, llama, metho
             session.edit(REQUESTS[4], progress=False)
         assert session.requests == REQUESTS[:4]
         assert (weight(llama) - before).norm() > 0
-        assert name == "KN" or len(session.earlier().written[1].keys) == 4
+        if name != "KN":  # which has no keys
+            assert len(session.earlier().written[1].keys) == 4
 
 
 def test_a_batch_that_fails_leaves_the_earlier_ones_in_place(llama, method):
@@ -372,7 +373,7 @@ def test_given_statistics_belong_to_a_folder(llama, method, tmp_path):
     with edit.EditSession(llama, own, folder=tmp_path / "session") as session:
         assert session.requests == REQUESTS[:1]
     others = {layer: dataclasses.replace(one, second_moment=2 * one.second_moment) for layer, one in known.items()}
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match="belongs to another run: statistics was"):
         edit.EditSession(llama, dataclasses.replace(usual, statistics=others), folder=tmp_path / "session")
 
 
@@ -639,7 +640,7 @@ def test_a_folder_is_released_where_the_model_cannot_be_put_back(llama, method, 
     other = method("ROME").fit(llama, REQUESTS[1], progress=False)
     before = prints(llama)
     other.apply(llama)
-    with pytest.raises(UpdateError):
+    with pytest.raises(UpdateError, match="was changed after"):
         session.close()
     with pytest.raises(UpdateError, match="This session is closed"):
         session.edit(REQUESTS[1], progress=False)

@@ -697,7 +697,7 @@ def test_refuses_files_that_are_no_statistics(tmp_path):
         load_statistics(tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("thousands of keys of the default model, twice")
 @pytest.mark.real_model
 def test_the_default_model(smollm, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "ROWS", 16)

@@ -148,7 +148,6 @@ def test_token_strings_join_to_the_text(plain):
     assert " Tower" in strings
 
 
-@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_default_models_tokens(smollm):
     prompt = encode_fact(

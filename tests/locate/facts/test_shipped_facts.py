@@ -44,7 +44,6 @@ def test_relation_and_model_select(facts):
     assert known[0].subject == "The Eiffel Tower"
 
 
-@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_ranks_are_the_models(facts, smollm):
     found = {}

@@ -156,7 +156,6 @@ def test_errors_are_of_one_kind_and_suggestions_list_what_there_is():
     assert errors.suggest("zzz", [f"name{i:02}" for i in range(12)]).endswith("name09, ….")
 
 
-@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_default_model_equals_plain_transformers(smollm):
     from locate.model.bundled import bundled_folder

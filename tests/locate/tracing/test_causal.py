@@ -305,7 +305,7 @@ def test_what_is_no_corruption_is_refused(monkeypatch):
             quiet_trace("llama", corruption=corruption)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("a whole trace of the default model, beside literal passes")
 @pytest.mark.real_model
 def test_the_default_model_keeps_the_fact_where_the_design_says(smollm):
     fact = Fact(prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris")
