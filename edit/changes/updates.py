@@ -20,6 +20,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from locate.errors import UpdateError, suggest
+from locate.model.held import exchange
 from locate.model.weights import fingerprint, hf_parameters
 from locate.store.files import write_whole
 
@@ -28,7 +29,7 @@ _KEY = "locate_edit_update"
 
 
 class _Kept(NamedTuple):
-    """What is remembered of a parameter while an update is applied to it."""
+    """What is remembered of a parameter while an update is applied to it: the values it had, and a hash of the new."""
 
     original: Tensor
     edited: str
@@ -152,7 +153,9 @@ class WeightUpdate:
 
     @torch.no_grad()
     def apply(self, model: TransformerBridge) -> None:
-        """Add the deltas to the model's parameters in place: all of them, or none.
+        """Add the deltas to the model's parameters: all of them, or none.
+
+        Each parameter object stays and points to new values from then on, so that runs frozen before still have theirs.
 
         Raises:
             UpdateError: already applied, made for other weights than the model has now, or not finite.
@@ -168,17 +171,14 @@ class WeightUpdate:
                     "that the update was fitted on, with the same dtype, or revert the other edit first."
                 )
         _check_finite(self.deltas)
-        originals = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        edited = {name: _added(parameter, self.deltas[name], name) for name, parameter in parameters.items()}
+        kept = {name: _Kept(parameters[name].data, fingerprint(edited[name])) for name in edited}
         try:
-            for name, parameter in parameters.items():
-                _add(parameter, self.deltas[name], name)
-            self._kept[model] = {
-                name: _Kept(originals[name], fingerprint(parameter)) for name, parameter in parameters.items()
-            }
+            exchange(model, [(parameters[name], edited[name]) for name in edited])
+            self._kept[model] = kept
         except BaseException:
             self._kept.pop(model, None)
-            for name, parameter in parameters.items():
-                parameter.copy_(originals[name])
+            exchange(model, [(parameters[name], kept[name].original) for name in kept])
             raise
 
     @torch.no_grad()
@@ -199,8 +199,7 @@ class WeightUpdate:
                     f"{name} was changed after {self!r} was applied. Revert the later update first "
                     "(the last one applied is the first to be reverted)."
                 )
-        for name, parameter in parameters.items():
-            parameter.copy_(kept[name].original)
+        exchange(model, [(parameter, kept[name].original) for name, parameter in parameters.items()])
         del self._kept[model]
 
     @contextmanager
@@ -342,11 +341,12 @@ def _check_finite(deltas: Mapping[str, LowRank]) -> None:
             raise UpdateError(f"The change of {name} holds NaN or infinite values. Fit the update again.")
 
 
-def _add(parameter: nn.Parameter, delta: LowRank, name: str) -> None:
+def _added(parameter: nn.Parameter, delta: LowRank, name: str) -> Tensor:
     # A float32 delta added to a half-precision parameter is summed in float32 and rounded once.
-    parameter.add_(delta.dense(parameter.device))
-    if not parameter.isfinite().all():
+    edited = parameter.detach().clone().add_(delta.dense(parameter.device))
+    if not edited.isfinite().all():
         raise UpdateError(
             f"With this update {name} would not be finite in {parameter.dtype}. "
             "The update is too large: fit it again with a stronger penalty, or use a wider dtype."
         )
+    return edited

@@ -20,6 +20,7 @@ from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
 from locate.model.context import check_room
 from locate.model.devices import input_device
+from locate.model.held import HeldWeights
 from locate.names import DEFAULT_BUDGET
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
@@ -90,7 +91,8 @@ def freeze(
         keys = values = ()
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, logits=logits,
-        hooks=tuple(hooks), resumable=not problem, budget=budget, _calls=calls, _keys=keys, _values=values,
+        hooks=tuple(hooks), resumable=not problem, weights=HeldWeights.of(model), budget=budget,
+        _calls=calls, _keys=keys, _values=values,
     )  # fmt: skip
     if checked is not None:
         return replace(run, resumable=run.resumable and checked.resumable)

@@ -39,6 +39,7 @@ def state_gradients(
     model: TransformerBridge = run.model
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
+        stack.enter_context(run.weights.entered())
         stack.enter_context(frozen_parameters(model))
         stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
         for name, point in hook_points(model, list(names)).items():

@@ -21,6 +21,7 @@ from locate.engine.hooking import Hook, hook_points, intervening, keep_in, liste
 from locate.engine.readout import only_logits_at, read_logits
 from locate.engine.rows import Budget
 from locate.errors import ModelError, SiteError
+from locate.model.held import HeldWeights
 
 Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 # From logits, and the frozen row that each of them continues, to one or more numbers per row.
@@ -38,6 +39,7 @@ class FrozenRun:
         logits: the model's own logits at the readouts (by default the last position of each row).
         hooks: the TransformerLens hooks that this pass had of its own.
         resumable: whether suffixes can be run alone; if not, ``resume`` runs whole passes.
+        weights: what the model's parameters held; a resume computes with these, whatever the model has by then.
         budget: the most tokens (rows × positions) that one resumed pass holds at a time.
     """
 
@@ -49,6 +51,7 @@ class FrozenRun:
     logits: Float[Tensor, "readout vocab"]
     hooks: tuple[Hook, ...]
     resumable: bool
+    weights: HeldWeights
     budget: int
     _calls: tuple[BlockCall, ...]
     _keys: tuple[Tensor, ...]
@@ -87,6 +90,10 @@ class FrozenRun:
 
         Returns:
             Logits ``readout vocab``, or what ``measure`` makes of them.
+
+        Raises:
+            SiteError: a branch or a readout does not fit the run.
+            ModelError: the model's weights were changed in place since the run was frozen.
         """
         self._check(position, branches)
         total = sum(len(branch) for branch in branches)
@@ -99,7 +106,8 @@ class FrozenRun:
             )
         results: list[Tensor] = []
         order: list[Tensor] = []
-        with torch.set_grad_enabled(grad), self.model.hooks(fwd_hooks=list(hooks)):
+        in_place = self.weights.entered(grad=grad)
+        with torch.set_grad_enabled(grad), in_place, self.model.hooks(fwd_hooks=list(hooks)):
             for parts in chunks(branches, self.rows_at_a_time(position)):
                 indices = torch.cat([torch.arange(start, start + len(part)) for start, part in parts])
                 local = torch.full((total,), -1)
@@ -127,12 +135,12 @@ class FrozenRun:
 
         Raises:
             SiteError: the branch does not fit the run.
-            ModelError: the architecture cannot be resumed.
+            ModelError: the architecture cannot be resumed, or as ``resume`` does.
         """
         self._check(position, [branch])
         self._check_resumable()
         states: dict[int, Tensor] = {}
-        with torch.no_grad(), intervening(self.model, [branch], offset=0):
+        with torch.no_grad(), self.weights.entered(), intervening(self.model, [branch], offset=0):
             hidden = branch.states
             for layer in range(branch.layer, max(layers) + 1):
                 if layer in layers:
@@ -151,7 +159,7 @@ class FrozenRun:
 
         Raises:
             SiteError: the branch does not fit the run, or there is no such hook point.
-            ModelError: the architecture cannot be resumed.
+            ModelError: the architecture cannot be resumed, or as ``resume`` does.
         """
         self._check(position, [branch])
         self._check_resumable()
@@ -161,7 +169,7 @@ class FrozenRun:
         stop = self.n_layers if final else max(stops)
         for ((_, part),) in chunks([branch], self.rows_at_a_time(position)):
             kept: dict[str, Tensor] = {}
-            with torch.no_grad(), ExitStack() as stack:
+            with torch.no_grad(), self.weights.entered(), ExitStack() as stack:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
                     stack.callback(listen(point, keep_in(kept, name)).remove)
                 # Entered last, so that what is recorded is what a block computes, and not what it is made to say.

@@ -217,7 +217,7 @@ def test_a_failed_rename_puts_the_old_folder_back(model, tmp_path, monkeypatch):
 _KILLED = """
 import os, sys
 from tests import tiny
-from edit.exporting import export
+from edit.changes.exporting import export
 model = tiny.bridge("llama")
 type(model.tokenizer).save_pretrained = lambda *_, **__: os._exit(9)
 export(model, None, sys.argv[1])

@@ -261,20 +261,21 @@ def test_refuses_to_revert_over_a_foreign_change(model):
 
 class _FailsOnSecondCall:
     def __init__(self, error):
-        self.error, self.calls, self.real = error, 0, updates._add
+        self.error, self.calls, self.real = error, 0, updates._added
 
     def __call__(self, *args):
         self.calls += 1
-        self.real(*args)
+        edited = self.real(*args)
         if self.calls == 2:
             raise self.error
+        return edited
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), KeyboardInterrupt()])
 def test_half_failed_apply_restores_everything(model, monkeypatch, error):
     before = prints(model)
     update = make(model, layers=(0, 1, 2))
-    monkeypatch.setattr(updates, "_add", _FailsOnSecondCall(error))
+    monkeypatch.setattr(updates, "_added", _FailsOnSecondCall(error))
     with pytest.raises(type(error)):
         update.apply(model)
     assert prints(model) == before

@@ -1,0 +1,157 @@
+"""The weights that a computation belongs to: held by reference, put in place for a while, or exchanged for good.
+
+A parameter object is the model's; what it points to can be another tensor in no time and with nothing copied. So
+an edit exchanges what its parameters point to, and whoever holds the tensors from before can still compute with them.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version, saved_tensors_hooks
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.errors import ModelError
+from locate.model.anatomy import once
+from locate.model.weights import hf_modules, hf_parameters
+
+# On a parameter: how much of its version comes from exchanges, and not from changes of the values that it points to.
+_EXCHANGES = "_locate_exchanges"
+
+
+class _Held(NamedTuple):
+    """What a parameter pointed to, and where the parameter stands in the model."""
+
+    module: nn.Module
+    name: str
+    parameter: Tensor
+    data: Tensor
+    pointer: int
+    changes: int
+
+
+class HeldWeights:
+    """What all parameters of a model hold at one time. Nothing is copied.
+
+    Values that are changed in place afterwards are lost, and ``entered`` says so. A change through ``parameter.data``
+    (as in ``parameter.data.add_(…)``) leaves no trace that could be seen; change weights under ``torch.no_grad()``.
+
+    >>> held = HeldWeights.of(model)
+    >>> with held.entered():
+    ...     logits = model(torch.tensor([[1, 2, 3]]))
+    """
+
+    def __init__(self, model: TransformerBridge, held: Sequence[_Held]) -> None:
+        self._model = model
+        self._held = tuple(held)
+
+    @classmethod
+    def of(cls, model: TransformerBridge) -> "HeldWeights":
+        """The weights that the model has now."""
+        # Offloaded parameters come and go with every pass, and those made in inference mode count no changes.
+        return cls(model, [
+            _Held(module, name, parameter, parameter.data, parameter.data_ptr(), _changes(parameter))
+            for module, name, parameter in _parameters(model) if not parameter.is_meta and not parameter.is_inference()
+        ])  # fmt: skip
+
+    @contextmanager
+    def entered(self, *, grad: bool = False) -> Iterator[None]:
+        """While active, the model computes with these weights, whatever it has before and afterwards.
+
+        Args:
+            grad: whether gradients of what is computed are asked for once this has ended.
+
+        Raises:
+            ModelError: a parameter's values were changed in place since, or another parameter stands in its place.
+        """
+        elsewhere = [one for one in self._held if self._moved(one)]
+        now: list[tuple[_Held, Tensor]] = []
+        try:
+            for one in elsewhere:
+                now.append((one, one.parameter.data))
+                one.parameter.data = one.data
+            with _kept_for_backward(elsewhere) if grad and elsewhere else nullcontext():
+                yield
+        finally:
+            # Backwards: a tied parameter stands in two places, and was found with its own values in the first.
+            for one, data in reversed(now):
+                one.parameter.data = data
+
+    def _moved(self, one: _Held) -> bool:
+        """Whether a parameter points to another tensor now."""
+        if one.module._parameters.get(one.name) is not one.parameter:
+            raise ModelError(
+                f"{self._name(one)} is another parameter than when this run was frozen, so the run cannot be taken up "
+                "again. Freeze it again."
+            )
+        if _changes(one.parameter) != one.changes:
+            raise ModelError(
+                f"{self._name(one)} was changed in place since this run was frozen, so the weights that the run "
+                "belongs to are gone. Freeze it again, or change weights by a WeightUpdate, which keeps them."
+            )
+        return one.parameter.data_ptr() != one.pointer
+
+    def _name(self, one: _Held) -> str:
+        by_place = [prefix + one.name for prefix, module in hf_modules(self._model) if module is one.module]
+        by_view = [name for name, whole in hf_parameters(self._model).items() if _lies_in(one.parameter, whole)]
+        return [*by_place, *by_view, f"A parameter {one.name!r} of {type(one.module).__name__}"][0]
+
+
+def exchange(model: TransformerBridge, pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> None:
+    """Let parameters point to other tensors of their shape, dtype and strides from now on.
+
+    Where the bridge computes with views of a parameter (the query, key and value in a fused matrix), they follow it.
+
+    >>> parameter = model.ln_final.weight
+    >>> exchange(model, [(parameter, parameter.data.clone())])
+    """
+    everything = {id(parameter): parameter for _, _, parameter in _parameters(model)}.values()
+    versions = [parameter._version for parameter in everything]
+    try:
+        for parameter, data in pairs:
+            old = parameter.detach()
+            views = [one for one in everything if one is not parameter and _lies_in(one, old)]
+            # The parameter first: if this is interrupted, exchanging it again finds the views that have followed.
+            for one in (parameter, *views):
+                start = data.storage_offset() + one.storage_offset() - old.storage_offset()
+                one.data = data.as_strided(one.shape, one.stride(), start)
+                # A gradient that was to be taken through the old values is an error then, and not a wrong number.
+                increment_version(one)
+    finally:
+        for parameter, version in zip(everything, versions, strict=True):
+            if parameter._version != version:
+                setattr(parameter, _EXCHANGES, getattr(parameter, _EXCHANGES, 0) + parameter._version - version)
+
+
+def _parameters(model: TransformerBridge) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
+    """All parameters that the model computes with, the bridge's views and copies among them, place by place."""
+
+    def find() -> list[tuple[nn.Module, str]]:
+        original: Any = model.original_model
+        return [(module, name) for module in original.modules() for name in module._parameters]
+
+    for module, name in once(model, "places of parameters", find):
+        parameter = module._parameters.get(name)
+        if parameter is not None:
+            yield module, name, parameter
+
+
+def _changes(parameter: Tensor) -> int:
+    """How often the values that a parameter points to were changed in place."""
+    return parameter._version - getattr(parameter, _EXCHANGES, 0)
+
+
+def _lies_in(view: Tensor, whole: Tensor) -> bool:
+    if view.untyped_storage().data_ptr() != whole.untyped_storage().data_ptr():
+        return False
+    return whole.storage_offset() <= view.storage_offset() < whole.storage_offset() + whole.numel()
+
+
+def _kept_for_backward(held: Sequence[_Held]) -> saved_tensors_hooks:
+    """While active, what a gradient needs of these parameters is kept as they are now.
+
+    Autograd keeps the parameter object, which will point elsewhere by the time of the backward pass.
+    """
+    known = {id(one.parameter) for one in held}
+    return saved_tensors_hooks(lambda saved: saved.detach() if id(saved) in known else saved, lambda kept: kept)
