@@ -22,7 +22,7 @@ from edit.statistics.accumulate import MomentSum
 from edit.statistics.collect import ROWS_PER_PASS
 from edit.statistics.corpus import LENGTH, ROWS, token_batches
 from locate.model.devices import input_device
-from locate.sites.memory import key_hook
+from locate.sites.table import hook_name
 
 
 def main() -> None:
@@ -72,7 +72,10 @@ def main() -> None:
             print(f"  of which the collection reaches {median(ratios):.1%} (each turn: {each})", flush=True)
     keys: dict[int, torch.Tensor] = {}
     hooks = [
-        (key_hook(layer), lambda value, hook, layer=layer: keys.__setitem__(layer, value.detach().flatten(0, -2)))
+        (
+            hook_name("down_in", layer),
+            lambda value, hook, layer=layer: keys.__setitem__(layer, value.detach().flatten(0, -2)),
+        )
         for layer in layers
     ]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):

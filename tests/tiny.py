@@ -60,6 +60,15 @@ CONFIGS: dict[str, dict] = {
     },
 }  # fmt: skip
 
+# What most rooms are not tried on: a multiplier of what blocks add, and several MLPs in one.
+OTHER_CONFIGS: dict[str, dict] = {
+    "granite": {
+        **_LLAMA_LIKE, "residual_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+        "attention_multiplier": 0.2,
+    },
+    "mixtral": {**_LLAMA_LIKE, **_HEAD_DIM, "num_local_experts": 4},
+}  # fmt: skip
+
 _CORPUS = """The Eiffel Tower is located in the city of Paris. The Louvre is located in the city of Paris too.
 The Colosseum stands in Rome, and Big Ben in London. The capital of France is Paris; the capital of Italy is Rome.
 To visit the Eiffel Tower, you need a flight to Paris, in the country of France, on the continent of Europe."""
@@ -81,7 +90,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 4.0):
     """A Hugging Face model of this kind with random weights, larger than usual so that nothing is near uniform."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **CONFIGS[kind])
+    config = AutoConfig.for_model(kind, **{**CONFIGS, **OTHER_CONFIGS}[kind])
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():

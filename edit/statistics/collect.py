@@ -23,7 +23,7 @@ from locate.model.anatomy import check_layer
 from locate.model.bundled import cache_folder
 from locate.model.devices import input_device
 from locate.model.weights import down_projection, model_fingerprint
-from locate.sites.memory import key_hook
+from locate.sites.table import hook_name
 
 _TOKENS_PER_KEY_DIMENSION = 20
 # Sequences in one pass of the model: enough for it to run at full speed, few enough for its states to be small.
@@ -262,7 +262,7 @@ def _run(model: TransformerBridge, batch: torch.Tensor, active: Sequence[MomentS
     if not active:
         return
     highest = max(one.layer for one in active)
-    hooks = [(key_hook(one.layer), _adder(one, last=one.layer == highest)) for one in active]
+    hooks = [(hook_name("down_in", one.layer), _adder(one, last=one.layer == highest)) for one in active]
     device = input_device(model)
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
         for part in batch.split(ROWS_PER_PASS):

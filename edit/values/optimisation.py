@@ -15,8 +15,7 @@ from locate.errors import NumericsError
 from locate.model.devices import input_device
 from locate.model.parameters import frozen_parameters
 from locate.model.precision import Precision, computing_in
-from locate.sites.memory import contribution_hook, key_hook, value_hook
-from locate.sites.site import hook_name
+from locate.sites.table import hook_name
 
 # In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
 _DIVERGED = 1.0
@@ -114,13 +113,14 @@ class _Optimisation:
         self.place: Place = place
         self.joint = align_contexts(contexts)
         keep = {
-            "mlp": [value_hook(layer)],
-            "attn+mlp": [hook_name("attn", layer), value_hook(layer)],
-            "resid": [contribution_hook(layer)],
+            "mlp": ["down_out"],
+            "attn+mlp": ["attn_out", "down_out"],
+            "resid": ["mlp_out"],
         }[place]
+        keep = [hook_name(name, layer) for name in keep]
         self.frozen = freeze(
             model, self.joint.tokens, attention_mask=self.joint.attention_mask, budget=budget,
-            keep=[*dict.fromkeys([*keep, key_hook(layer), value_hook(layer)])],
+            keep=[*dict.fromkeys([*keep, hook_name("down_in", layer), hook_name("down_out", layer)])],
         )  # fmt: skip
         # The bare prompt is the first row of each request.
         self.bare = torch.tensor([int((self.joint.owner < i).sum()) for i in range(len(contexts))])
@@ -246,8 +246,8 @@ class _Optimisation:
         initial, delta = self.initial[index, -1], self.deltas[index].detach()[-1]
         return Value(
             value=initial + delta, initial=initial, written=self.written[index],
-            keys=self._at_site(self.frozen.kept[key_hook(self.layer)], rows).cpu(),
-            outputs=self._at_site(self.frozen.kept[value_hook(self.layer)], rows).cpu(),
+            keys=self._at_site(self.frozen.kept[hook_name("down_in", self.layer)], rows).cpu(),
+            outputs=self._at_site(self.frozen.kept[hook_name("down_out", self.layer)], rows).cpu(),
             losses=tuple(self.losses[index]), stopped=self.stopped[index],
             layer=self.layer, place=self.place, label=self.contexts[index].label,
         )  # fmt: skip

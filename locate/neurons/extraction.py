@@ -13,6 +13,7 @@ from locate.engine import FrozenRun, freeze
 from locate.errors import FactError
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_fact, encode_target
+from locate.sites.table import hook_name
 
 if TYPE_CHECKING:
     pass
@@ -54,7 +55,7 @@ def attribute_extraction_rate(
     if not facts:
         raise FactError("There are no facts; give at least one.")
     n_layers, kinds = model.cfg.n_layers, ("attn", "mlp")
-    names = [f"blocks.{layer}.hook_{kind}_out" for kind in kinds for layer in range(n_layers)]
+    names = [hook_name(kind, layer) for kind in kinds for layer in range(n_layers)]
     said = []
     checked: FrozenRun | None = None
     for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):

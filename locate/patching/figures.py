@@ -22,13 +22,8 @@ from locate.figures.style import (
 )
 from locate.patching.knockout import Knockout
 from locate.patching.patches import Patches
+from locate.sites.table import site_title
 
-_TITLES = {
-    "resid_pre": "residual stream before the block", "resid_mid": "residual stream before the MLP",
-    "resid_post": "residual stream after the block", "attn_out": "attention output", "mlp_out": "MLP output",
-    "attn_head_z": "head output", "attn_head_result": "head output", "attn_head_q": "query", "attn_head_k": "key",
-    "attn_head_v": "value", "attn_head_pattern": "attention pattern", "mlp_neurons": "MLP neuron",
-}  # fmt: skip
 _LINE_STYLES = [
     ("#0072B2", "o"),
     ("#D55E00", "s"),
@@ -65,7 +60,7 @@ def plot_patches(
     """
     shown = patches.scores if values == "score" else patches.values
     sites: str = patches.info["sites"]
-    title = _TITLES.get(sites, sites)
+    title = site_title(sites)
     if "receivers" in patches.info:
         title = f"paths to {', '.join(patches.info['receivers'])}"
     corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)

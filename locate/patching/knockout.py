@@ -23,6 +23,7 @@ from locate.facts.prompts import Positions, encode_fact, encode_target, resolve_
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured
+from locate.sites.table import hook_name
 from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ _FORMAT = 1
 # As large as the rounding of a divergence from itself.
 _NOTHING = 1e-6
 _WINDOW = 9
-_SCORES = "attn.hook_attn_scores"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -142,7 +142,7 @@ def attention_knockout(
     window = 1 if heads else check_window(window, n_layers, usual=_WINDOW)
     metrics = as_metrics(metric)
     check_precision(precision, model)
-    check_live(model, f"blocks.0.{_SCORES}")
+    check_live(model, hook_name("attn_scores", 0))
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)
     answer = encode_target(model, prompt.text, fact.target)[:1]
@@ -203,5 +203,5 @@ def _branch(
     rows = torch.zeros(len(units), dtype=torch.long)
     return Branch(
         layer=span.start, rows=rows, states=run.residuals[span.start][:, start:].expand(len(units), -1, -1),
-        interventions={f"blocks.{one}.{_SCORES}": blocked for one in span},
+        interventions={hook_name("attn_scores", one): blocked for one in span},
     )  # fmt: skip

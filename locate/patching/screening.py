@@ -9,7 +9,6 @@ from torch import Tensor
 
 from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
-from locate.engine import FrozenRun
 from locate.engine.gradients import state_gradients
 from locate.patching.sites import PatchSite
 
@@ -30,18 +29,18 @@ def estimate(
         LocateError: the metric has no gradient.
     """
     target, source, rows = contrast.target, contrast.source, contrast.rows
-    names = {layer: _hook(site, layer, target.n_layers) for layer in layers}
+    names = {layer: site.gradient_hook(layer) for layer in layers}
     values, gradients = state_gradients(target, list(names.values()), contrast.measure(metric))
     result = torch.zeros(len(layers), len(places), len(units))
     chosen = torch.tensor(units)
     for index, layer in enumerate(layers):
         name = names[layer]
-        wanted = _source_values(site, source, layer, name)[rows.source]
-        own = values[name] if site.name != "resid_mid" else _source_values(site, target, layer, name)
+        wanted = site.states(source, layer)[rows.source]
+        own = site.states(target, layer) if site.is_middle else values[name]
         # A row of the target that is patched from several sources has the gradient of its own answer alone.
         product = (wanted.to(own) - own[rows.target]) * gradients[name][rows.target]
         product = product.float().cpu().mean(0)
-        if site.name == "attn_head_pattern":
+        if site.is_pattern:
             per = reduce(product, "head query key -> query head", "sum")[:, chosen]
         elif site.unit == "head":
             per = reduce(product, "position head d_head -> position head", "sum")[:, chosen]
@@ -52,17 +51,3 @@ def estimate(
         for place, position in enumerate(places):
             result[index, place] = per.sum(0) if position is None else per[position]
     return result
-
-
-def _hook(site: PatchSite, layer: int, n_layers: int) -> str:
-    if site.hook is not None:
-        return f"blocks.{layer}.{site.hook}"
-    if layer + site.offset < n_layers:
-        return f"blocks.{layer + site.offset}.hook_in"
-    return "ln_final.hook_in"
-
-
-def _source_values(site: PatchSite, run: FrozenRun, layer: int, name: str) -> Tensor:
-    if site.name == "resid_mid":
-        return run.residuals[layer] + run.kept[f"blocks.{layer}.hook_attn_out"]
-    return run.residuals[layer + site.offset] if site.hook is None else run.kept[name]

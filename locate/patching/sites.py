@@ -11,7 +11,11 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.branches import Graft
 from locate.engine import Branch, FrozenRun, check_live, hook_points
 from locate.errors import SiteError, suggest
-from locate.sites.patched import PATCH_SITES, STATES
+from locate.sites.table import PATCH_SITES, TABLE, Row, hook_name
+
+# The block whose input the stream is: the place's own, or the one after it.
+_STREAM = {"resid_pre": 0, "resid_post": 1}
+_PATTERN = "attn_head_pattern"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,46 +23,65 @@ class PatchSite:
     """A kind of site, and what its sites are told apart by.
 
     Attributes:
-        name: as users type it.
-        hook: the hook point within a block whose value is exchanged; None for the residual stream itself.
+        name: as the user typed it.
+        row: of the table of places.
         unit: ``head`` or ``neuron``, where single ones are patched.
         by: what tells sites apart: ``layer``, ``position``, and the unit.
-        offset: of the residual stream: 0 for what enters the block, 1 for what leaves it.
     """
 
     name: str
-    hook: str | None
+    row: Row
     unit: str | None
     by: tuple[str, ...]
-    offset: int = 0
 
     @property
     def of_both(self) -> bool:
         """Whether both runs must keep the hook point."""
-        return self.name == "resid_mid"
+        return self.is_middle
+
+    @property
+    def is_middle(self) -> bool:
+        """Whether this is the stream between attention and MLP, which is no hook point's value alone."""
+        return self.row.name == "resid_mid"
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the heads come before the positions."""
+        return self.row.name == _PATTERN
 
     def kept(self, layer: int) -> list[str]:
         """The hook points that must be kept."""
-        if self.name == "resid_mid":
-            return [f"blocks.{layer}.hook_attn_out", f"blocks.{layer}.hook_resid_mid"]
-        return [] if self.hook is None else [f"blocks.{layer}.{self.hook}"]
+        if self.is_middle:
+            return [hook_name("attn_out", layer), self.row.at(layer)]
+        return [] if self.row.name in _STREAM else [self.row.at(layer)]
 
     def n_units(self, value: Tensor) -> int:
         """How many heads or neurons a kept value has."""
-        return value.shape[1] if self.name == "attn_head_pattern" else value.shape[2]
+        return value.shape[self.row.unit_axis]
+
+    def states(self, run: FrozenRun, layer: int) -> Tensor:
+        """The states that a run has there."""
+        if self.is_middle:
+            return run.residuals[layer] + run.kept[hook_name("attn_out", layer)]
+        if self.row.name in _STREAM:
+            return run.residuals[layer + _STREAM[self.row.name]]
+        return run.kept[self.row.at(layer)]
+
+    def gradient_hook(self, layer: int) -> str:
+        """The hook point where a gradient is that of these states: of the middle, with both of its readers."""
+        return hook_name("attn_out", layer) if self.is_middle else self.row.at(layer)
 
     def branch(self, graft: Graft, layer: int, units: Sequence[int]) -> Branch:
         """The rows that patch this layer's sites, unit by unit."""
-        if self.name == "resid_mid":
+        if self.is_middle:
             return graft.middle(layer)
-        if self.hook is None:
-            return graft.residual(layer + self.offset)
-        name = f"blocks.{layer}.{self.hook}"
-        if self.name == "attn_head_pattern":
-            return graft.patterns(layer, name, units)
+        if self.row.name in _STREAM:
+            return graft.residual(layer + _STREAM[self.row.name])
+        if self.is_pattern:
+            return graft.patterns(layer, self.row.at(layer), units)
         if self.unit is not None:
-            return graft.units(layer, name, units)
-        return graft.state(range(layer, layer + 1), [name])
+            return graft.units(layer, self.row.at(layer), units)
+        return graft.state(range(layer, layer + 1), [self.row.at(layer)])
 
     def check(self, run: FrozenRun, layers: Sequence[int]) -> None:
         """Whether the architecture has these states.
@@ -67,18 +90,13 @@ class PatchSite:
             SiteError: there is no state between attention and MLP, because the two run side by side; or a hook
                 point that shows a state but whose changes the model does not take.
         """
-        if self.name == "resid_mid":
+        if self.is_middle:
             for layer in layers:
-                middle = run.residuals[layer] + run.kept[f"blocks.{layer}.hook_attn_out"]
-                if not torch.allclose(middle, run.kept[f"blocks.{layer}.hook_resid_mid"], rtol=1e-3, atol=1e-4):
+                shown = run.kept[self.row.at(layer)]
+                if not torch.allclose(self.states(run, layer), shown, rtol=1e-3, atol=1e-4):
                     raise SiteError(_no_middle(run.model))
-        elif self.hook is not None:
-            check_live(run.model, f"blocks.{layers[0]}.{self.hook}")
-
-
-# Under TransformerLens' names as well: the hook point of the middle shows what the MLP's norm reads, and not the sum.
-_STREAM = ("resid_pre", "resid_mid", "resid_post")
-_HEADS_FIRST = ("hook_pattern", "hook_attn_scores")
+        elif self.row.name not in _STREAM:
+            check_live(run.model, self.row.at(layers[0]))
 
 
 def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = None) -> PatchSite:
@@ -95,12 +113,9 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
     >>> patch_site(model, "attn_head_z").by
     ('layer', 'head')
     """
-    if name.removeprefix("hook_") in _STREAM:
-        name = name.removeprefix("hook_")
-    if name in STATES:
-        hook, unit, offset = STATES[name]
-    else:
-        hook, unit, offset = _own_hook(model, name), None, 0
+    row = _row(model, name)
+    # Key-value heads are heads where sites are told apart.
+    unit = None if row.unit is None else row.unit.removeprefix("kv_")
     dims = ("layer", "position") if unit is None else ("layer", "position", unit)
     if by is None:
         chosen = dims if unit is None else ("layer", unit)
@@ -111,21 +126,27 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
         for needed in ("layer", *([unit] if unit else [])):
             if needed not in chosen:
                 raise SiteError(f"by: sites of {name} are told apart by {needed} at least; add it.")
-    if name == "resid_mid" and "blocks.0.hook_resid_mid" not in model.hook_dict:
+    if row.name == "resid_mid" and row.at(0) not in model.hook_dict:
         raise SiteError(_no_middle(model))
-    if hook is not None:
-        hook_points(model, [f"blocks.0.{hook}"])
-    return PatchSite(name=name, hook=hook, unit=unit, by=chosen, offset=offset)
+    if row.name not in _STREAM:
+        hook_points(model, [row.at(0)])
+    typed = name.removeprefix("hook_") if row in TABLE else name
+    return PatchSite(name=typed, row=row, unit=unit, by=chosen)
 
 
-def _own_hook(model: TransformerBridge, name: str) -> str:
+def _row(model: TransformerBridge, name: str) -> Row:
+    """The table's row, or one for a hook point that it does not have."""
+    named = {one: row for row in TABLE for one in row.names if row.name in PATCH_SITES}
+    if name in named:
+        return named[name]
     prefix = "blocks.0."
     known = {hook.removeprefix(prefix) for hook in model.hook_dict if hook.startswith(prefix)}
+    pairs = [row for row in TABLE if row.layered and not row.by_position]
+    if any(name in (row.hook, *row.names) for row in pairs):
+        raise SiteError(f"{name} has a value for each pair of tokens, and none by position: patch {_PATTERN}.")
     if name not in known:
-        raise SiteError(f"There is no site {name!r} to patch. {suggest(name, [*PATCH_SITES, *known])}")
-    if name.endswith(_HEADS_FIRST):
-        raise SiteError(f"{name} has a value for each pair of tokens, and none by position: patch attn_head_pattern.")
-    return name
+        raise SiteError(f"There is no site {name!r} to patch. {suggest(name, [*named, *known])}")
+    return Row(name=name, title=name, hook=name, axes="row position d_model")
 
 
 def _no_middle(model: TransformerBridge) -> str:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from locate.errors import LocateError, SiteError
 from locate.results import Measured
-from locate.sites.site import Site, check_kind
+from locate.sites.site import Site, check_traced
 from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
@@ -120,10 +120,10 @@ class Trace(Measured):
         >>> trace.best("mlp").kind
         'mlp'
         """
+        kind = check_traced(kind)
         if kind == "attn_head":
             table = self.head_effect
         else:
-            check_kind(kind)
             if "scores" not in self.data or kind not in self.data.coords["kind"].values:
                 raise SiteError(f"This trace has no {kind!r} scores; it was made with kinds={self.info['kinds']}.")
             table = self.indirect_effect.sel(kind=kind)

@@ -62,8 +62,9 @@ from locate.model.bundled import DEFAULT_MODEL
 from locate.model.loading import load_model
 from locate.patching.patch import patch
 from locate.patching.patches import Patches, load_patches
-from locate.patching.sites import PATCH_SITES, patch_site
+from locate.patching.sites import patch_site
 from locate.plots import save_figure
+from locate.sites.table import PATCH_SITES
 from locate.store.files import save_json, to_plain
 from locate.store.folders import RunFolder
 

@@ -160,9 +160,8 @@ def run(
 
 
 def _kinds(text: str | None, severed: str | None, direction: str) -> tuple[str, ...]:
-    kinds = (("resid",) if severed else KINDS) if text is None else read_names(text, "--kinds")
-    for kind in kinds:
-        check_traced(kind)
+    given = (("resid",) if severed else KINDS) if text is None else read_names(text, "--kinds")
+    kinds = tuple(check_traced(kind) for kind in given)
     if severed and (kinds != ("resid",) or direction != "restore"):
         raise DataError("--severed goes with --kinds resid and --direction restore alone.")
     return kinds

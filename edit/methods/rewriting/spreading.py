@@ -26,8 +26,7 @@ from edit.values.objective import RESIDUAL_OBJECTIVE, Place, Value, ValueObjecti
 from edit.values.states import read_at_sites
 from locate.errors import NumericsError, SiteError
 from locate.model.weights import down_projection
-from locate.sites.memory import contribution_hook, key_hook, value_hook
-from locate.sites.site import hook_name
+from locate.sites.table import hook_name
 
 
 def _several(layers: Any) -> Any:
@@ -148,15 +147,14 @@ class Spreading(LocateThenEdit):
         self, model: TransformerBridge, contexts: Sequence[Contexts], values: Sequence[Value], layer: int, last: int
     ) -> tuple[Float[Tensor, "edit d_mlp"], Float[Tensor, "edit d_model"]]:
         """The requests' keys at a layer, and what its down-projection would have to add to reach their values."""
-        end = hook_name("resid", last) if self.place == "resid" else value_hook(last)
-        bare = dict.fromkeys(
-            [end, value_hook(layer), contribution_hook(layer), value_hook(last), contribution_hook(last)]
-        )
+        key, end = hook_name("down_in", layer), hook_name("resid" if self.place == "resid" else "down_out", last)
+        outputs = [hook_name(name, one) for one in (layer, last) for name in ("down_out", "mlp_out")]
+        bare = dict.fromkeys([end, *outputs])
         found = read_at_sites(
-            model, contexts, [key_hook(layer), *([end] if self._mean_output else [])], last,
+            model, contexts, [key, *([end] if self._mean_output else [])], last,
             bare=[name for name in bare if not (self._mean_output and name == end)], budget=self.budget,
         )  # fmt: skip
-        keys = torch.stack([mean_over_prefixes(own) for own in found[key_hook(layer)]])
+        keys = torch.stack([mean_over_prefixes(own) for own in found[key]])
         now = torch.stack([mean_over_prefixes(own) for own in found[end]])
         residuals = torch.stack([value.value.cpu() for value in values]) - now
         if self.place == "resid":
@@ -180,8 +178,8 @@ def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:
     undone, with the scale that it has now. Where the gain is zero nothing can be written.
     """
     # Under the bare prompt, which is the first row where there are more.
-    outputs = torch.stack([own[0] for own in found[value_hook(layer)]])
-    added = torch.stack([own[0] for own in found[contribution_hook(layer)]])
+    outputs = torch.stack([own[0] for own in found[hook_name("down_out", layer)]])
+    added = torch.stack([own[0] for own in found[hook_name("mlp_out", layer)]])
     if torch.equal(outputs, added):
         return torch.ones_like(outputs)
     return torch.where(added == 0, 0, outputs / added)

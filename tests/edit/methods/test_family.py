@@ -31,7 +31,7 @@ from edit.values.optimisation import _PADDING, _groups, optimise_value, optimise
 from locate import DataError, Fact, FactError, LocateError, NumericsError, Site, SiteError
 from locate.model.anatomy import check_layer
 from locate.model.weights import down_projection, fingerprint, hf_parameters
-from locate.sites.memory import value_hook
+from locate.sites.table import hook_name
 from tests import tiny
 
 # One of each form: Conv1D, gated, a norm after the MLP, parallel blocks with fused projections.
@@ -158,7 +158,7 @@ def test_emmet_reaches_its_values_over_several_layers(kind, prepared):
     assert len(fitted.update.parameters) == 2
     contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
     values = optimise_values(model, contexts, 2, OBJECTIVE)
-    name = value_hook(2)
+    name = hook_name("down_out", 2)
     with fitted.update.applied(model):
         found = edit.values.states.read_at_sites(model, contexts, [name], 2)[name]
     for states, value in zip(found, values, strict=True):

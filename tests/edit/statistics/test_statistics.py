@@ -26,7 +26,7 @@ from edit.statistics import (
 from edit.statistics.corpus import token_batches
 from locate import DataError, LocateError, NumericsError, SiteError
 from locate.model.weights import down_projection, model_fingerprint
-from locate.sites.memory import key_hook
+from locate.sites.table import hook_name
 from tests import tiny
 
 KINDS = ["gpt2", "gpt_neo", "gpt_neox", "gptj", "llama", "gemma3_text", "bloom"]
@@ -95,8 +95,8 @@ def moment_of(model, layer, batches):
     """The second moment from whole passes, key by key, in float64."""
     keys = []
     for batch in batches:
-        _, cache = model.run_with_cache(batch, names_filter=key_hook(layer))
-        keys.append(cache[key_hook(layer)].flatten(0, -2).double())
+        _, cache = model.run_with_cache(batch, names_filter=hook_name("down_in", layer))
+        keys.append(cache[hook_name("down_in", layer)].flatten(0, -2).double())
     keys = torch.cat(keys)
     return keys.T @ keys / len(keys), len(keys)
 
@@ -108,8 +108,8 @@ def test_equals_a_loop_over_single_keys(kind, layer, text):
     keys = []
     for batch in token_batches(model, text):
         for row in batch:
-            _, cache = model.run_with_cache(row[None], names_filter=key_hook(layer))
-            keys.extend(cache[key_hook(layer)][0])
+            _, cache = model.run_with_cache(row[None], names_filter=hook_name("down_in", layer))
+            keys.extend(cache[hook_name("down_in", layer)][0])
     expected = sum(torch.outer(key.double(), key.double()) for key in keys) / len(keys)
     found = key_statistics(model, layer, corpus=text)
     assert found.count == len(keys)
@@ -499,7 +499,7 @@ def test_keys_that_are_not_finite_are_named(value, text, killed, small_batches):
         return output
 
     with (
-        model.hooks(fwd_hooks=[(key_hook(1), spoil)]),
+        model.hooks(fwd_hooks=[(hook_name("down_in", 1), spoil)]),
         pytest.raises(NumericsError, match="Keys of layer 1 in batch 2 of the corpus are not finite, or too large"),
     ):
         collect_statistics(model, [0, 1, 2], corpus=text, tokens=1000)
