@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.requests.requests import EditRequest
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
+from locate.engine.rows import Budget, Extent, aligned, padded, passes
 from locate.errors import FactError, listed
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
 from locate.model.context import check_room
@@ -94,14 +94,12 @@ class Contexts:
         return (*self.asking, self.essence)
 
     @property
-    def before(self) -> int:
-        """The most tokens that a row has before its site."""
-        return max(row.site for row in self.rows)
-
-    @property
-    def after(self) -> int:
-        """The most tokens that a row has from its site on."""
-        return max(len(row.tokens) - row.site for row in self.rows)
+    def extent(self) -> Extent:
+        """What they take of a pass: the most tokens from the site on, which every step runs, and before it."""
+        return Extent(
+            length=max(len(row.tokens) - row.site for row in self.rows), beside=max(row.site for row in self.rows),
+            rows=len(self.rows),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -172,18 +170,13 @@ def align_contexts(contexts: Sequence[Contexts]) -> AlignedContexts:
     >>> align_contexts([build_contexts(model, request, ["", "I am here. "])] * 2).owner.tolist()
     [0, 0, 0, 1, 1, 1]
     """
-    site = max(one.before for one in contexts)
-    length = site + max(one.after for one in contexts)
     rows = [(index, row) for index, one in enumerate(contexts) for row in one.rows]
-    tokens = torch.zeros(len(rows), length, dtype=torch.long)
-    mask = torch.ones_like(tokens)
+    site = max(row.site for _, row in rows)
+    tokens, mask = aligned([row.tokens for _, row in rows], [row.site for _, row in rows])
     readouts: list[tuple[int, int, int, int]] = []
     essences: list[tuple[int, int]] = []
     for place, (index, row) in enumerate(rows):
         start = site - row.site
-        tokens[place, start : start + len(row.tokens)] = row.tokens
-        # What is padded on the right comes after every readout, where causality already hides it.
-        mask[place, :start] = 0
         if row is contexts[index].essence:
             essences.append((place, start + row.end))
             continue
@@ -205,20 +198,19 @@ def already_answered(
     >>> already_answered(model, [build_contexts(model, request, [""])])
     [False]
     """
-    found: list[bool] = []
-    per_pass = max(1, budget // max(len(one.asking[0].tokens) for one in contexts))
-    for first in range(0, len(contexts), per_pass):
-        group = contexts[first : first + per_pass]
-        bare = [one.asking[0] for one in group]
-        tokens = pad_sequence([row.tokens for row in bare], batch_first=True)
-        lengths = torch.tensor([len(one.target) for one in group])
-        owners = torch.arange(len(group)).repeat_interleave(lengths)
-        columns = torch.cat([row.end + torch.arange(len(one.target)) for row, one in zip(bare, group, strict=True)])
+    extents = [Extent(length=len(one.asking[0].tokens), readouts=len(one.target)) for one in contexts]
+    found: dict[int, bool] = {}
+    for group in passes(extents, Budget.of(model, budget)):
+        own = [contexts[index] for index in group]
+        bare = [one.asking[0] for one in own]
+        tokens = padded([row.tokens for row in bare])
+        owners = torch.arange(len(own)).repeat_interleave(torch.tensor([len(one.target) for one in own]))
+        columns = torch.cat([row.end + torch.arange(len(one.target)) for row, one in zip(bare, own, strict=True)])
         with torch.no_grad(), only_logits_at(model, owners, columns):
             answers = model(tokens.to(input_device(model)))[0].argmax(-1).cpu()
-        right = answers == torch.cat([one.target for one in group])
-        found += [bool(right[owners == index].all()) for index in range(len(group))]
-    return found
+        right = answers == torch.cat([one.target for one in own])
+        found |= {index: bool(right[owners == row].all()) for row, index in enumerate(group)}
+    return [found[index] for index in range(len(contexts))]
 
 
 def check_answered(

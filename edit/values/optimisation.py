@@ -11,19 +11,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.values.contexts import AlignedContexts, Contexts, align_contexts
 from edit.values.objective import Place, Value, ValueObjective
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
+from locate.engine.rows import Budget, passes
 from locate.errors import NumericsError
-from locate.model.devices import input_device
 from locate.model.parameters import frozen_parameters
 from locate.model.precision import Precision, computing_in
 from locate.sites.table import hook_name
 
 # In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
 _DIVERGED = 1.0
-# A token takes about as much more memory while gradients are kept for it.
-_GRADIENT_SHARE = 8
-# Padding costs a CPU as much as any token, and small passes little. An accelerator has columns to spare, and
-# more passes take longer.
-_PADDING = {"cpu": 64}
 
 
 def optimise_value(
@@ -66,7 +61,7 @@ def optimise_values(
     """
     values: dict[int, Value] = {}
     with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
-        for group in _groups(contexts, budget, _PADDING.get(input_device(model).type, budget)):
+        for group in passes([one.extent for one in contexts], Budget.of(model, budget), gradients=True):
             own = [contexts[index] for index in group]
             # The first pass in the model's own precision: under bfloat16 the mask of padding would overflow to −∞ and
             # leave padded rows nothing to attend to.
@@ -76,30 +71,6 @@ def optimise_values(
             values |= dict(zip(group, found, strict=True))
             bar.update(len(group))
     return [values[index] for index in range(len(contexts))]
-
-
-def _groups(contexts: Sequence[Contexts], budget: int, padding: int) -> list[list[int]]:
-    """Requests that are optimised together: of like length after the site, and within the budget.
-
-    A request that would pad those before it by more than ``padding`` tokens opens a group of its own.
-    """
-
-    def extent(index: int) -> tuple[int, int]:
-        return contexts[index].after, contexts[index].before
-
-    groups: list[list[int]] = []
-    rows = before = after = 0
-    for index in sorted(range(len(contexts)), key=extent):
-        suffix, prefix = extent(index)
-        padded = rows * (suffix - after)
-        rows, before, after = rows + len(contexts[index].rows), max(before, prefix), max(after, suffix)
-        fits = rows * (before + after) <= budget and rows * after <= max(1, budget // _GRADIENT_SHARE)
-        if groups and fits and padded <= padding:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-            rows, before, after = len(contexts[index].rows), prefix, suffix
-    return groups
 
 
 class _Optimisation:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.values.contexts import Contexts
 from locate.engine import DEFAULT_BUDGET
+from locate.engine.rows import Budget, Extent, padded, passes
 from locate.model.devices import input_device
 
 States = Mapping[str, list[Float[Tensor, "prefix _"]]]
@@ -45,15 +45,10 @@ def read_at_sites(
     texts: dict[tuple[int, ...], int] = {}
     wanted = [[texts.setdefault(tuple(row.up_to_site.tolist()), len(texts)) for row in one.asking] for one in contexts]
     rows = [torch.tensor(text) for text in texts]
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     found: dict[str, dict[int, Tensor]] = {name: {} for name in (*names, *bare)}
     device = input_device(model)
-    while order:
-        length = len(rows[order[0]])
-        group = [i for n, i in enumerate(order) if n == 0 or (n + 1) * max(length, len(rows[i])) <= budget]
-        order = order[len(group) :]
-        # Padded on the right, where causality hides it.
-        tokens = pad_sequence([rows[i] for i in group], batch_first=True).to(device)
+    for group in passes([Extent(length=len(row)) for row in rows], Budget.of(model, budget)):
+        tokens = padded([rows[i] for i in group]).to(device)
         at = torch.tensor([len(rows[i]) - 1 for i in group])
 
         def keep(value: Tensor, hook: object, name: str, group: list[int] = group, at: Tensor = at) -> None:

@@ -56,8 +56,8 @@ class Budget:
     def of(cls, model: TransformerBridge, tokens: int = DEFAULT_BUDGET) -> "Budget":
         """The budget of so many tokens, as this model's vocabulary, width and device have it.
 
-        >>> Budget.of(model).logits
-        11
+        >>> Budget.of(model, 100).tokens
+        100
         """
         vocabulary, width = int(model.cfg.d_vocab), int(model.cfg.d_model)
         return cls(

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import DEFAULT_BUDGET, Branch, Pin, freeze
+from locate.engine.rows import Budget, in_parts
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_target, encode_text
@@ -22,8 +23,6 @@ from locate.sites.site import Site, hook_name
 from locate.store.netcdf import load_result, save_result
 
 _FORMAT = 1
-# A token takes about as much more memory while gradients are kept for it.
-_GRADIENT_SHARE = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,10 +191,9 @@ def attribute_neurons(
     run = freeze(model, tokens[None], keep=names, budget=budget)
     result = []
     shares = torch.arange(1, steps + 1) / steps
-    layers_at_once = max(1, budget // _GRADIENT_SHARE // steps)
+    at_once = Budget(tokens=budget).rows(steps, gradients=True)
     with torch.enable_grad(), frozen_parameters(model):
-        for first in range(0, n, layers_at_once):
-            layers = range(first, min(n, first + layers_at_once))
+        for layers in in_parts(range(n), at_once):
             own = [run.kept[names[layer]][0, last] for layer in layers]
             scaled = [(w[None] * shares.to(w)[:, None])[:, None].requires_grad_() for w in own]
             branches = [

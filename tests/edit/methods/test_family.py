@@ -27,8 +27,10 @@ from edit.requests.requests import EditRequest
 from edit.statistics import collect_statistics
 from edit.values.contexts import build_contexts
 from edit.values.objective import ValueObjective
-from edit.values.optimisation import _PADDING, _groups, optimise_value, optimise_values
+from edit.values.optimisation import optimise_value, optimise_values
 from locate import DataError, Fact, FactError, LocateError, NumericsError, Site, SiteError
+from locate.engine import rows
+from locate.engine.rows import Budget, passes
 from locate.model.anatomy import check_layer
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from locate.sites.table import hook_name
@@ -114,7 +116,7 @@ def test_values_found_together_are_those_found_alone(kind, place, monkeypatch):
     assert len({len(value.losses) for value in alone}) > 1
     # All in one pass, in passes of few tokens, and in passes without padding.
     for budget, padding in ((16_384, 16_384), (400, 16_384), (16_384, 0)):
-        monkeypatch.setitem(_PADDING, "cpu", padding)
+        monkeypatch.setitem(rows._PADDING, "cpu", padding)
         together = optimise_values(model, contexts, 1, objective, place=place, budget=budget)
         for one, other in zip(together, alone, strict=True):
             assert one.losses == pytest.approx(other.losses, abs=2e-4)
@@ -127,7 +129,7 @@ def test_values_found_together_are_those_found_alone(kind, place, monkeypatch):
 @pytest.mark.parametrize("padding", [0, 3, 64])
 def test_requests_are_grouped_by_what_they_pad(llama, padding):
     contexts = [build_contexts(llama, request, ["", *PREFIXES]) for request in REQUESTS * 3]
-    groups = _groups(contexts, 16_384, padding)
+    groups = passes([one.extent for one in contexts], Budget(tokens=16_384, padding=padding), gradients=True)
     assert sorted(index for group in groups for index in group) == list(range(9))
     suffixes = [[max(len(row.tokens) - row.site for row in contexts[i].rows) for i in group] for group in groups]
     for own in suffixes:

@@ -109,7 +109,7 @@ def test_requests_of_unlike_length_are_padded_once_to_one_site(model):
         assert essence == (alone.essences[0].item() + first, alone.essences[1].item() + left)
         first, readout = rows.stop, asked.stop
     assert (first, readout) == (len(together.tokens), len(together.targets))
-    assert min(one.before for one in contexts) < together.site
+    assert min(one.extent.beside for one in contexts) < together.site
 
 
 def test_prefixes_come_from_the_seed(model):
