@@ -19,8 +19,8 @@ import locate
 from benchmarks.timing import machine, seconds
 from edit.statistics import collect_statistics
 from edit.statistics.accumulate import MomentSum
-from edit.statistics.collect import ROWS_PER_PASS
 from edit.statistics.corpus import LENGTH, ROWS, token_batches
+from locate.engine.rows import WHOLE_BUDGET, Budget
 from locate.model.devices import input_device
 from locate.sites.table import hook_name
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model, device=arguments.device)
+    rows = Budget.of(model, WHOLE_BUDGET).rows(LENGTH)
     layers, stop, device = arguments.layers, max(arguments.layers) + 1, input_device(model)
     wanted = -(-arguments.tokens // (ROWS * LENGTH))
     batches = list(islice(token_batches(model, arguments.data), wanted))
@@ -55,13 +56,13 @@ def main() -> None:
             )
         )  # fmt: skip
 
-    print(f"{machine()}; {arguments.model}, layers {layers}, {count} tokens in passes of {ROWS_PER_PASS * LENGTH}")
+    print(f"{machine()}; {arguments.model}, layers {layers}, {count} tokens in passes of {WHOLE_BUDGET}")
     with torch.no_grad():
-        model(batches[0][:ROWS_PER_PASS].to(device), stop_at_layer=stop)  # warm up
+        model(batches[0][:rows].to(device), stop_at_layer=stop)  # warm up
     times: dict[str, list[float]] = {"collection": [], "forward, same passes": [], "forward, whole batches": []}
     for _ in range(arguments.repeats):
         times["collection"].append(seconds(collect))
-        times["forward, same passes"].append(seconds(lambda: forward(ROWS_PER_PASS)))
+        times["forward, same passes"].append(seconds(lambda: forward(rows)))
         times["forward, whole batches"].append(seconds(lambda: forward(ROWS)))
     assert all(found[layer].count == count for layer in layers)
     for name, taken in times.items():
@@ -79,7 +80,7 @@ def main() -> None:
         for layer in layers
     ]
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        model(batches[0][:ROWS_PER_PASS].to(device), stop_at_layer=stop)
+        model(batches[0][:rows].to(device), stop_at_layer=stop)
     for layer in layers:
         own, size = keys[layer], keys[layer].shape[1]
         sums = MomentSum(layer=layer, size=size, wanted=1)

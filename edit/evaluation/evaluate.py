@@ -14,8 +14,9 @@ from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.asking import Asking, ask, check_questions, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
-from edit.evaluation.scoring import LOGITS, agreement
+from edit.evaluation.scoring import agreement
 from edit.requests.requests import Cases, EditRequest, as_requests
+from locate.engine.rows import Budget, in_parts
 
 # Edits whose values are found, and kept, at a time.
 _TOGETHER = 256
@@ -97,7 +98,7 @@ def evaluate(
     else:
         baseline.check(requests, asking)
     # Whole distributions of the unedited model are kept for some prompts at a time only.
-    step = max(1, LOGITS // model.cfg.d_vocab)
+    step = Budget.of(model).distributions
     starts = range(0, len(baseline.questions), step)
     parts = [
         _judge(model, update, baseline, slice(at, at + step), progress and len(starts) == 1)
@@ -159,8 +160,8 @@ def _updates(
     if not isinstance(method, BatchMethod):
         yield from (method.fit(model, [request], progress=False) for request in requests)
         return
-    for start in range(0, len(requests), _TOGETHER):
-        yield from method.fit_each(model, requests[start : start + _TOGETHER], progress=progress)
+    for part in in_parts(requests, _TOGETHER):
+        yield from method.fit_each(model, part, progress=progress)
 
 
 def _judge(

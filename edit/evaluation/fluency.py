@@ -9,11 +9,10 @@ import torch
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.evaluation.generation import equal_lengths
 from locate.engine.decode import SharedDraws, continued
+from locate.engine.rows import WRITING_BUDGET, Budget, Extent, passes
 from locate.facts.prompts import encode_text
 
-_ROWS = 64
 # Words and punctuation marks, about as the Treebank convention splits them: "don't" is "do" and "n't".
 _WORD = re.compile(r"n't\b|'(?:s|re|ve|ll|d|m)\b|\w+?(?=n't\b)|\w+(?:[-.,]\w+)*|\.{2,}|[^\w\s]", re.IGNORECASE)
 
@@ -57,7 +56,9 @@ def sample_texts(
     encoded = [encode_text(model, prompt) for prompt in prompts]
     draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
     texts = [""] * len(prompts)
-    for batch in tqdm(equal_lengths(encoded, _ROWS), "texts", disable=not progress, delay=1):
+    extents = [Extent(length=len(prompt), beside=max(0, tokens - len(prompt)), readouts=1) for prompt in encoded]
+    batches = passes(extents, Budget.of(model, WRITING_BUDGET).unpadded)
+    for batch in tqdm(batches, "texts", disable=not progress, delay=1):
         start = torch.stack([encoded[i] for i in batch])
         made = continued(model, start, tokens - start.shape[1], SharedDraws(draws=draws[batch], top=top))
         for i, row in zip(batch, made, strict=True):

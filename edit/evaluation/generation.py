@@ -11,10 +11,10 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.decode import continue_tokens, greedy
+from locate.engine.rows import WRITING_BUDGET, Budget, Extent, passes
 from locate.facts.prompts import encode_text
 from locate.model.context import check_room, room_of
 
-_ROWS = 256
 # White space after a sentence or around a line break. A full stop after one or two letters with a capital
 # ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends no sentence.
 _END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
@@ -38,7 +38,10 @@ def generate_greedily(
     for prompt, tokens in zip(prompts, encoded, strict=True):
         check_room(model, len(tokens), prompt)
     texts = [""] * len(prompts)
-    for batch in tqdm(equal_lengths(encoded, _ROWS), "answers", disable=not progress, delay=1):
+    # Rows of one length need no padding, so every prompt is decoded exactly as if it were alone.
+    extents = [Extent(length=len(tokens), beside=max_new_tokens, readouts=1) for tokens in encoded]
+    batches = passes(extents, Budget.of(model, WRITING_BUDGET).unpadded)
+    for batch in tqdm(batches, "answers", disable=not progress, delay=1):
         made = _decode(model, torch.stack([encoded[i] for i in batch]), max_new_tokens)
         for i, text in zip(batch, made, strict=True):
             texts[i] = text
@@ -59,21 +62,6 @@ def exact_match(generation: str, answers: Sequence[str]) -> bool:
     wanted = [normal for answer in answers if (normal := _normal(answer))]
     # No word may follow, joined or not, and the number may not go on ("1" is not "1,000").
     return any(re.match(re.escape(answer) + r"(?!\s*['-]?\w|[.,:]\d)", text) for answer in wanted)
-
-
-def equal_lengths(encoded: Sequence[Tensor], most: int) -> list[list[int]]:
-    """Indices of texts of one length, at most so many together.
-
-    Rows of one length need no padding, so every prompt is decoded exactly as if it were alone.
-
-    >>> equal_lengths([torch.ones(2), torch.ones(1), torch.ones(2)], 8)
-    [[1], [0, 2]]
-    """
-    groups: dict[int, list[int]] = {}
-    for index, tokens in enumerate(encoded):
-        groups.setdefault(len(tokens), []).append(index)
-    whole = [group for _, group in sorted(groups.items())]
-    return [group[start : start + most] for group in whole for start in range(0, len(group), most)]
 
 
 def _normal(text: str) -> str:

@@ -4,21 +4,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.readout import only_logits_at
+from locate.engine.rows import WHOLE_BUDGET, Budget, Extent, padded, passes
 from locate.errors import NumericsError
 from locate.facts.prompts import encode_target, encode_text
 from locate.model.context import check_room
 from locate.model.devices import input_device
 
 See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
-_TOKENS = 4096  # in a batch
-LOGITS = 2**25  # numbers in a table of one distribution per prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +85,11 @@ def score_targets(
     rows, askers = [torch.tensor(row) for row in runs], list(runs.values())
     scores: dict[int, Score] = {}
     seen: set[str] = set()
-    batches = _batches([len(row) for row in rows], max(1, LOGITS // model.cfg.d_vocab))
+    extents = [
+        Extent(length=len(row), readouts=len({len(encoded[i][0]) + j for i in own for j in range(len(encoded[i][1]))}))
+        for row, own in zip(rows, askers, strict=True)
+    ]
+    batches = passes(extents, Budget.of(model, WHOLE_BUDGET))
     for batch in tqdm(batches, "scores", disable=not progress, delay=1):
         asked = [(r, index) for r, row in enumerate(batch) for index in askers[row]]
         # Targets of one prompt share the place of their first token.
@@ -150,23 +152,9 @@ def _merged(runs: Mapping[tuple[int, ...], list[int]]) -> dict[tuple[int, ...], 
     return merged
 
 
-def _batches(lengths: Sequence[int], most: int) -> list[list[int]]:
-    """Indices in groups of similar length, each within the token budget and of at most so many."""
-    groups: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        size = len(groups[-1]) + 1 if groups else 0
-        if groups and size * lengths[index] <= _TOKENS and size <= most:
-            groups[-1].append(index)
-        else:
-            groups.append([index])
-    return groups
-
-
 def _read(
     model: TransformerBridge, rows: Sequence[Int[Tensor, "_"]], places: Sequence[tuple[int, int]]
 ) -> tuple[Float[Tensor, "place vocab"], Float[Tensor, "place d_model"]]:
-    length = max(len(row) for row in rows)
-    tokens = torch.stack([F.pad(row, (0, length - len(row)), value=model.tokenizer.pad_token_id or 0) for row in rows])
     at = torch.tensor(places)
     residuals: list[Tensor] = []
 
@@ -176,7 +164,7 @@ def _read(
     handle = model.ln_final.register_forward_pre_hook(keep)
     try:
         with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):
-            logits = model(tokens.to(input_device(model)))[0]
+            logits = model(padded(rows).to(input_device(model)))[0]
     finally:
         handle.remove()
     return logits.float().log_softmax(-1), residuals[0]

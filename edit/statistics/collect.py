@@ -18,6 +18,7 @@ from edit.statistics.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokeniz
 from edit.statistics.files import load_statistics
 from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
 from edit.statistics.text import KeptText
+from locate.engine.rows import WHOLE_BUDGET, Budget
 from locate.errors import DataError, LocateError
 from locate.model.anatomy import check_layer
 from locate.model.bundled import cache_folder
@@ -26,8 +27,6 @@ from locate.model.weights import down_projection, model_fingerprint
 from locate.sites.table import hook_name
 
 _TOKENS_PER_KEY_DIMENSION = 20
-# Sequences in one pass of the model: enough for it to run at full speed, few enough for its states to be small.
-ROWS_PER_PASS = 32
 # Writing what was reached may take this share of the time; wide layers take seconds each.
 _SHARE_FOR_CHECKPOINTS = 0.05
 
@@ -265,7 +264,7 @@ def _run(model: TransformerBridge, batch: torch.Tensor, active: Sequence[MomentS
     hooks = [(hook_name("down_in", one.layer), _adder(one, last=one.layer == highest)) for one in active]
     device = input_device(model)
     with torch.no_grad(), model.hooks(fwd_hooks=hooks):
-        for part in batch.split(ROWS_PER_PASS):
+        for part in batch.split(Budget.of(model, WHOLE_BUDGET).rows(batch.shape[1])):
             model(part.to(device), stop_at_layer=highest + 1)
             bar.update(part.numel())
 

@@ -39,7 +39,7 @@ class Budget:
         tokens: the most tokens (rows × positions).
         gradients: as how many tokens one counts while gradients are kept for it.
         logits: as how many tokens a row of logits counts.
-        distributions: the most rows over the whole vocabulary that are read from one pass; by default any number.
+        distributions: the most rows over the whole vocabulary that are read from one pass, or kept.
         padding: the most tokens by which one further item may pad those before it; by default any number.
 
     >>> Budget(tokens=100).rows(12), Budget(tokens=100).rows(12, gradients=True), Budget(tokens=100).rows(200)
@@ -49,7 +49,7 @@ class Budget:
     tokens: int = DEFAULT_BUDGET
     gradients: int = _GRADIENTS
     logits: int = 1
-    distributions: int | None = None
+    distributions: int = _TABLE
     padding: int | None = None
 
     @classmethod
@@ -127,7 +127,7 @@ def passes(
         fits = (
             rows * (length + beside) <= budget.tokens
             and (not gradients or rows * length * budget.gradients <= budget.tokens)
-            and (budget.distributions is None or readouts <= budget.distributions)
+            and readouts <= budget.distributions
             and (budget.padding is None or padded <= budget.padding)
         )
         if groups and fits and (most is None or len(groups[-1]) < most):

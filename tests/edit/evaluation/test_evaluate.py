@@ -23,6 +23,7 @@ from edit.methods.base import EditingMethod, Fitted
 from edit.requests.requests import EditRequest, Unrelated
 from edit.values.objective import ValueObjective
 from locate import Fact, FactError, UpdateError
+from locate.engine import rows as grouping
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from tests import tiny
 
@@ -502,7 +503,7 @@ def test_large_evaluations_compare_in_parts(model, monkeypatch):
     update = make(model)
     whole = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
     parts, real = [], evaluating._judge
-    monkeypatch.setattr(evaluating, "LOGITS", 5 * tiny.VOCAB)
+    monkeypatch.setattr(grouping, "_TABLE", 5 * tiny.VOCAB)
     monkeypatch.setattr(evaluating, "_judge", lambda *args: parts.append(args[3]) or real(*args))
     apart = evaluate(model, update, [TOWER, ASKED], max_new_tokens=2)
     assert len(parts) == 3

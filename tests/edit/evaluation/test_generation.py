@@ -70,7 +70,7 @@ def test_a_batch_says_what_each_prompt_says_alone(model):
 
 def test_large_batches_are_split(model, monkeypatch):
     whole, sizes = generate_greedily(model, PROMPTS * 3), []
-    monkeypatch.setattr(generation, "_ROWS", 2)
+    monkeypatch.setattr(generation, "WRITING_BUDGET", 2 * (max(len(ids(p)) for p in PROMPTS) + 16))
     real = generation._decode
     monkeypatch.setattr(
         generation, "_decode", lambda m, tokens, most: sizes.append(len(tokens)) or real(m, tokens, most)
@@ -199,7 +199,7 @@ def literal_sample(plain, prompt, seed, length, top):
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_samples_as_a_literal_loop_does_whatever_stands_in_the_batch(kind, monkeypatch):
-    monkeypatch.setattr(fluency, "_ROWS", 2)
+    monkeypatch.setattr(fluency, "WRITING_BUDGET", 2 * 30)
     plain, prompts = tiny.hf_model(kind, scale=2.0), [*PROMPTS, PROMPTS[0]]
     texts = sample_texts(tiny.bridge(kind, scale=2.0), prompts, [0, 1, 2, 3, 4], tokens=30)
     assert texts == [literal_sample(plain, prompt, seed, 30, 5) for seed, prompt in enumerate(prompts)]

@@ -53,7 +53,7 @@ def test_equals_one_plain_pass_per_pair(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_pass_shows_the_next_token_of_each_prompt_once(kind, monkeypatch):
-    monkeypatch.setattr(scoring, "_TOKENS", 30)
+    monkeypatch.setattr(scoring, "WHOLE_BUDGET", 30)
     plain, bridge, seen = tiny.hf_model(kind), tiny.bridge(kind), {}
 
     def see(prompts, logprobs, residuals):
@@ -87,7 +87,7 @@ def count_rows(monkeypatch):
 def test_batches_change_nothing(model, monkeypatch):
     together = score_targets(model, PAIRS)
     batches = count_rows(monkeypatch)
-    monkeypatch.setattr(scoring, "_TOKENS", 30)
+    monkeypatch.setattr(scoring, "WHOLE_BUDGET", 30)
     apart = score_targets(model, PAIRS)
     assert len(batches) > 1
     assert sum(len(batch) for batch in batches) == len(PAIRS)
@@ -115,16 +115,6 @@ def test_what_begins_another_run_is_not_run_itself(model, monkeypatch):
 def test_agreement_is_the_share_of_equal_places():
     assert agreement((1, 2, 3), (1, 3, 3)) == pytest.approx(2 / 3)
     assert agreement((1,), (2,)) == 0
-
-
-def test_no_batch_is_larger_than_the_budget(monkeypatch):
-    monkeypatch.setattr(scoring, "_TOKENS", 30)
-    lengths = [7, 40, 3, 12, 10, 5]
-    groups = scoring._batches(lengths, 99)
-    assert sorted(index for group in groups for index in group) == list(range(6))
-    assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= 30 for group in groups)
-    assert max(len(group) for group in groups) == 3
-    assert max(len(group) for group in scoring._batches(lengths, 2)) == 2
 
 
 def test_refuses_targets_that_cannot_follow(model):

@@ -84,7 +84,7 @@ def small_batches(monkeypatch):
     """Batches of 8 sequences of 16 tokens, run 5 at a time."""
     monkeypatch.setattr(collect, "ROWS", 8)
     monkeypatch.setattr(collect, "LENGTH", 16)
-    monkeypatch.setattr(collect, "ROWS_PER_PASS", 5)
+    monkeypatch.setattr(collect, "WHOLE_BUDGET", 5 * 16)
 
 
 def same(one, two):

@@ -18,7 +18,7 @@ EXTENTS = st.lists(
 LIMITS = st.none() | st.integers(0, 50)
 BUDGETS = st.builds(
     Budget, tokens=st.integers(1, 400), gradients=st.integers(1, 9), logits=SIZES,
-    distributions=st.none() | st.integers(1, 20), padding=LIMITS,
+    distributions=st.integers(1, 20), padding=LIMITS,
 )  # fmt: skip
 
 
@@ -30,7 +30,7 @@ def fits(items, budget, gradients, most):
     return (
         tokens <= budget.tokens
         and (rows * longest * budget.gradients <= budget.tokens or not gradients)
-        and sum(item.readouts for item in items) <= (budget.distributions or 10**9)
+        and sum(item.readouts for item in items) <= budget.distributions
         and len(items) <= (most or 10**9)
         and all(n * (after - before) <= (10**9 if budget.padding is None else budget.padding)
                 for n, before, after in steps)
