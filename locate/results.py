@@ -1,31 +1,83 @@
-"""What results have in common: figures by name, and of several metrics one in view."""
+"""What results have in common: files, tables, figures by name, and of several metrics one in view."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
+import pandas as pd
 import xarray as xr
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from locate.errors import LocateError, suggest
+from locate.errors import DataError, LocateError, suggest
+from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_Found = TypeVar("_Found", bound="Result")
 _Result = TypeVar("_Result", bound="Measured")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """What an analysis found. Its figures stand in modules of their own, and are imported when one is drawn.
+    """What an analysis found: arrays, and a description that fits into JSON.
+
+    A new one is a dataclass that adds its fields, names its files, and says which tables its arrays are. Its figures
+    stand in modules of their own, and are imported when one is drawn.
 
     Attributes:
+        stored_as: what its files are called, such as ``"trace"``.
+        format: of its files.
         figures: by the name under which the result draws it, the function that does, as ``"module:function"``.
+        data: the arrays.
 
-    >>> Result.figures
-    {}
+    >>> trace.stored_as, trace.format
+    ('trace', 2)
     """
 
+    stored_as: ClassVar[str]
+    format: ClassVar[int] = 1
     figures: ClassVar[Mapping[str, str]] = {}
+
+    data: xr.Dataset
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one netCDF file, which ``load`` reads back.
+
+        >>> trace.save("t.nc").name
+        't.nc'
+        """
+        return save_result(path, self.stored_as, self.format, self.data, self._plain())
+
+    @classmethod
+    def load(cls: type[_Found], path: str | Path) -> _Found:
+        """Read what was saved.
+
+        Raises:
+            DataError: the file is missing, damaged, or holds something else.
+
+        >>> type(trace).load(trace.save("t.nc")).metric
+        'probability'
+        """
+        data, plain = load_result(path, cls.stored_as, cls.format)
+        try:
+            return cls._of(data, plain)
+        except (KeyError, TypeError, ValidationError) as error:
+            raise DataError(f"{path} is not a saved {cls.stored_as}: {error}") from error
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per site.
+
+        >>> list(trace.to_dataframe().columns)
+        ['kind', 'position', 'layer', 'score', 'standard_error', 'indirect_effect', 'token']
+        """
+        parts = [part.to_dataframe().reset_index() for part in self._tables()]
+        table = pd.concat(parts, ignore_index=True)
+        if "head" in table and bool(table["head"].isna().any()):  # empty for what is not of a head
+            table["head"] = table["head"].astype("Int64")
+        return self._labelled(table)
 
     def draw(self, name: str = "plot", **options: Any) -> "Figure":
         """One of the result's figures.
@@ -37,6 +89,25 @@ class Result:
             raise LocateError(f"{type(self).__name__} has no figure {name!r}. {suggest(name, self.figures)}")
         module, function = self.figures[name].split(":")
         return getattr(import_module(module), function)(self, **options)
+
+    def _tables(self) -> Sequence[xr.Dataset]:
+        """The arrays of the table, joined one below the other."""
+        return [self.data]
+
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with what helps to read it, such as tokens."""
+        return table
+
+    def _plain(self) -> dict[str, Any]:
+        """All fields but the arrays."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "data"}
+
+    @classmethod
+    def _of(cls: type[_Found], data: xr.Dataset, plain: dict[str, Any]) -> _Found:
+        """A result from its arrays and its description, in which tuples have become lists."""
+        types, anything = get_type_hints(cls), ConfigDict(arbitrary_types_allowed=True)
+        found = {name: TypeAdapter(types[name], config=anything).validate_python(one) for name, one in plain.items()}
+        return cls(data=data, **found)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,7 +123,6 @@ class Measured(Result):
     'logit_diff'
     """
 
-    data: xr.Dataset
     metric: str
     info: dict[str, Any]
 
@@ -81,3 +151,18 @@ class Measured(Result):
 
     def _view(self, name: str) -> xr.DataArray:
         return self.data[name].sel(metric=self.metric, drop=True)
+
+
+def restoring(effects: xr.DataArray, total_effect: float) -> xr.DataArray:
+    """Effects, positive where they go the way of the total effect: a rank or a divergence is restored by going down."""
+    return effects if total_effect >= 0 else -effects
+
+
+def place_of_largest(values: xr.DataArray) -> dict[str, Any]:
+    """The coordinates of the largest value; what is NaN does not count.
+
+    >>> place_of_largest(xr.DataArray([[1.0, 3.0], [2.0, float("nan")]], dims=("layer", "head")))
+    {'layer': 0, 'head': 1}
+    """
+    where: Any = values.argmax(dim=[str(dim) for dim in values.dims])
+    return {name: values[name].values[int(index)].item() for name, index in where.items()}

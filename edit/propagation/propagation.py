@@ -25,14 +25,12 @@ from locate.errors import FactError, SiteError
 from locate.facts.prompts import Prompt, encode_target, encode_text, rank_of, token_strings
 from locate.facts.questions import Questions
 from locate.model.weights import edited_layers
-from locate.results import Result
+from locate.results import Result, place_of_largest
 from locate.sites.site import KINDS, Kind, Site, check_kind
-from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMAT = 1
 DIRECTIONS = ("lost", "gained")
 
 
@@ -44,9 +42,6 @@ class Propagation(Result):
         totals: one row per probe: ``role, text, old, new``, the logit difference o* − o of both models
             (``base``, ``edited``), their difference (``total_effect``, in logits), log-probabilities in nats,
             ranks of o*, and each model's first answer.
-        mediation: effect in logits, dims ``probe, direction, kind, position, layer``. ``lost``: what the
-            edited model loses when that state takes its base value. ``gained``: what the base model gains when
-            it takes its edited value. NaN beyond a probe's length and for probes without mediation.
         tokens: each probe's tokens as text.
         layers: the edited layers.
         info: how it was made.
@@ -55,13 +50,22 @@ class Propagation(Result):
     4
     """
 
+    stored_as = "propagation"
     figures: ClassVar[Mapping[str, str]] = {"plot": "edit.propagation.figures:plot_propagation"}
 
     totals: pd.DataFrame
-    mediation: xr.DataArray
     tokens: tuple[tuple[str, ...], ...]
     layers: tuple[int, ...]
     info: dict[str, Any]
+
+    @property
+    def mediation(self) -> xr.DataArray:
+        """Effect in logits, dims ``probe, direction, kind, position, layer``.
+
+        ``lost`` is what the edited model loses when that state takes its base value, ``gained`` what the base model
+        gains when it takes its edited value. NaN beyond a probe's length and for probes without mediation.
+        """
+        return self.data["mediation"]
 
     def share(self, probe: int = 0) -> xr.DataArray:
         """A probe's mediated effects as shares of its total effect.
@@ -76,36 +80,33 @@ class Propagation(Result):
             raise SiteError(f"The mediation of probe {probe} ({role}) was not measured; add its role to mediate=….")
         return self.mediation.sel(probe=probe) / self.totals.loc[probe, "total_effect"]
 
-    def best(self, kind: Kind, *, probe: int = 0, direction: str = "gained") -> Site:
+    def best(self, kind: Kind = "mlp", *, probe: int = 0, direction: str = "gained") -> Site:
         """The site of a kind that carries most of a probe's effect."""
         if direction not in DIRECTIONS or kind not in self.mediation.coords["kind"].values:
             raise SiteError(f"Measured were {DIRECTIONS} for {self.info['kinds']}; found {direction!r} for {kind!r}.")
         table = self.share(probe).sel(kind=kind, direction=direction)
-        where = table.argmax(dim=("position", "layer"))
-        cell = table.isel(where)  # type: ignore[arg-type]
-        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]))
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per probe and mediating state, with the probe's totals beside it.
-
-        >>> flow.to_dataframe()[["role", "kind", "token", "layer", "effect"]].head()      # doctest: +SKIP
-        """
-        table = self.mediation.rename("effect").to_dataframe().reset_index().dropna(subset="effect")
-        table["token"] = [self.tokens[p][t] for p, t in zip(table["probe"], table["position"], strict=True)]
-        totals = self.totals[["role", "text", "old", "new", "total_effect"]]
-        return table.merge(totals, left_on="probe", right_index=True)
+        return Site(kind, **place_of_largest(table))
 
     def plot(self, **options: Any) -> "Figure":
         """The change flowing from the edited site to the last token; see ``plot_propagation`` beside this module."""
         return self.draw(**options)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to one netCDF file, which ``load_propagation`` reads back."""
-        plain = {
-            "totals": self.totals.to_dict(orient="records"), "tokens": self.tokens, "layers": self.layers,
-            "info": self.info,
-        }  # fmt: skip
-        return save_result(path, "propagation", _FORMAT, xr.Dataset({"mediation": self.mediation}), plain)
+    def _tables(self) -> list[xr.Dataset]:
+        return [xr.Dataset({"effect": self.mediation})]
+
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        """With tokens, and the probe's totals beside each state; without those that were not measured."""
+        table = table.dropna(subset="effect")
+        tokens = [self.tokens[p][t] for p, t in zip(table["probe"], table["position"], strict=True)]
+        totals = self.totals[["role", "text", "old", "new", "total_effect"]]
+        return table.assign(token=tokens).merge(totals, left_on="probe", right_index=True)
+
+    def _plain(self) -> dict[str, Any]:
+        return {**super()._plain(), "totals": self.totals.to_dict(orient="records")}
+
+    @classmethod
+    def _of(cls, data: xr.Dataset, plain: dict[str, Any]) -> "Propagation":
+        return super()._of(data, {**plain, "totals": pd.DataFrame(plain["totals"])})
 
 
 def load_propagation(path: str | Path) -> Propagation:
@@ -117,11 +118,7 @@ def load_propagation(path: str | Path) -> Propagation:
     >>> load_propagation(flow.save("flow.nc")).layers
     (4,)
     """
-    data, plain = load_result(path, "propagation", _FORMAT)
-    return Propagation(
-        totals=pd.DataFrame(plain["totals"]), mediation=data["mediation"],
-        tokens=tuple(tuple(one) for one in plain["tokens"]), layers=tuple(plain["layers"]), info=plain["info"],
-    )  # fmt: skip
+    return Propagation.load(path)
 
 
 def propagate(
@@ -207,7 +204,7 @@ def propagate(
     }  # fmt: skip
     return Propagation(
         totals=pd.DataFrame(rows),
-        mediation=xr.DataArray(effects.numpy(), coords=coords, dims=tuple(coords), name="mediation"),
+        data=xr.Dataset({"mediation": (tuple(coords), effects.numpy())}, coords=coords),
         tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
         layers=tuple(layers),
         info={

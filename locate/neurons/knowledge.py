@@ -19,14 +19,13 @@ from locate.errors import FactError, LocateError, SiteError
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_target, encode_text
 from locate.model.parameters import frozen_parameters
+from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
-from locate.store.netcdf import load_result, save_result
 
-_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class NeuronScores:
+class NeuronScores(Result):
     """How much each neuron contributes to facts' answers.
 
     Attributes:
@@ -38,7 +37,8 @@ class NeuronScores:
     ('fact', 'layer', 'neuron')
     """
 
-    data: xr.Dataset
+    stored_as = "neurons"
+
     info: dict[str, Any]
 
     @property
@@ -87,21 +87,11 @@ class NeuronScores:
         >>> neurons.best().kind
         'neuron'
         """
-        table = self.scores.mean("fact").values
-        layer, neuron = np.unravel_index(table.argmax(), table.shape)
-        return Site("neuron", layer=int(layer), neuron=int(neuron))
+        return Site("neuron", **place_of_largest(self.scores.mean("fact")))
 
     def _check(self, fact: int) -> None:
         if not 0 <= fact < self.data.sizes["fact"]:
             raise SiteError(f"There is no fact {fact}: these scores are of {self.data.sizes['fact']} fact(s).")
-
-    def save(self, path: str | Path) -> Path:
-        """Write the scores to one netCDF file, which ``load_neurons`` reads back.
-
-        >>> neurons.save("neurons.nc").name
-        'neurons.nc'
-        """
-        return save_result(path, "neurons", _FORMAT, self.data, {"info": self.info})
 
 
 def load_neurons(path: str | Path) -> NeuronScores:
@@ -113,8 +103,7 @@ def load_neurons(path: str | Path) -> NeuronScores:
     >>> load_neurons(neurons.save("neurons.nc")).info["steps"]
     20
     """
-    data, plain = load_result(path, "neurons", _FORMAT)
-    return NeuronScores(data=data, info=plain["info"])
+    return NeuronScores.load(path)
 
 
 def knowledge_neurons(

@@ -24,12 +24,10 @@ from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured
 from locate.sites.table import hook_name
-from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMAT = 1
 # As large as the rounding of a divergence from itself.
 _NOTHING = 1e-6
 _WINDOW = 9
@@ -49,6 +47,7 @@ class Knockout(Measured):
     ('source', 'layer')
     """
 
+    stored_as = "knockout"
     figures: ClassVar[Mapping[str, str]] = {"plot": "locate.patching.figures:plot_knockout"}
 
     @property
@@ -66,21 +65,12 @@ class Knockout(Measured):
         """Whether ``change`` is: a divergence is 0 without a block, and nothing can be relative to it."""
         return abs(self.clean) > _NOTHING
 
-    def to_dataframe(self) -> Any:
-        """One row per source and window."""
-        return xr.Dataset({"value": self.values, "change": self.change}).to_dataframe().reset_index()
-
     def plot(self, **options: Any) -> "Figure":
         """Lines over layers; see ``locate.plots.plot_knockout``."""
         return self.draw(**options)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to one netCDF file, which ``load_knockout`` reads back.
-
-        >>> knocked.save("knocked.nc").name
-        'knocked.nc'
-        """
-        return save_result(path, "knockout", _FORMAT, self.data, {"metric": self.metric, "info": self.info})
+    def _tables(self) -> list[xr.Dataset]:
+        return [xr.Dataset({"value": self.values, "change": self.change})]
 
 
 def load_knockout(path: str | Path) -> Knockout:
@@ -92,8 +82,7 @@ def load_knockout(path: str | Path) -> Knockout:
     >>> locate.load_knockout("knocked.nc").metric
     'probability'
     """
-    data, plain = load_result(path, "knockout", _FORMAT)
-    return Knockout(data=data, metric=plain["metric"], info=plain["info"])
+    return Knockout.load(path)
 
 
 def attention_knockout(

@@ -6,16 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from locate.errors import LocateError
 from locate.results import Measured
-from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,6 +32,7 @@ class Patches(Measured):
     ('layer', 'position')
     """
 
+    stored_as = "patches"
     figures: ClassVar[Mapping[str, str]] = {"plot": "locate.patching.figures:plot_patches"}
 
     @property
@@ -67,8 +66,7 @@ class Patches(Measured):
         >>> patches.top(3)["score"].shape
         (3,)
         """
-        table = self.to_dataframe()
-        return table.reindex(table["effect"].abs().sort_values(ascending=False).index).head(n).reset_index(drop=True)
+        return self.to_dataframe().sort_values("effect", ascending=False, key=abs, ignore_index=True).head(n)
 
     def recall(self, exact: "Patches", n: int = 10) -> float:
         """The share of the exact answer's ``n`` largest effects that were among those patched.
@@ -92,29 +90,24 @@ class Patches(Measured):
         order = np.argsort(-np.abs(exact.effect.values), axis=None)[:n]
         return float(self.data["confirmed"].values.ravel()[order].mean())
 
-    def to_dataframe(self) -> Any:
-        """One row per site."""
-        columns = {"value": self.values, "score": self.scores, "effect": self.effect}
-        columns["standard_error"] = self.standard_error
-        table = xr.Dataset(columns).to_dataframe().reset_index()
-        if "position" in table:
-            table["token"] = [self.info["tokens"][position] for position in table["position"]]
-        return table
-
     def plot(self, **options: Any) -> "Figure":
         """A heat map; see ``locate.plots.plot_patches``."""
         return self.draw(**options)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to one netCDF file, which ``load_patches`` reads back.
+    def _tables(self) -> list[xr.Dataset]:
+        columns = {"value": self.values, "score": self.scores, "effect": self.effect}
+        return [xr.Dataset({**columns, "standard_error": self.standard_error})]
 
-        >>> patches.save("patches.nc").name
-        'patches.nc'
-        """
-        data = self.data.copy()
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        if "position" not in table:
+            return table
+        return table.assign(token=[self.info["tokens"][position] for position in table["position"]])
+
+    @classmethod
+    def _of(cls, data: xr.Dataset, plain: dict[str, Any]) -> "Patches":
         if "confirmed" in data:
-            data["confirmed"] = data["confirmed"].astype("int8")
-        return save_result(path, "patches", _FORMAT, data, {"metric": self.metric, "info": self.info})
+            data["confirmed"] = data["confirmed"].astype(bool)
+        return super()._of(data, plain)
 
 
 def load_patches(path: str | Path) -> Patches:
@@ -126,7 +119,4 @@ def load_patches(path: str | Path) -> Patches:
     >>> locate.load_patches("patches.nc").metric
     'logit_diff'
     """
-    data, plain = load_result(path, "patches", _FORMAT)
-    if "confirmed" in data:
-        data["confirmed"] = data["confirmed"].astype(bool)
-    return Patches(data=data, metric=plain["metric"], info=plain["info"])
+    return Patches.load(path)

@@ -9,14 +9,12 @@ import numpy as np
 import xarray as xr
 
 from locate.errors import SiteError
-from locate.results import Result
-from locate.store.netcdf import load_result, save_result
-from locate.tracing.trace import Trace, check_comparable, one_table, restoring
+from locate.results import Result, restoring
+from locate.tracing.trace import Trace, check_comparable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FORMAT = 1
 # Sites whose resampled means are held at a time: heads of a large model are many.
 _AT_A_TIME = 4096
 ROLES = (
@@ -46,13 +44,13 @@ class AverageTrace(Result):
     ('kind', 'role', 'layer')
     """
 
+    stored_as = "average"
     figures: ClassVar[Mapping[str, str]] = {
         "plot": "locate.tracing.average_figures:plot_average",
         "plot_lines": "locate.tracing.average_figures:plot_average_lines",
         "plot_heads": "locate.tracing.average_figures:plot_average_heads",
     }
 
-    data: xr.Dataset
     metric: str
     total_effect: tuple[float, float, float]
     info: dict[str, Any]
@@ -119,13 +117,6 @@ class AverageTrace(Result):
         table = heads.to_dataframe().reset_index().sort_values("order", ascending=False).head(n)
         return table[["layer", "head", "effect", "low", "high"]].reset_index(drop=True)
 
-    def to_dataframe(self) -> Any:
-        """One row per kind, role, layer and head (of heads)."""
-        parts: list[xr.Dataset] = [self.data[["effect", "low", "high"]]] if "effect" in self.data else []
-        if "head_effect" in self.data:
-            parts.append(self._heads().expand_dims(kind=["attn_head"]))
-        return one_table(parts)
-
     def plot(self, **options: Any) -> "Figure":
         """Heat maps by role of the token; see ``locate.plots.plot_average``."""
         return self.draw(**options)
@@ -138,14 +129,11 @@ class AverageTrace(Result):
         """A heat map of single heads at the tokens of one role; see ``locate.plots.plot_average_heads``."""
         return self.draw("plot_heads", **options)
 
-    def save(self, path: str | Path) -> Path:
-        """Write everything to one netCDF file, which ``load_average`` reads back.
-
-        >>> average.save("average.nc").name
-        'average.nc'
-        """
-        plain = {"metric": self.metric, "total_effect": self.total_effect, "info": self.info}
-        return save_result(path, "average", _FORMAT, self.data, plain)
+    def _tables(self) -> list[xr.Dataset]:
+        parts: list[xr.Dataset] = [self.data[["effect", "low", "high"]]] if "effect" in self.data else []
+        if "head_effect" in self.data:
+            parts.append(self._heads().expand_dims(kind=["attn_head"]))
+        return parts
 
     def _heads(self) -> xr.Dataset:
         return xr.Dataset({"effect": self.head_effect, "low": self.data["head_low"], "high": self.data["head_high"]})
@@ -160,9 +148,7 @@ def load_average(path: str | Path) -> AverageTrace:
     >>> load_average("average.nc").n_facts
     2
     """
-    data, plain = load_result(path, "average", _FORMAT)
-    total: Any = tuple(plain["total_effect"])
-    return AverageTrace(data=data, metric=plain["metric"], total_effect=total, info=plain["info"])
+    return AverageTrace.load(path)
 
 
 def average_traces(

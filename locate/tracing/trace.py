@@ -10,14 +10,11 @@ import pandas as pd
 import xarray as xr
 
 from locate.errors import LocateError, SiteError
-from locate.results import Measured
+from locate.results import Measured, place_of_largest, restoring
 from locate.sites.site import Site, check_traced
-from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +40,8 @@ class Trace(Measured):
     (' Paris', 1)
     """
 
+    stored_as = "trace"
+    format = 2
     figures: ClassVar[Mapping[str, str]] = {"plot": "locate.tracing.figures:plot_trace"}
 
     answer: str
@@ -134,38 +133,23 @@ class Trace(Measured):
         table = table.isel(position=np.isin(table["position"], list(spans[within])))
         if table.sizes["position"] == 0:
             raise SiteError(f"This trace visited no position within {within!r}; it has {self.info['positions']}.")
-        table = restoring(table, self.total_effect)
-        cell = table.isel(table.argmax(dim=[str(dim) for dim in table.dims]))  # type: ignore[arg-type]
-        head = int(cell["head"]) if kind == "attn_head" else None
-        return Site(kind, layer=int(cell["layer"]), position=int(cell["position"]), head=head)
+        return Site(kind, **place_of_largest(restoring(table, self.total_effect)))
 
-    def to_dataframe(self) -> Any:
-        """One row per site, with its kind, position, token, layer, head (of heads), score and indirect effect."""
+    def plot(self, **options: Any) -> "Figure":
+        """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
+        return self.draw(**options)
+
+    def _tables(self) -> list[xr.Dataset]:
         parts: list[xr.Dataset] = []
         if "scores" in self.data:
             parts.append(_columns(self.scores, self.standard_error, self.indirect_effect))
         if "head_scores" in self.data:
             heads = _columns(self.head_scores, self.head_standard_error, self.head_effect)
             parts.append(heads.expand_dims(kind=["attn_head"]))
-        table = one_table(parts)
-        table["token"] = [self.tokens[position] for position in table["position"]]
-        return table
+        return parts
 
-    def plot(self, **options: Any) -> "Figure":
-        """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
-        return self.draw(**options)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the trace to one netCDF file, which ``load_trace`` reads back.
-
-        >>> trace.save("t.nc").name
-        't.nc'
-        """
-        plain = {
-            "metric": self.metric, "answer": self.answer, "answer_rank": self.answer_rank, "tokens": self.tokens,
-            "subject_span": self.subject_span, "info": self.info,
-        }  # fmt: skip
-        return save_result(path, "trace", _FORMAT, self.data, plain)
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        return table.assign(token=[self.tokens[position] for position in table["position"]])
 
     def _of_kinds(self, name: str) -> xr.DataArray:
         if name not in self.data:
@@ -191,11 +175,7 @@ def load_trace(path: str | Path) -> Trace:
     >>> locate.load_trace("t.nc").answer
     ' Paris'
     """
-    data, plain = load_result(path, "trace", _FORMAT)
-    return Trace(
-        data=data, metric=plain["metric"], answer=plain["answer"], answer_rank=plain["answer_rank"],
-        tokens=tuple(plain["tokens"]), subject_span=tuple(plain["subject_span"]), info=plain["info"],
-    )  # fmt: skip
+    return Trace.load(path)
 
 
 def check_comparable(traces: Sequence[Trace]) -> None:
@@ -223,18 +203,5 @@ def check_comparable(traces: Sequence[Trace]) -> None:
         raise LocateError(f"These traces show different metrics: {', '.join(sorted(found))}. Choose one with trace.of.")
 
 
-def one_table(parts: Sequence[xr.Dataset]) -> Any:
-    """One table of all rows; those of single heads have one more column, which is empty for the others."""
-    table = pd.concat([part.to_dataframe().reset_index() for part in parts], ignore_index=True)
-    if "head" in table:
-        table["head"] = table["head"].astype("Int64")
-    return table
-
-
 def _columns(scores: xr.DataArray, error: xr.DataArray, effect: xr.DataArray) -> xr.Dataset:
     return xr.Dataset({"score": scores, "standard_error": error, "indirect_effect": effect})
-
-
-def restoring(effects: xr.DataArray, total_effect: float) -> xr.DataArray:
-    """Effects, positive where they go the way of the total effect: a rank or a divergence is restored by going down."""
-    return effects if total_effect >= 0 else -effects
