@@ -1,6 +1,5 @@
 """The result of an evaluation: one row per prompt, and what they add up to."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
+from locate.contrast.bootstrap import resampled_means
 from locate.store.files import whole_file
 
 
@@ -165,10 +165,8 @@ def _score_interval(cases: pd.DataFrame, state: str, confidence: float, seed: in
     """The harmonic mean of the means; a case that lacks a kind of prompt counts in the others."""
     values = cases.to_numpy(dtype=float)
     score = 100.0 * harmonic_mean(np.nanmean(values, axis=0).tolist())
-    draws = np.random.default_rng(seed).integers(len(values), size=(2000, len(values)))
-    with warnings.catch_warnings(), np.errstate(divide="ignore"):
-        warnings.simplefilter("ignore", RuntimeWarning)  # of a draw without any case of a kind
-        scores = 100 * 3 / (1 / np.nanmean(values[draws], axis=1)).sum(1)
+    with np.errstate(divide="ignore"):  # NaN for a draw without any case of a kind
+        scores = 100 * 3 / (1 / resampled_means(values, seed=seed)).sum(1)
     tail = 50 * (1 - confidence)
     low, high = np.nanpercentile(scores, [tail, 100 - tail]) if len(values) > 1 else (np.nan, np.nan)
     return {state: score, f"{state} low": float(low), f"{state} high": float(high)}

@@ -1,22 +1,20 @@
 """Where attention and MLPs already say the answer."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import xarray as xr
+from einops import rearrange
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from locate.contrast.bootstrap import mean_interval
 from locate.engine import FrozenRun, freeze
 from locate.errors import FactError
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_fact, encode_target
 from locate.sites.table import hook_name
-
-if TYPE_CHECKING:
-    pass
 
 
 def attribute_extraction_rate(
@@ -37,7 +35,7 @@ def attribute_extraction_rate(
         model: a raw-mode bridge.
         facts: what to ask.
         top: how many of the projection's first tokens count.
-        confidence: of the intervals, percentile bootstraps over facts.
+        confidence: of the intervals, percentile bootstraps over facts (missing for a single one).
         seed: of the bootstrap.
         progress: whether to show a bar on anything longer than a second.
 
@@ -65,16 +63,13 @@ def attribute_extraction_rate(
         updates = torch.stack([run.kept[name][0, -1] for name in names])
         with torch.no_grad():
             projected = model.unembed(updates[:, None])[:, 0].float()
-        said.append(((projected > projected[:, answer, None]).sum(-1) < top).cpu().view(len(kinds), n_layers).numpy())
+        first = (projected > projected[:, answer, None]).sum(-1) < top
+        said.append(rearrange(first.cpu(), "(kind layer) -> kind layer", layer=n_layers).numpy())
     hits = np.stack(said).astype(float)
-    generator = np.random.default_rng(seed)
-    draws = generator.multinomial(len(hits), np.full(len(hits), 1 / len(hits)), size=2000) / len(hits)
-    means = (draws @ hits.reshape(len(hits), -1)).reshape(-1, *hits.shape[1:])
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(means, [tail, 100 - tail], axis=0)
+    rate, low, high = mean_interval(hits, confidence=confidence, seed=seed)
     dims = ("kind", "layer")
     return xr.Dataset(
-        {"rate": (dims, hits.mean(0)), "low": (dims, low), "high": (dims, high), "any": ("kind", hits.max(-1).mean(0))},
+        {"rate": (dims, rate), "low": (dims, low), "high": (dims, high), "any": ("kind", hits.max(-1).mean(0))},
         coords={"kind": list(kinds), "layer": np.arange(n_layers)},
         attrs={"facts": len(hits), "top": top, "model": str(model.cfg.model_name)},
     )

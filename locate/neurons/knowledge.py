@@ -23,7 +23,6 @@ from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
 
 
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class NeuronScores(Result):
     """How much each neuron contributes to facts' answers.

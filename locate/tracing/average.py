@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import xarray as xr
 
+from locate.contrast.bootstrap import mean_interval
 from locate.errors import SiteError
 from locate.results import Result, restoring
 from locate.tracing.trace import Trace, check_comparable
@@ -15,8 +16,6 @@ from locate.tracing.trace import Trace, check_comparable
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Sites whose resampled means are held at a time: heads of a large model are many.
-_AT_A_TIME = 4096
 ROLES = (
     "first subject token",
     "middle subject tokens",
@@ -175,28 +174,23 @@ def average_traces(
     6
     """
     check_comparable(traces)
-    totals = np.array([trace.total_effect for trace in traces])
-    generator = np.random.default_rng(seed)
-    n = len(traces)
-    # How often each fact is drawn in each resample.
-    draws = generator.multinomial(n, np.full(n, 1 / n), size=resamples).astype(float)
-    total = _interval(totals[:, None], draws, confidence)
+    how: dict[str, Any] = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    total = mean_interval(np.array([trace.total_effect for trace in traces]), **how)
     data: dict[str, Any] = {}
     for before, effects in _AVERAGED.items():
         if f"{before}scores" in traces[0].data:
             # Roles stand where positions stood; a fact without a token of a role does not count there.
             dims = effects(traces[0]).rename(position="role").dims
-            averaged = _interval(np.stack([_by_role(trace, effects(trace)) for trace in traces]), draws, confidence)
+            averaged = mean_interval(np.stack([_by_role(trace, effects(trace)) for trace in traces]), **how)
             for name, values in zip(("effect", "low", "high"), averaged, strict=True):
                 data[before + name] = (dims, values)
     data["count"] = ("role", sum(np.array([bool(group) for group in token_roles(trace).values()]) for trace in traces))
     coords = {name: traces[0].data[name].values for name in ("kind", "layer", "head") if name in traces[0].data.coords}
     shared = {name: traces[0].info[name] for name in ("model", "kinds", "window", "direction", "severed", "corruption")}
     info = {
-        **shared, "label": traces[0].info["metrics"][traces[0].metric], "facts": n, "confidence": confidence,
-        "resamples": resamples, "seed": seed,
+        **shared, "label": traces[0].info["metrics"][traces[0].metric], "facts": len(traces), **how,
     }  # fmt: skip
-    mean, bottom, top = (float(bound[0]) for bound in total)
+    mean, bottom, top = (float(bound) for bound in total)
     averages = xr.Dataset(data, coords={**coords, "role": list(ROLES)})
     return AverageTrace(data=averages, metric=traces[0].metric, total_effect=(mean, bottom, top), info=info)
 
@@ -241,19 +235,3 @@ def _by_role(trace: Trace, effects: xr.DataArray) -> np.ndarray:
         ],
         axis=effects.get_axis_num("position"),
     )
-
-
-def _interval(values: np.ndarray, draws: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis, leaving out NaN, with percentile bounds over resamples."""
-    shape, there = values.shape[1:], ~np.isnan(values.reshape(len(values), -1))
-    flat, there = np.where(there, values.reshape(len(values), -1), 0.0), there.astype(float)
-    tail = 50 * (1 - confidence)
-    bounds = np.full((2, flat.shape[1]), np.nan)
-    known = (there.sum(0) > 1).nonzero()[0]  # one fact has no spread
-    with np.errstate(invalid="ignore", divide="ignore"):
-        mean = flat.sum(0) / there.sum(0)
-        for first in range(0, len(known), _AT_A_TIME):
-            some = known[first : first + _AT_A_TIME]
-            means = (draws @ flat[:, some]) / (draws @ there[:, some])
-            bounds[:, some] = np.nanpercentile(means, [tail, 100 - tail], axis=0)
-    return mean.reshape(shape), bounds[0].reshape(shape), bounds[1].reshape(shape)
