@@ -14,6 +14,7 @@ from torch import Tensor
 from locate.contrast.branches import Graft
 from locate.contrast.contrast import Contrast
 from locate.engine import Branch, Measure
+from locate.engine.rows import in_parts
 from locate.errors import SiteError
 from locate.sites.site import Kind, check_kind, hook_name
 
@@ -107,9 +108,8 @@ def sweep_heads(
     for position in positions:
         graft = Graft(contrast, position)
         # Only as many layers' states at a time as one pass takes.
-        together = max(1, target.rows_at_a_time(position) // (n_heads * len(contrast.rows)))
-        for first in range(0, n_layers, together):
-            layers = range(first, min(first + together, n_layers))
+        together = target.rows_at_a_time(position) // (n_heads * len(contrast.rows))
+        for layers in in_parts(range(n_layers), together):
             branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in layers]
             results.append(target.resume(position, branches, measure=measure))
     table = "(position layer head row) ... -> position layer head row ..."

@@ -1,6 +1,6 @@
 """Activation patching: exchange one state between a clean and a corrupted run, and see what it does."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
 from locate.contrast.pairs import Text, check_direction
 from locate.engine import Branch
+from locate.engine.rows import cut
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.prompts import Positions, resolve_positions
 from locate.model.anatomy import check_layer
@@ -170,16 +171,17 @@ class _Patcher:
                     continue
                 start = contrast.first if position is None else position
                 graft = Graft(contrast, start, everywhere=position is None)
-                for group in self._groups(chosen[:, place], target.rows_at_a_time(start)):
-                    branches = [branch for _, _, branch in self._branches(graft, group)]
+                units = [one.nonzero()[:, 0].tolist() for one in chosen[:, place]]
+                # As many at a time as fit one pass, so that no more states are in memory.
+                for part in cut(list(map(len, units)), target.rows_at_a_time(start) // len(contrast.rows)):
+                    group = [(layer, units[layer][own]) for layer, own in part]
+                    branches = [self._branch(graft, layer, own) for layer, own in group]
                     with computing_in(self.precision, target.model):
                         found = target.resume(start, branches, measure=measure).float().cpu()
                     found = rearrange(found, "(site row) metric -> site row metric", row=len(contrast.rows))
-                    at = 0
-                    for layer, units in group:
-                        values[layer, place, units] = found[at : at + len(units)]
-                        at += len(units)
-                        bar.update(len(units))
+                    for (layer, own), measured in zip(group, found.split([len(own) for _, own in group]), strict=True):
+                        values[layer, place, own] = measured
+                        bar.update(len(own))
         return self._result(values, high, low, estimates, chosen if screen is not None else None)
 
     def _places(self) -> list[int | None]:
@@ -188,26 +190,8 @@ class _Patcher:
     def _reached(self, position: int | None) -> bool:
         return position is None or position >= self.contrast.first
 
-    def _groups(self, chosen: Tensor, at_a_time: int) -> Iterator[list[tuple[int, list[int]]]]:
-        """Layers with their chosen units, as many at a time as fit one pass, so that no more states are in memory."""
-        group: list[tuple[int, list[int]]] = []
-        room = most = max(1, at_a_time // len(self.contrast.rows))
-        for layer in range(len(self.layers)):
-            units = chosen[layer].nonzero()[:, 0].tolist()
-            while units:
-                group.append((layer, units[:room]))
-                units, room = units[room:], room - len(group[-1][1])
-                if not room:
-                    yield group
-                    group, room = [], most
-        if group:
-            yield group
-
-    def _branches(self, graft: Graft, group: list[tuple[int, list[int]]]) -> list[tuple[int, list[int], Branch]]:
-        return [
-            (index, units, self.site.branch(graft, self.layers[index], [self.units[unit] for unit in units]))
-            for index, units in group
-        ]
+    def _branch(self, graft: Graft, layer: int, units: list[int]) -> Branch:
+        return self.site.branch(graft, self.layers[layer], [self.units[unit] for unit in units])
 
     def _result(
         self,

@@ -19,6 +19,7 @@ from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
 from locate.contrast.pairs import Text
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
+from locate.engine.rows import in_parts
 from locate.errors import ModelError, SiteError
 from locate.patching.patches import Patches
 
@@ -153,9 +154,7 @@ class _PathPatcher:
                 if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
                     # Every row is held at all later layers, so that as many rows at a time make up one pass.
                     rows = target.rows_at_a_time(contrast.first) // target.n_layers
-                    at_a_time = max(1, rows // n)
-                    for start in range(0, len(members), at_a_time):
-                        some = members[start : start + at_a_time]
+                    for some in in_parts(members, rows // n):
                         arrived = self._send(layer, [senders[i] for i in some])
                         values[some] = self._receive(arrived, len(some), measure)
                 bar.update(len(members))
