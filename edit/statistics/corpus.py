@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.names import SAMPLED
 from locate.engine.decode import Sampler, continued
+from locate.engine.rows import padded
 from locate.errors import DataError
 from locate.facts.prompts import encode_text
 
@@ -136,10 +137,7 @@ def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Int
     generator = torch.Generator().manual_seed(seed)
     openers = [encode_text(model, opener)[:length] for opener in _OPENERS]
     # A row of -1 is free from the start; an opener's own tokens (with BOS, where there is one) are given.
-    given = torch.full((len(openers), max(len(opener) for opener in openers)), -1)
-    for index, opener in enumerate(openers):
-        given[index, : len(opener)] = opener
-    chosen = given[torch.randint(len(openers), (rows,), generator=generator)]
+    chosen = padded(openers, fill=-1)[torch.randint(len(openers), (rows,), generator=generator)]
     sampler = Sampler(
         generator=generator, top_k=_TOP_K, forbidden=model.tokenizer.all_special_ids, forced=chosen[:, 1:]
     )  # fmt: skip

@@ -169,13 +169,13 @@ def in_parts(items: Sequence[T], most: int) -> list[Sequence[T]]:
     return [items[first : first + size] for first in range(0, len(items), size)]
 
 
-def padded(rows: Sequence[Int[Tensor, "_"]]) -> Int[Tensor, "row position"]:
-    """Texts of unequal length as one table, filled up on the right, where causality hides what stands there.
+def padded(rows: Sequence[Int[Tensor, "_"]], fill: int = 0) -> Int[Tensor, "row position"]:
+    """Texts of unequal length as one table, filled up on the right, where causality hides what is put there.
 
     >>> padded([torch.tensor([5]), torch.tensor([6, 7])]).tolist()
     [[5, 0], [6, 7]]
     """
-    return pad_sequence(list(rows), batch_first=True)
+    return pad_sequence(list(rows), batch_first=True, padding_value=fill)
 
 
 def aligned(
