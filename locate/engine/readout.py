@@ -9,19 +9,17 @@ from transformer_lens.model_bridge import TransformerBridge
 
 
 def read_logits(model: TransformerBridge, residual: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
-    """Final norm, unembedding and whatever the architecture does to the logits after it."""
-    logits = model.unembed(model.ln_final(residual.unsqueeze(1))).squeeze(1)
-    config = model.original_model.config
-    scale = getattr(config, "logit_scale", None)  # multiplied by Cohere models
-    if scale is not None:
-        logits = logits * scale
-    scale = getattr(config, "logits_scaling", None)  # divided by in Granite models
-    if scale is not None:
-        logits = logits / scale
-    cap = getattr(config, "final_logit_softcapping", None)
-    if cap is not None:
-        logits = (logits / cap).tanh() * cap
-    return logits
+    """Final norm, unembedding and whatever the architecture does to the logits after it.
+
+    >>> read_logits(model, torch.zeros(3, model.cfg.d_model)).shape
+    torch.Size([3, 49152])
+    """
+    return unembedded(model, model.ln_final(residual[None])[0])
+
+
+def unembedded(model: TransformerBridge, normed: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
+    """The same of states that have passed the final norm."""
+    return model.adapter.apply_output_logits_transform(model.unembed(normed[None])[0])
 
 
 @contextmanager
