@@ -4,13 +4,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -20,10 +20,11 @@ from edit.requests.probes import ROLES, Probe, probes_for
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep
-from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
+from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze, refreeze
 from locate.errors import FactError, SiteError
 from locate.facts.prompts import Prompt, encode_target, encode_text, rank_of, token_strings
 from locate.facts.questions import Questions
+from locate.model.held import HeldWeights
 from locate.model.weights import edited_layers
 from locate.results import Result, place_of_largest
 from locate.sites.site import KINDS, Kind, Site, check_kind
@@ -154,26 +155,25 @@ def propagate(
     >>> bool(flow.totals.loc[0, "total_effect"] > 0)
     True
     """
-    if isinstance(probes, EditRequest):
-        probes = tellable_probes(model, probes)
-    if not probes:
+    asked = _asked(model, probes)
+    if not asked:
         raise FactError("There are no probes; give some, or a request whose fact provides them.")
     kinds = tuple(dict.fromkeys(check_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
     mediate = (mediate,) if isinstance(mediate, str) else tuple(mediate)
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
-    questions = [_question(model, probe) for probe in probes]
-    prompts = [tokens for tokens, _, _ in questions]
     keep = kept_hooks(kinds, model.cfg.n_layers)
     layers = edited_layers(model, update.parameters)
     reached = range(min(layers, default=0), model.cfg.n_layers)
-    longest = max(len(tokens) for tokens in prompts)
-    shape = (len(probes), len(DIRECTIONS), len(kinds), longest, model.cfg.n_layers)
+    longest = max(len(one.tokens) for one in asked)
+    shape = (len(asked), len(DIRECTIONS), len(kinds), longest, model.cfg.n_layers)
     effects = torch.full(shape, float("nan"))
     rows = []
-    for index, probe in enumerate(tqdm(probes, "propagation", disable=not progress, delay=1)):
-        tokens, new, old = questions[index]
-        tokens = tokens[None]
+    with without(model, update):
+        before = HeldWeights.of(model)
+    with within(model, update):
+        after = HeldWeights.of(model)
+    for index, (probe, tokens, new, old) in enumerate(tqdm(asked, "propagation", disable=not progress, delay=1)):
 
         def difference(
             logits: Float[Tensor, "row vocab"], rows: Tensor | None = None, new: int = new, old: int = old
@@ -181,31 +181,29 @@ def propagate(
             return (logits[:, new] - logits[:, old]).float()
 
         wanted = keep if probe.role in mediate else ()
-        with without(model, update):
-            base = freeze(model, tokens, keep=wanted, budget=budget)
-        with within(model, update):
-            edited = freeze(model, tokens, keep=wanted, budget=budget, checked=base)
+        with before.entered():
+            base = freeze(model, tokens[None], keep=wanted, budget=budget)
+        with after.entered():
+            edited = refreeze(base)
         rows.append(_totals(model, probe, base, edited, new, old))
         if probe.role not in mediate:
             continue
-        positions = range(tokens.shape[1])
-        own = effects[index, ..., : tokens.shape[1], :]
+        positions = range(len(tokens))
+        own = effects[index, ..., : len(tokens), :]
         own[..., : reached.start] = 0.0
-        lost = Contrast.between(edited, base, _questions(model, probe, tokens[0], new, base))
-        with within(model, update):
-            left = sweep(lost, kinds, difference, positions=positions, layers=reached)
+        lost = Contrast.between(edited, base, _questions(model, probe, tokens, new, base))
+        left = sweep(lost, kinds, difference, positions=positions, layers=reached)
         own[0, ..., reached.start :] = (difference(edited.logits) - left[..., 0]).cpu()
-        with without(model, update):
-            right = sweep(lost.reversed(), kinds, difference, positions=positions, layers=reached)
+        right = sweep(lost.reversed(), kinds, difference, positions=positions, layers=reached)
         own[1, ..., reached.start :] = (right[..., 0] - difference(base.logits)).cpu()
     coords = {
-        "probe": np.arange(len(probes)), "direction": list(DIRECTIONS), "kind": list(kinds),
+        "probe": np.arange(len(asked)), "direction": list(DIRECTIONS), "kind": list(kinds),
         "position": np.arange(longest), "layer": np.arange(model.cfg.n_layers),
     }  # fmt: skip
     return Propagation(
         totals=pd.DataFrame(rows),
         data=xr.Dataset({"mediation": (tuple(coords), effects.numpy())}, coords=coords),
-        tokens=tuple(tuple(token_strings(model, tokens)) for tokens in prompts),
+        tokens=tuple(tuple(token_strings(model, one.tokens)) for one in asked),
         layers=tuple(layers),
         info={
             "model": str(model.cfg.model_name),
@@ -216,17 +214,39 @@ def propagate(
     )
 
 
-def _question(model: TransformerBridge, probe: Probe) -> tuple[Tensor, int, int]:
-    """The tokens to ask with, and the first tokens that tell the answers apart.
+class _Asked(NamedTuple):
+    """A probe, the tokens to ask it with, and the first tokens that tell its answers apart."""
 
-    Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt.
-    """
+    probe: Probe
+    tokens: Int[Tensor, "position"]
+    new: int
+    old: int
+
+
+def _asked(model: TransformerBridge, probes: Sequence[Probe] | EditRequest) -> list[_Asked]:
+    """How to ask the probes. Of a request, those that cannot be told apart are left out with a warning."""
+    if not isinstance(probes, EditRequest):
+        return [_ask(model, probe) for probe in probes]
+    asked: list[_Asked] = []
+    for probe in probes_for(probes):
+        try:
+            asked.append(_ask(model, probe))
+        except FactError as error:
+            if probe.role == "edit":
+                raise
+            warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
+    return asked
+
+
+def _ask(model: TransformerBridge, probe: Probe) -> _Asked:
+    """Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt."""
     new = encode_target(model, probe.text, probe.new).tolist()
     old = encode_target(model, probe.text, probe.old).tolist()
     prompt = encode_text(model, probe.text)
     for index, (a, b) in enumerate(zip(new, old, strict=False)):
         if a != b:
-            return torch.cat([prompt, torch.tensor(new[:index], dtype=torch.long)]), a, b
+            tokens = torch.cat([prompt, torch.tensor(new[:index], dtype=torch.long)])
+            return _Asked(probe=probe, tokens=tokens, new=a, old=b)
     raise FactError(
         f"{probe.text!r}: of the answers {probe.new!r} and {probe.old!r} one begins with all of the other, so no "
         "token tells them apart. Choose other answers."
@@ -249,17 +269,7 @@ def tellable_probes(model: TransformerBridge, request: EditRequest) -> list[Prob
     >>> [probe.role for probe in tellable_probes(model, request)][:1]
     ['edit']
     """
-    kept: list[Probe] = []
-    for probe in probes_for(request):
-        try:
-            _question(model, probe)
-        except FactError as error:
-            if probe.role == "edit":
-                raise
-            warnings.warn(f"Left out of the propagation: {error}", stacklevel=3)
-        else:
-            kept.append(probe)
-    return kept
+    return [one.probe for one in _asked(model, request)]
 
 
 def _totals(

@@ -1,7 +1,7 @@
 """Run a prompt once; run again only the suffix that a change can reach."""
 
 from locate.engine.branch import Branch
-from locate.engine.freezing import freeze
+from locate.engine.freezing import freeze, refreeze
 from locate.engine.hooking import Hook, check_live, hook_points
 from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin, Shift
 from locate.engine.run import FrozenRun, Measure
@@ -21,4 +21,5 @@ __all__ = [
     "check_live",
     "freeze",
     "hook_points",
+    "refreeze",
 ]

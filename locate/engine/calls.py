@@ -57,9 +57,9 @@ class BlockCall:
         hidden: Float[Tensor, "row suffix d_model"],
         rows: Int[Tensor, "row"],
         start: int,
-        cache: PrefixCache,
+        cache: object,
     ) -> Float[Tensor, "row suffix d_model"]:
-        """Call the block on positions ``start:`` of the frozen rows ``rows``, with other states."""
+        """Call the block on positions ``start:`` of the frozen rows ``rows``, with other states and cache."""
 
         def cut(value: Any) -> Any:
             if value is self.cache:

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from locate.engine.branch import Branch
 from locate.engine.calls import BlockCall
 from locate.engine.hooking import Hook, hook_points, keep_in, listen
-from locate.engine.readout import only_logits_at
+from locate.engine.readout import only_logits_at, unembedded
 from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
 from locate.model.context import check_room
@@ -90,7 +90,7 @@ def freeze(
         states, calls, kept, logits, _ = _record(model, tokens, attention_mask, hooks, points, at, None)
         keys = values = ()
     run = FrozenRun(
-        model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, logits=logits,
+        model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, at=at, logits=logits,
         hooks=tuple(hooks), resumable=not problem, weights=HeldWeights.of(model), budget=budget,
         _calls=calls, _keys=keys, _values=values,
     )  # fmt: skip
@@ -106,6 +106,55 @@ def freeze(
         )
         run = replace(run, resumable=False)
     return run
+
+
+def refreeze(run: FrozenRun) -> FrozenRun:
+    """The same prompts, run with the weights that the model has now.
+
+    What lies below the first block that has other weights than the run's is the same, and is shared with it. All is
+    as ``freeze`` would make it.
+
+    Raises:
+        ModelError: weights were changed in place since the run was frozen, so what it shares with them is unknown.
+
+    >>> base = freeze(model, locate.encode_fact(model, fact).tokens[None])
+    >>> with update.applied(model):
+    ...     edited = refreeze(base)
+    >>> [a is b for a, b in zip(edited.residuals, base.residuals)].count(True)  # up to the layer that is edited
+    6
+    """
+    model, layer = run.model, _first_layer(run.model, run.weights.exchanged())
+    if layer is None or not run.resumable or any(name.startswith("blocks.") for name, _ in run.hooks):
+        return freeze(
+            model, run.tokens, attention_mask=run.attention_mask, hooks=run.hooks, keep=list(run.kept), at=run.at,
+            budget=run.budget, checked=run,
+        )  # fmt: skip
+    kept = dict(run.kept)
+    cache, rows, states = DynamicCache(), torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
+        for name, point in hook_points(model, list(run.kept)).items():
+            stack.callback(listen(point, keep_in(kept, name)).remove)
+        for block, call in zip(model.blocks[layer:], run._calls[layer:], strict=True):
+            entering = states[-1].to(run.residuals[len(states) - 1].device)
+            states.append(call.replay(block, entering, rows.to(entering.device), 0, cache))
+        normed = model.ln_final(states[-1])
+        logits = unembedded(model, normed[tuple(index.to(normed.device) for index in run.at)])
+    return replace(
+        run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model),
+        _keys=(*run._keys[:layer], *(one.keys for one in cache.layers[layer:])),
+        _values=(*run._values[:layer], *(one.values for one in cache.layers[layer:])),
+    )  # fmt: skip
+
+
+def _first_layer(model: TransformerBridge, parameters: Sequence[Tensor]) -> int | None:
+    """The first block that has any of these parameters; none where one of them stands outside of the blocks."""
+    wanted = {id(parameter) for parameter in parameters}
+    own = [wanted & {id(parameter) for parameter in block.parameters()} for block in model.blocks]
+    if wanted - set().union(*own):
+        return None
+    return next((layer for layer, found in enumerate(own) if found), len(own))
 
 
 def _record(

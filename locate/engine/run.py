@@ -36,7 +36,8 @@ class FrozenRun:
         tokens: the token ids that were run, shape ``row position``.
         residuals: the residual stream entering each block, and last the final norm.
         kept: the states asked for by hook point.
-        logits: the model's own logits at the readouts (by default the last position of each row).
+        at: rows and positions of the readouts (by default the last position of each row).
+        logits: the model's own logits there.
         hooks: the TransformerLens hooks that this pass had of its own.
         resumable: whether suffixes can be run alone; if not, ``resume`` runs whole passes.
         weights: what the model's parameters held; a resume computes with these, whatever the model has by then.
@@ -48,6 +49,7 @@ class FrozenRun:
     attention_mask: Int[Tensor, "row position"] | None
     residuals: tuple[Float[Tensor, "row position d_model"], ...]
     kept: dict[str, Tensor]
+    at: Readouts
     logits: Float[Tensor, "readout vocab"]
     hooks: tuple[Hook, ...]
     resumable: bool

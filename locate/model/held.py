@@ -78,6 +78,14 @@ class HeldWeights:
             for one, data in reversed(now):
                 one.parameter.data = data
 
+    def exchanged(self) -> list[Tensor]:
+        """The parameters that point to other values now.
+
+        Raises:
+            ModelError: as ``entered`` does.
+        """
+        return [one.parameter for one in self._held if self._moved(one)]
+
     def _moved(self, one: _Held) -> bool:
         """Whether a parameter points to another tensor now."""
         if one.module._parameters.get(one.name) is not one.parameter:

@@ -10,6 +10,7 @@ import xarray as xr
 import edit
 import locate
 from edit.changes.figures import plot_footprint
+from edit.propagation import propagation
 from locate.model.weights import down_projection
 from tests import tiny
 
@@ -133,6 +134,17 @@ def test_the_model_is_left_as_it_came(fact, applied):
     assert update.is_applied(model) is applied
     assert all(torch.equal(p, before[name]) for name, p in locate.model.weights.hf_parameters(model).items())
     assert flow.totals.loc[0, "total_effect"] != 0
+
+
+def test_a_request_is_encoded_once_and_applied_once(fact, monkeypatch):
+    model = tiny.bridge("llama")
+    update, texts, applied = random_update(model), [], []
+    encode, apply = propagation.encode_text, edit.WeightUpdate.apply
+    monkeypatch.setattr(propagation, "encode_text", lambda model, text: texts.append(text) or encode(model, text))
+    monkeypatch.setattr(edit.WeightUpdate, "apply", lambda self, model: applied.append(self) or apply(self, model))
+    flow = edit.propagate(model, update, edit.EditRequest(fact), kinds=["mlp"], progress=False)
+    assert texts == flow.totals["text"].tolist()
+    assert applied == [update]
 
 
 def test_a_saved_propagation_comes_back(fact, tmp_path):

@@ -15,7 +15,12 @@ AFTER = {
     "cohere": {"logit_scale": 0.3},
     "cohere2": {"logit_scale": 0.3},
     "granite": {"logits_scaling": 3.0, "residual_multiplier": 0.5, "embedding_multiplier": 2.0},
-    "gemma2": {"final_logit_softcapping": 2.0, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8, "head_dim": 8},
+    "gemma2": {
+        "final_logit_softcapping": 2.0,
+        "attn_logit_softcapping": 5.0,
+        "query_pre_attn_scalar": 8,
+        "head_dim": 8,
+    },
     "gemma3_text": {"final_logit_softcapping": 2.0, "query_pre_attn_scalar": 8, "head_dim": 8},
 }
 
