@@ -4,6 +4,7 @@ python scripts/run_notebooks.py [notebooks/01_quickstart.ipynb …]
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import nbformat
@@ -12,9 +13,19 @@ from nbclient import NotebookClient
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
-    """Run one notebook in its own folder; an error in a cell is raised."""
+def execute(path: Path, parameters: Mapping[str, object] | None = None) -> nbformat.NotebookNode:
+    """Run one notebook in its own folder; an error in a cell is raised.
+
+    Parameters take the place of those in the cell tagged so. One that the cell does not set is refused.
+    """
     notebook = nbformat.read(path, as_version=4)
+    if parameters:
+        (place,) = (i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", ()))
+        for name in parameters:
+            if f"{name} = " not in notebook.cells[place].source:
+                raise ValueError(f"{path.name} has no parameter {name}.")
+        given = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+        notebook.cells.insert(place + 1, nbformat.v4.new_code_cell(given, metadata={"tags": ["injected-parameters"]}))
     NotebookClient(
         notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()

@@ -1,6 +1,7 @@
 """Each test has a budget of time, held when tests are collected and when they run; the slowest are printed.
 
-A test that needs more is marked ``slow("why")`` and left out of ``make test``. Time is what the process and its
+A test that needs more is marked ``slow("why")`` and left out of ``make test``, or, where one stands for many,
+``budget(seconds, "why")``. Time is what the process and its
 children spent computing, so that a busy machine fails no test, and is measured against the speed of the machine.
 """
 
@@ -61,20 +62,27 @@ class Budget:
         self.now = 0.0  # of the test that runs
         self.lent = 0.0  # of that, on fixtures that others share
 
-    def limit(self) -> float:
-        """Seconds that a test has on this machine."""
+    def limit(self, item=None) -> float:
+        """Seconds that a test has on this machine; none counts as one without marks."""
         if self.speed is None:
             self.speed = speed()
+        own = item.get_closest_marker("budget") if item else None
+        seconds = own.args[0] if own and self.seconds else self.seconds
         # Products get faster from machine to machine than the rest of a test does.
-        return self.seconds * max(0.5, REFERENCE / self.speed)
+        return seconds * max(0.5, REFERENCE / self.speed)
+
+    def _is_over(self, spent: float, item) -> bool:
+        if spent > self.limit(item):  # on a machine that others use by now it may be slower than it was
+            self.speed = min(self.speed or REFERENCE, speed())
+        return spent > self.limit(item)
 
     @pytest.hookimpl(tryfirst=True)  # before any are left out
     def pytest_collection_modifyitems(self, items):
         for item in items:
-            for mark in item.iter_markers("slow"):
-                reason = mark.args[0] if mark.args else mark.kwargs.get("reason")
-                if not isinstance(reason, str) or not reason.strip():
-                    raise pytest.UsageError(f'{item.nodeid} is marked slow and says not why: slow("…").')
+            for name, form in (("slow", '"…"'), ("budget", 'seconds, "…"')):
+                for mark in item.iter_markers(name):
+                    if not (mark.args and isinstance(mark.args[-1], str) and mark.args[-1].strip()):
+                        raise pytest.UsageError(f"{item.nodeid} is marked {name} and says not why: {name}({form}).")
             if "smollm" in getattr(item, "fixturenames", ()) and item.get_closest_marker("real_model") is None:
                 raise pytest.UsageError(f"{item.nodeid} uses the default model and is not marked real_model.")
 
@@ -113,10 +121,10 @@ class Budget:
         spent = self.now - self.lent
         report.spent, report.shared, self.shared = spent, self.shared, {}
         slow = item.get_closest_marker("slow") is not None
-        if report.passed and self.seconds and not slow and spent > self.limit():
+        if report.passed and self.seconds and not slow and self._is_over(spent, item):
             report.outcome = "failed"
             report.longrepr = (
-                f"{item.nodeid} took {spent:.1f} s, the budget of a test is {self.limit():.1f} s on this machine "
+                f"{item.nodeid} took {spent:.1f} s, its budget is {self.limit(item):.1f} s on this machine "
                 f'({self.speed:.0f} GFLOP/s). Make it faster, or mark it slow("why").'
             )
         return report

