@@ -244,11 +244,13 @@ def as_contrast(
     """What users give, run; or their own contrast, whose source is the clean run, turned in this direction.
 
     Raises:
-        FactError: there is nothing to tell the clean prompt from.
+        FactError: there is nothing to tell the clean prompt from, or a contrast is of another model.
         SiteError: a contrast whose runs did not keep what is asked for.
     """
     if isinstance(clean, Contrast):
         contrast = clean if check_direction(direction) == "restore" else clean.reversed()
+        if contrast.target.model is not model:
+            raise FactError("The contrast's runs are of another model than the one given; give theirs.")
         contrast.check_kept(keep, keep_target)
         return contrast
     if corrupt is None:

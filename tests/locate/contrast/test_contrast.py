@@ -14,6 +14,7 @@ from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
 from locate.engine import freeze
 from locate.facts.prompts import Prompt
 from locate.facts.questions import Questions
+from locate.model.held import exchange
 from tests import tiny
 
 TEXT = "I think that Big Ben is in the city of"
@@ -171,10 +172,10 @@ def test_facts_become_two_runs_in_either_direction():
     assert (record["tokens"][0], record["tokens"][start]) == ("I", f" [{start}]")
 
 
-def quiet(function, *given, **options):
+def quiet(function, *given, bridge=None, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return function(model("llama"), *given, metric="logit_diff", progress=False, **options)
+        return function(bridge or model("llama"), *given, **{"metric": "logit_diff", "progress": False, **options})
 
 
 @pytest.mark.parametrize("direction", ["restore", "break"])
@@ -195,35 +196,34 @@ def test_paths_of_a_contrast_are_those_of_its_prompts():
     assert found.info == expected.info
 
 
-def test_heads_of_a_changed_model_are_put_into_the_plain_one():
-    bridge = tiny.bridge("llama", scale=20.0)
-    tokens, name = texts(1, 0), HEADS[2]
-    plain = freeze(bridge, tokens)
+def test_heads_of_a_changed_model_are_put_into_the_plain_one_and_back():
+    """Whatever weights the model has by then: each run computes with its own."""
+    bridge, tokens, name = tiny.bridge("llama", scale=20.0), texts(1, 0), HEADS[2]
     weight = bridge.blocks[1].mlp.out.weight
-    before = weight.detach().clone()
-    with torch.no_grad():
-        weight *= 1.5
-    changed = freeze(bridge, tokens, keep=HEADS)
-    with torch.no_grad():
-        weight.copy_(before)
-    asked = questions("llama", tokens)
-    contrast = Contrast.between(plain, changed, asked)
-    assert contrast.first == 0
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = locate.patch(bridge, contrast, sites="attn_head_z", metric="log_probability", progress=False)
-    for head in range(4):
+    weights = [weight.data, 1.5 * weight.data]
+    runs = []
+    for values in weights:
+        exchange(bridge, [(weight, values)])
+        runs.append(freeze(bridge, tokens, keep=HEADS))
+    plain, changed = runs
+    gained = Contrast.between(plain, changed, questions("llama", tokens))
+    assert gained.first == 0
+    for contrast, values in zip((gained, gained.reversed()), weights, strict=True):
+        exchange(bridge, [(weight, weights[0])])
+        found = quiet(locate.patch, contrast, bridge=bridge, sites="attn_head_z", metric="log_probability")
+        exchange(bridge, [(weight, values)])
+        for head in range(4):
 
-        def put(value, hook, head=head):
-            value = value.clone()
-            value[:, :, head] = changed.kept[name][:, :, head]
-            return value
+            def put(value, hook, head=head, source=contrast.source):
+                value = value.clone()
+                value[:, :, head] = source.kept[name][:, :, head]
+                return value
 
-        with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, put)]):
-            expected = bridge(tokens)[0, -1].log_softmax(-1)[7]
-        assert float(found.values.sel(layer=2, head=head)) == pytest.approx(float(expected), abs=2e-5)
-    np.testing.assert_allclose(found.values.sel(layer=[0, 1]), found.corrupted, rtol=1e-5)
-    assert float(abs(found.effect).max()) > 1e-3
+            with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, put)]):
+                expected = bridge(tokens)[0, -1].log_softmax(-1)[7]
+            assert float(found.values.sel(layer=2, head=head)) == pytest.approx(float(expected), abs=2e-5)
+        np.testing.assert_allclose(found.values.sel(layer=[0, 1]), found.corrupted, rtol=1e-5)
+        assert float(abs(found.effect).max()) > 1e-3
 
 
 def test_what_does_not_fit_is_refused():
@@ -232,6 +232,8 @@ def test_what_does_not_fit_is_refused():
         locate.patch(model("llama"), contrast, sites="attn_head_z")
     with pytest.raises(SiteError, match=r"source .* did not keep 'blocks\.0\.attn\.hook_z'"):
         locate.patch(model("llama"), contrast, sites="attn_head_z", direction="break")
+    with pytest.raises(FactError, match="runs are of another model than the one given"):
+        locate.patch(model("gpt2"), contrast)
     with pytest.raises(FactError, match="give a corruption or another prompt, or a Contrast in place of both"):
         locate.patch(model("llama"), FACT)
     with pytest.raises(SiteError, match="direction must be one of"):
