@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from einops import rearrange, repeat
@@ -13,6 +12,7 @@ from locate.contrast.contrast import Contrast
 from locate.contrast.rows import Rows
 from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
 from locate.errors import SiteError
+from locate.model.anatomy import once
 from locate.sites.site import Kind, hook_name
 
 
@@ -127,21 +127,13 @@ class Graft:
         pins = {name: self._pin(self.source, self.rows.source, name) for name in names[1:]}
         return Branch(layer=layers.start + 1, rows=self.rows.target, states=states, interventions=pins)
 
-    @cached_property
+    @property
     def _mlp_is_added_last(self) -> bool:
-        """Whether a block ends by adding its MLP's output, tried on the first block."""
+        """Whether a block ends by adding its MLP's output, tried on the first block once per model."""
         run, name = self.target, hook_name("mlp", 0)
         if not run.resumable or name not in run.kept:
             return False
-        states, after = (run.residuals[layer][:1, self.position :] for layer in (0, 1))
-        # As large as the stream itself, so that the few digits of half precision tell as well.
-        size = float(after.abs().max()) + 1
-        pin = Pin(values=run.kept[name][:1, self.position, None] + size)
-        branch = Branch(layer=0, rows=torch.zeros(1, dtype=torch.long), states=states, interventions={name: pin})
-        moved = run.advance(self.position, branch, [1])[1] - after
-        expected = torch.zeros_like(moved)
-        expected[:, 0] = size
-        return bool(torch.allclose(moved, expected, rtol=0, atol=0.03 * size))
+        return once(run.model, "the MLP is added last", lambda: _adds_last(run, name))
 
     def _pin(self, run: FrozenRun, rows: Tensor, name: str) -> Pin:
         if name not in run.kept:
@@ -164,6 +156,17 @@ class Graft:
 
     def _each(self, units: Int[Tensor, "unit"]) -> Int[Tensor, "unit_row"]:
         return repeat(units, "unit -> (unit row)", row=len(self.rows))
+
+
+def _adds_last(run: FrozenRun, name: str) -> bool:
+    last = run.tokens.shape[1] - 1
+    states, after = (run.residuals[layer][:1, last:] for layer in (0, 1))
+    # As large as the stream itself, so that the few digits of half precision tell as well.
+    size = float(after.abs().max()) + 1
+    pin = Pin(values=run.kept[name][:1, last:] + size)
+    branch = Branch(layer=0, rows=torch.zeros(1, dtype=torch.long), states=states, interventions={name: pin})
+    moved = run.advance(last, branch, [1])[1] - after
+    return bool(torch.allclose(moved, torch.full_like(moved, size), rtol=0, atol=0.03 * size))
 
 
 def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:

@@ -113,7 +113,7 @@ class Contrast:
         keep_clean, keep_corrupted = (keep, keep_target) if restoring else (keep_target, keep)
         clean = freeze(model, torch.stack([pair.clean.tokens for pair in pairs]), keep=keep_clean, budget=budget)
         tokens, hooks = run_corrupted([pair.corrupted for pair in pairs], [pair.clean for pair in pairs])
-        corrupted = freeze(model, tokens, hooks=hooks, keep=keep_corrupted, budget=budget, checked=clean)
+        corrupted = freeze(model, tokens, hooks=hooks, keep=keep_corrupted, budget=budget)
         samples = torch.tensor([len(pair.corrupted.tokens) for pair in pairs])
         owner = torch.arange(len(pairs)).repeat_interleave(samples)
         # Without a known answer, what the model says itself.

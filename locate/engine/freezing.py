@@ -18,6 +18,7 @@ from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at, unembedded
 from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
+from locate.model.anatomy import once
 from locate.model.context import check_room
 from locate.model.devices import input_device
 from locate.model.held import HeldWeights
@@ -37,13 +38,12 @@ def freeze(
     keep: Sequence[str] = (),
     at: Readouts | None = None,
     budget: int = DEFAULT_BUDGET,
-    checked: FrozenRun | None = None,
 ) -> FrozenRun:
     """Run a batch once and keep what is needed to resume it anywhere.
 
-    Every frozen run checks itself: the last positions are resumed through all layers and compared with
-    the pass that was just made. Where they differ (or the block cannot be called alone), resuming
-    falls back to whole passes, with a warning.
+    The first run of a model and form (precision, padding, one row or several) checks itself: the last positions are
+    resumed through all layers and compared with the pass that was just made. Where they differ (or the block cannot be
+    called alone), resuming falls back to whole passes, with a warning.
 
     Args:
         model: a raw-mode bridge.
@@ -53,7 +53,6 @@ def freeze(
         keep: hook points whose states to keep.
         at: rows and positions of ``FrozenRun.logits``; by default the last position of each row.
         budget: the most tokens that a resumed pass may hold at a time.
-        checked: an earlier run of this model on a prompt of this form, whose verdict also holds here.
 
     Raises:
         SiteError: a hook point that the model does not have.
@@ -65,6 +64,63 @@ def freeze(
     >>> run.logits.shape
     torch.Size([1, 49152])
     """
+    run, problem = _frozen(model, tokens, attention_mask, tuple(hooks), keep, at, budget)
+    if problem:
+        warnings.warn(
+            f"{type(model.original_model).__name__} cannot be resumed from the middle: {problem}. "
+            "Results stay exact, but every site costs a whole forward pass.",
+            stacklevel=2,
+        )
+    return run
+
+
+def refreeze(run: FrozenRun) -> FrozenRun:
+    """The same prompts, run with the weights that the model has now.
+
+    What lies below the first block that has other weights than the run's is the same, and is shared with it. All is
+    as ``freeze`` would make it.
+
+    Raises:
+        ModelError: weights were changed in place since the run was frozen, so what it shares with them is unknown.
+
+    >>> base = freeze(model, locate.encode_fact(model, fact).tokens[None])
+    >>> refreeze(base).residuals[5] is base.residuals[5]  # no weights have changed
+    True
+    """
+    model, layer = run.model, _first_layer(run.model, run.weights.exchanged())
+    if layer is None or not run.resumable or any(name.startswith("blocks.") for name, _ in run.hooks):
+        fresh, _ = _frozen(model, run.tokens, run.attention_mask, run.hooks, list(run.kept), run.at, run.budget)
+        # Without a warning, which the run that it comes from has given.
+        return replace(fresh, resumable=fresh.resumable and run.resumable)
+    kept = dict(run.kept)
+    cache, rows, states = DynamicCache(), torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
+        for name, point in hook_points(model, list(run.kept)).items():
+            stack.callback(listen(point, keep_in(kept, name)).remove)
+        for block, call in zip(model.blocks[layer:], run._calls[layer:], strict=True):
+            entering = states[-1].to(run.residuals[len(states) - 1].device)
+            states.append(call.replay(block, entering, rows.to(entering.device), 0, cache))
+        normed = model.ln_final(states[-1])
+        logits = unembedded(model, normed[tuple(index.to(normed.device) for index in run.at)])
+    return replace(
+        run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model),
+        _keys=(*run._keys[:layer], *(one.keys for one in cache.layers[layer:])),
+        _values=(*run._values[:layer], *(one.values for one in cache.layers[layer:])),
+    )  # fmt: skip
+
+
+def _frozen(
+    model: TransformerBridge,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    hooks: tuple[Hook, ...],
+    keep: Sequence[str],
+    at: Readouts | None,
+    budget: int,
+) -> tuple[FrozenRun, str]:
+    """The run, and why it cannot be resumed; empty where it can."""
     if budget < 1:
         raise LocateError(f"budget must be at least one token, found {budget}.")
     device = input_device(model)
@@ -91,61 +147,11 @@ def freeze(
         keys = values = ()
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, at=at, logits=logits,
-        hooks=tuple(hooks), resumable=not problem, weights=HeldWeights.of(model), budget=budget,
+        hooks=hooks, resumable=not problem, weights=HeldWeights.of(model), budget=budget,
         _calls=calls, _keys=keys, _values=values,
     )  # fmt: skip
-    if checked is not None:
-        return replace(run, resumable=run.resumable and checked.resumable)
-    if not problem and not any(name.startswith("blocks.") for name, _ in hooks):
-        problem = _disagreement(run, at)
-    if problem:
-        warnings.warn(
-            f"{type(model.original_model).__name__} cannot be resumed from the middle: {problem}. "
-            "Results stay exact, but every site costs a whole forward pass.",
-            stacklevel=2,
-        )
-        run = replace(run, resumable=False)
-    return run
-
-
-def refreeze(run: FrozenRun) -> FrozenRun:
-    """The same prompts, run with the weights that the model has now.
-
-    What lies below the first block that has other weights than the run's is the same, and is shared with it. All is
-    as ``freeze`` would make it.
-
-    Raises:
-        ModelError: weights were changed in place since the run was frozen, so what it shares with them is unknown.
-
-    >>> base = freeze(model, locate.encode_fact(model, fact).tokens[None])
-    >>> with update.applied(model):
-    ...     edited = refreeze(base)
-    >>> [a is b for a, b in zip(edited.residuals, base.residuals)].count(True)  # up to the layer that is edited
-    6
-    """
-    model, layer = run.model, _first_layer(run.model, run.weights.exchanged())
-    if layer is None or not run.resumable or any(name.startswith("blocks.") for name, _ in run.hooks):
-        return freeze(
-            model, run.tokens, attention_mask=run.attention_mask, hooks=run.hooks, keep=list(run.kept), at=run.at,
-            budget=run.budget, checked=run,
-        )  # fmt: skip
-    kept = dict(run.kept)
-    cache, rows, states = DynamicCache(), torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
-        for name, point in hook_points(model, list(run.kept)).items():
-            stack.callback(listen(point, keep_in(kept, name)).remove)
-        for block, call in zip(model.blocks[layer:], run._calls[layer:], strict=True):
-            entering = states[-1].to(run.residuals[len(states) - 1].device)
-            states.append(call.replay(block, entering, rows.to(entering.device), 0, cache))
-        normed = model.ln_final(states[-1])
-        logits = unembedded(model, normed[tuple(index.to(normed.device) for index in run.at)])
-    return replace(
-        run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model),
-        _keys=(*run._keys[:layer], *(one.keys for one in cache.layers[layer:])),
-        _values=(*run._values[:layer], *(one.values for one in cache.layers[layer:])),
-    )  # fmt: skip
+    problem = problem or _known_disagreement(run)
+    return replace(run, resumable=not problem), problem
 
 
 def _first_layer(model: TransformerBridge, parameters: Sequence[Tensor]) -> int | None:
@@ -210,9 +216,20 @@ def _record(
     return tuple(states), tuple(calls), kept, logits[0], cache
 
 
-def _disagreement(run: FrozenRun, at: Readouts) -> str:
+def _known_disagreement(run: FrozenRun) -> str:
+    """What ``_disagreement`` says of runs of this model and form, asked again only where one could not be resumed."""
+    found: dict[tuple[Any, ...], str] = once(run.model, "disagreements of resumed with whole passes", dict)
+    form = (run.logits.dtype, run.attention_mask is not None, len(run.tokens) > 1)
+    # Hooks on blocks are in the whole pass and not in a resumed one.
+    comparable = not any(name.startswith("blocks.") for name, _ in run.hooks)
+    if comparable and found.get(form, "unknown"):
+        found[form] = _disagreement(run)
+    return found.get(form, "")
+
+
+def _disagreement(run: FrozenRun) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
-    row, position = at[0][-1].reshape(1), int(at[1][-1])
+    row, position = run.at[0][-1].reshape(1), int(run.at[1][-1])
     start = max(0, position - 1)
     # Two copies of the row: some architectures only go wrong when a resume has several.
     rows = row.repeat(2)

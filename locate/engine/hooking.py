@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.engine.branch import Branch
 from locate.engine.interventions import Intervention
 from locate.errors import SiteError, suggest
+from locate.model.anatomy import once
 from locate.model.devices import input_device
 
 Hook = tuple[str, Callable[..., Any]]
@@ -75,6 +76,14 @@ def check_live(model: TransformerBridge, name: str) -> None:
     Raises:
         SiteError: it does not, in this architecture.
     """
+    if not once(model, f"{name} is live", lambda: _is_live(model, name)):
+        raise SiteError(
+            f"{type(model.original_model).__name__} shows {name!r} only after it was used, so changing it changes "
+            "nothing. Choose another site."
+        )
+
+
+def _is_live(model: TransformerBridge, name: str) -> bool:
     tokens = torch.tensor([[1, 2, 3, 4]], device=input_device(model))
     generator = torch.Generator().manual_seed(0)
 
@@ -88,11 +97,7 @@ def check_live(model: TransformerBridge, name: str) -> None:
             after = model(tokens)
         finally:
             handle.remove()
-    if torch.equal(before, after):
-        raise SiteError(
-            f"{type(model.original_model).__name__} shows {name!r} only after it was used, so changing it changes "
-            "nothing. Choose another site."
-        )
+    return not torch.equal(before, after)
 
 
 @contextmanager

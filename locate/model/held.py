@@ -39,7 +39,7 @@ class HeldWeights:
 
     >>> held = HeldWeights.of(model)
     >>> with held.entered():
-    ...     logits = model(torch.tensor([[1, 2, 3]]))
+    ...     logits = model("The Eiffel Tower is located in the city of")
     """
 
     def __init__(self, model: TransformerBridge, held: Sequence[_Held]) -> None:

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.bootstrap import mean_interval
-from locate.engine import FrozenRun, freeze
+from locate.engine import freeze
 from locate.errors import FactError
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_fact, encode_target
@@ -55,10 +55,9 @@ def attribute_extraction_rate(
     n_layers, kinds = model.cfg.n_layers, ("attn", "mlp")
     names = [hook_name(kind, layer) for kind in kinds for layer in range(n_layers)]
     said = []
-    checked: FrozenRun | None = None
     for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
         prompt = encode_fact(model, fact)
-        run = checked = freeze(model, prompt.tokens[None], keep=names, checked=checked)
+        run = freeze(model, prompt.tokens[None], keep=names)
         answer = int(encode_target(model, prompt.text, fact.target)[0])
         updates = torch.stack([run.kept[name][0, -1] for name in names])
         with torch.no_grad():

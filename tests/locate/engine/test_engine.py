@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import locate
 from locate import SiteError
-from locate.engine import Branch, Pin, freeze, hook_points
+from locate.engine import Branch, Pin, check_live, freeze, freezing, hook_points
 from locate.engine.calls import BlockCall
 from tests import tiny
 
@@ -368,7 +368,7 @@ def _slightly_wrong(call, block, hidden, rows, start, cache, replay=BlockCall.re
 def test_a_model_that_cannot_be_resumed_is_noticed_and_run_whole(monkeypatch, replay, reason):
     monkeypatch.setattr(BlockCall, "replay", replay)
     with pytest.warns(UserWarning, match="cannot be resumed from the middle") as caught:
-        run = freeze(bridge("llama"), TOKENS)
+        run = freeze(tiny.bridge("llama"), TOKENS)
     assert len(caught) == 1
     assert reason in str(caught[0].message)
     assert not run.resumable
@@ -376,6 +376,49 @@ def test_a_model_that_cannot_be_resumed_is_noticed_and_run_whole(monkeypatch, re
         warnings.simplefilter("error")
         found = run.resume(4, [branch(1, 4)])
         close(found, whole(plain("llama"), TOKENS[ROWS], 1, 4, states(1, 4))[:, -1])
+
+
+def test_a_model_is_checked_once_per_form(monkeypatch):
+    model, checked, check = tiny.bridge("llama"), [], freezing._disagreement
+    monkeypatch.setattr(freezing, "_disagreement", lambda run: checked.append(run) or check(run))
+    mask = torch.ones_like(TOKENS)
+    mask[0, :2] = 0
+    for times in (1, 2):
+        for tokens in (TOKENS, TOKENS[:2, :5]):
+            assert freeze(model, tokens).resumable
+            assert freeze(model, tokens, attention_mask=mask[: len(tokens), : tokens.shape[1]]).resumable
+            assert freeze(model, tokens[:1]).resumable
+            with torch.autocast("cpu", torch.bfloat16):
+                assert freeze(model, tokens).resumable
+            shifted = freeze(model, tokens, hooks=[("blocks.1.hook_in", lambda value, hook: value + 1)])
+            assert shifted.resumable
+        assert len(checked) == 4, times
+
+
+def test_a_model_that_could_not_be_resumed_is_checked_and_warned_about_again(monkeypatch):
+    model = tiny.bridge("llama")
+    nothing = [("blocks.1.hook_in", lambda value, hook: None)]
+    with monkeypatch.context() as patch:
+        patch.setattr(BlockCall, "replay", _slightly_wrong)
+        for hooks in ([], [], nothing):
+            with pytest.warns(UserWarning, match="standard deviations"):
+                assert not freeze(model, TOKENS, hooks=hooks).resumable
+    with warnings.catch_warnings():  # what a passing state of the weights or a prompt has said does not stay
+        warnings.simplefilter("error")
+        assert freeze(model, TOKENS).resumable
+        assert freeze(model, TOKENS, hooks=nothing).resumable
+
+
+def test_whether_a_hook_point_is_live_is_found_once():
+    model, passes = tiny.bridge("llama"), []
+    model.original_model.register_forward_pre_hook(lambda *_: passes.append(1))
+    model.blocks[0].register_forward_pre_hook(lambda *_: passes.append(1))
+    for _ in range(2):
+        check_live(model, "blocks.0.attn.hook_z")
+    first = len(passes)
+    assert first > 0
+    check_live(model, "blocks.0.attn.hook_z")
+    assert len(passes) == first
 
 
 @pytest.mark.parametrize("kind", MAMBAS)

@@ -1,7 +1,7 @@
 """Causal tracing against the published loop, written down literally."""
 
 import warnings
-from functools import cache, cached_property
+from functools import cache
 
 import jaxtyping
 import numpy as np
@@ -12,6 +12,7 @@ import xarray as xr
 import locate
 from benchmarks import literal
 from locate import DataError, Fact, GaussianNoise, LocateError, Site, SiteError, causal_trace, load_trace
+from locate.contrast import branches
 from locate.contrast.branches import Graft
 from locate.contrast.noise import embedding_std
 from locate.contrast.sweep import window_layers
@@ -283,11 +284,10 @@ def test_a_record_names_the_fact_and_the_swap():
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "gpt_neox", "gemma3_text"])
 def test_windows_of_mlps_leave_their_first_block_out(kind, dtype, precision, monkeypatch):
     """In every precision: only the last sum of a window's first block depends on the patch."""
-    asked = []
-    real = Graft.__dict__["_mlp_is_added_last"].func
-    last = cached_property(lambda graft: asked.append(real(graft)) or asked[-1])
-    last.__set_name__(Graft, "_mlp_is_added_last")
-    monkeypatch.setattr(Graft, "_mlp_is_added_last", last)
+    asked, tried = [], []
+    real, attempt = Graft.__dict__["_mlp_is_added_last"].fget, branches._adds_last
+    monkeypatch.setattr(Graft, "_mlp_is_added_last", property(lambda graft: asked.append(real(graft)) or asked[-1]))
+    monkeypatch.setattr(branches, "_adds_last", lambda *args: tried.append(args) or attempt(*args))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         causal_trace(
@@ -296,6 +296,7 @@ def test_windows_of_mlps_leave_their_first_block_out(kind, dtype, precision, mon
         )  # fmt: skip
     assert asked
     assert all(asked)
+    assert len(tried) == 1 < len(asked)  # once per model
 
 
 def test_what_is_no_corruption_is_refused(monkeypatch):
@@ -337,12 +338,12 @@ def test_the_default_model_keeps_the_fact_where_the_design_says(smollm):
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_whole_passes_give_the_same_trace(kind, monkeypatch):
     """The corrupted run has hooks of its own, which a whole pass must not forget."""
-    monkeypatch.setattr("locate.engine.freezing._disagreement", lambda run, at: "a test says so")
+    monkeypatch.setattr("locate.engine.freezing._disagreement", lambda run: "a test says so")
+    fresh, fact = tiny.bridge(kind, scale=20.0), known(kind)
     with pytest.warns(UserWarning, match="cannot be resumed from the middle: a test says so"):
-        found = causal_trace(model(kind), known(kind), corruption=NOISE, window=2, progress=False)
-    fact = known(kind)
+        found = causal_trace(fresh, fact, corruption=NOISE, window=2, progress=False)
     for one in ("resid", "mlp", "attn"):
-        expected = literal.causal_trace(model(kind), fact, one, window=2, corruption=NOISE).numpy()
+        expected = literal.causal_trace(fresh, fact, one, window=2, corruption=NOISE).numpy()
         start = found.subject_span[0]
         np.testing.assert_allclose(found.scores.sel(kind=one).values[start:], expected[start:], rtol=1e-4, atol=1e-9)
 
