@@ -13,7 +13,7 @@ from locate.sites.site import Site
 
 @runtime_checkable
 class Located(Protocol):
-    """A result that knows its best site, as a ``Trace`` and ``NeuronScores`` do."""
+    """A result that knows its best site, as all that ``locate`` finds do: traces, patches, knockouts, neurons."""
 
     def best(self) -> Site:
         """The site of the largest effect."""

@@ -22,7 +22,8 @@ from locate.facts.facts import Fact
 from locate.facts.prompts import Positions, encode_fact, encode_target, resolve_positions, token_strings
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
-from locate.results import Measured
+from locate.results import Measured, place_of_largest
+from locate.sites.site import Site
 from locate.sites.table import hook_name
 
 if TYPE_CHECKING:
@@ -64,6 +65,16 @@ class Knockout(Measured):
     def is_relative(self) -> bool:
         """Whether ``change`` is: a divergence is 0 without a block, and nothing can be relative to it."""
         return abs(self.clean) > _NOTHING
+
+    def best(self) -> Site:
+        """The attention in the centre of the window whose blocking changes the answer most; of single heads, the head.
+
+        >>> knocked.best().kind
+        'attn'
+        """
+        where = place_of_largest(abs(self.change))
+        head = where.get("head")
+        return Site("attn" if head is None else "attn_head", layer=where["layer"], head=head)
 
     def plot(self, **options: Any) -> "Figure":
         """Lines over layers; see ``locate.plots.plot_knockout``."""

@@ -10,7 +10,9 @@ import pandas as pd
 import xarray as xr
 
 from locate.errors import LocateError
-from locate.results import Measured
+from locate.patching.nodes import Node
+from locate.results import Measured, place_of_largest, restoring
+from locate.sites.site import Site
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +69,28 @@ class Patches(Measured):
         (3,)
         """
         return self.to_dataframe().sort_values("effect", ascending=False, key=abs, ignore_index=True).head(n)
+
+    def best(self) -> Site:
+        """The site of the largest effect in the direction that restores the answer, a single head or neuron included.
+
+        Of patches that break, the one that takes away most. Sites that screening left out do not count. Of paths to
+        receivers, the best sender.
+
+        Raises:
+            SiteError: what was patched has no name among sites, as a hook point of one's own.
+
+        >>> patches.best().kind
+        'resid_pre'
+        """
+        gained = self.effect if self.info["direction"] == "restore" else -self.effect
+        if "confirmed" in self.data:
+            gained = gained.where(self.data["confirmed"])
+        where = place_of_largest(restoring(gained, self.clean - self.corrupted))
+        if "sender" in where:
+            return Node.parse(where["sender"]).site
+        if "receivers" in self.info:
+            return Site("attn_head" if "head" in where else "mlp", **where)
+        return Site(self.info["sites"], **where)
 
     def recall(self, exact: "Patches", n: int = 10) -> float:
         """The share of the exact answer's ``n`` largest effects that were among those patched.

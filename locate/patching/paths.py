@@ -1,6 +1,5 @@
 """Path patching: does what one component writes reach another directly, and does it matter there?"""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -21,49 +20,10 @@ from locate.contrast.pairs import Text
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.engine.rows import in_parts
 from locate.errors import ModelError, SiteError
+from locate.patching.nodes import Node
 from locate.patching.patches import Patches
 
 Through = Literal["direct", "mlps", "all"]
-_NODE = re.compile(r"(?:a(?P<layer>\d+)\.h(?P<head>\d+)(?:\.(?P<input>[qkv]))?|m(?P<mlp>\d+)|(?P<logits>logits))\Z")
-
-
-@dataclass(frozen=True)
-class Node:
-    """A component: a head (with its query, key or value input, as a receiver), an MLP, or the logits.
-
-    Written ``a3.h1``, ``a3.h1.q``, ``m5``, ``logits``.
-
-    >>> Node.parse("a3.h1.q")
-    Node(layer=3, head=1, input='q')
-    """
-
-    layer: int
-    head: int | None = None
-    input: str | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> "Node":
-        """A node from its name.
-
-        Raises:
-            SiteError: it is not of one of the forms.
-        """
-        found = _NODE.match(name)
-        if found is None:
-            raise SiteError(
-                f"There is no component {name!r}. Write heads as a3.h1 (receivers as a3.h1.q, .k or .v), MLPs as m5, "
-                "and the output as logits."
-            )
-        if found["logits"]:
-            return cls(layer=-1)
-        if found["mlp"]:
-            return cls(layer=int(found["mlp"]))
-        return cls(layer=int(found["layer"]), head=int(found["head"]), input=found["input"])
-
-    @property
-    def is_logits(self) -> bool:
-        """Whether this is the output."""
-        return self.layer < 0
 
 
 def path_patch(

@@ -10,7 +10,8 @@ import xarray as xr
 
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import SiteError
-from locate.results import Result, restoring
+from locate.results import Result, place_of_largest, restoring
+from locate.sites.site import Site, check_traced
 from locate.tracing.trace import Trace, check_comparable
 
 if TYPE_CHECKING:
@@ -24,6 +25,17 @@ ROLES = (
     "further tokens",
     "last token",
 )
+
+
+def check_role(role: str) -> str:
+    """The role, if there is such a one.
+
+    Raises:
+        SiteError: naming the roles that there are.
+    """
+    if role not in ROLES:
+        raise SiteError(f"There is no role {role!r}; roles are {', '.join(ROLES)}.")
+    return role
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,6 +98,16 @@ class AverageTrace(Result):
         """Those that any fact has a visited token of."""
         return [role for role in ROLES if int(self.data["count"].sel(role=role))]
 
+    def visited(self, role: str) -> str:
+        """The role, if any fact has a visited token of it.
+
+        Raises:
+            SiteError: there is no such role, or no fact has a token of it.
+        """
+        if check_role(role) not in self.roles:
+            raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
+        return role
+
     def peak(self, kind: str, role: str) -> tuple[int, float, float, float]:
         """The layer of the largest effect in the direction of the total effect, the effect, and its interval.
 
@@ -100,11 +122,29 @@ class AverageTrace(Result):
             raise SiteError(
                 f"There are averages of {', '.join(kinds)} by {', '.join(ROLES)}; found {kind!r}, {role!r}."
             )
-        own = own.sel(kind=kind, role=role)
-        if role not in self.roles:
-            raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
+        own = own.sel(kind=kind, role=self.visited(role))
         best = own.isel(layer=int(restoring(own["effect"], self.total_effect[0]).argmax("layer")))
         return int(best["layer"]), float(best["effect"]), float(best["low"]), float(best["high"])
+
+    def best(self, kind: str = "mlp", *, role: str = "last subject token") -> Site:
+        """The site of the largest average effect in the direction of the total effect, at the tokens of one role.
+
+        Args:
+            kind: ``resid``, ``mlp``, ``attn`` or ``attn_head``.
+            role: of the tokens; by default where facts are recalled, and where an edit goes. It says no position, as
+                each fact has its own.
+
+        Raises:
+            SiteError: a kind or role that was not averaged.
+
+        >>> average.best().kind
+        'mlp'
+        """
+        kind = check_traced(kind)
+        if kind != "attn_head":
+            return Site(kind, layer=self.peak(kind, role)[0])
+        effects = self.head_effect.sel(role=self.visited(role))
+        return Site(kind, **place_of_largest(restoring(effects, self.total_effect[0])))
 
     def top_heads(self, role: str, n: int = 10) -> Any:
         """The heads of the largest effects in the direction of the total effect, as a table with their intervals.

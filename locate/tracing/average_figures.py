@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from locate.errors import SiteError
 from locate.figures.style import HUES, STYLE, add_headline, add_units, even_lightness, fitted, head_figure, heat_map
-from locate.tracing.average import ROLES, AverageTrace
+from locate.tracing.average import ROLES, AverageTrace, check_role
 from locate.tracing.figures import MODULES
 
 # Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
@@ -87,7 +87,7 @@ def plot_average_lines(
     wanted = _wanted(average, kinds)
     roles = average.roles if roles is None else roles
     for role in roles:
-        _check_role(role)
+        check_role(role)
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (max(4.0, 2.4 * len(wanted)), 2.9), layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
@@ -134,19 +134,11 @@ def plot_average_heads(
 
     >>> figure = average.plot_heads(role="last subject token")                         # doctest: +SKIP
     """
-    _check_role(role)
-    values = average.head_effect.sel(role=role).transpose("head", "layer").values
-    if role not in average.roles:
-        raise SiteError(f"No fact has a token of the role {role!r} that was visited.")
+    values = average.head_effect.sel(role=average.visited(role)).transpose("head", "layer").values
     return head_figure(
         values, reach=float(np.abs(values).max()), title=f"head output at the {role}", headline=_headline(average),
         unit=_unit(average), cmap=cmap, figsize=figsize,
     )  # fmt: skip
-
-
-def _check_role(role: str) -> None:
-    if role not in ROLES:
-        raise SiteError(f"There is no role {role!r}; roles are {', '.join(ROLES)}.")
 
 
 def _wanted(average: AverageTrace, kinds: Sequence[str] | None) -> list[str]:

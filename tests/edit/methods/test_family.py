@@ -221,7 +221,12 @@ def test_a_result_of_locate_names_the_layers(llama, prepared):
     rome = prepared("ROME")
     assert rome.fit(llama, fact, layer=Site("mlp", layer=0), progress=False).info["layer"] == 0
     neurons = locate.knowledge_neurons(llama, TOWER, steps=3, progress=False)
-    for found, best in ((trace, trace.best("mlp")), (neurons, neurons.best())):
+    patches = locate.patch(llama, TOWER, locate.GaussianNoise(samples=1), sites="mlp_out", progress=False)
+    knocked = locate.attention_knockout(llama, TOWER, window=1, progress=False)
+    average = locate.average_traces([trace, trace])
+    assert rome.fit(llama, fact, layer=patches, progress=False).info["layer"] == patches.best().layer
+    for found in (trace, neurons, patches, knocked, average):
+        best = found.best()
         assert rome.edited_layers(llama, found) == (best.layer,)
         assert method.edited_layers(llama, found)[-1] == best.layer
     for wrong, message in (((3, 1), "ascending order"), (True, "a Site, or a result of locate"), (9, "out of range")):

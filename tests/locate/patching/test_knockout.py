@@ -8,7 +8,7 @@ import torch
 import xarray as xr
 
 import locate
-from locate import DataError, Fact, FactError, LocateError, SiteError
+from locate import DataError, Fact, FactError, LocateError, Site, SiteError
 from tests import tiny
 
 FACT = Fact(prompt="I think that {} is in the city of", subject="Big Ben", target="Paris", target_new="Rome")
@@ -128,6 +128,17 @@ def test_saving_and_loading(tmp_path):
 def test_places_that_do_not_exist_are_refused(options, message):
     with pytest.raises(SiteError, match=message):
         locate.attention_knockout(model("llama"), FACT, **{"window": 1, "progress": False, **options})
+
+
+def test_the_best_site_is_where_blocking_changes_most():
+    options = {"source": {"subject": "subject", "first": [0]}, "window": 2, "progress": False}
+    found = locate.attention_knockout(model("llama"), FACT, **options)
+    largest = abs(found.change).max("source")
+    assert found.best() == Site("attn", layer=int(largest.argmax("layer")))
+    heads = locate.attention_knockout(model("llama"), FACT, heads=True, progress=False)
+    best = heads.best()
+    assert best.kind == "attn_head"
+    assert float(abs(heads.change).sel(layer=best.layer, head=best.head).max()) == float(abs(heads.change).max())
 
 
 def test_extraction_is_the_answer_on_top_of_the_projected_update():

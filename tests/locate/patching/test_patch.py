@@ -2,6 +2,7 @@
 
 import inspect
 import warnings
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -358,6 +359,39 @@ def test_the_table_names_sites_and_tokens():
     assert table.loc[0, "token"] == found.info["tokens"][0]
     top = found.top(3)
     assert top["effect"].abs().iloc[0] == pytest.approx(float(np.abs(found.effect.values).max()))
+
+
+@pytest.mark.parametrize("direction", ["restore", "break"])
+@pytest.mark.parametrize(("sites", "by"), [
+    ("mlp_out", None), ("attn_head_z", None), ("mlp_neurons", ("layer", "position", "neuron")),
+    ("attn_head_k", None),
+])  # fmt: skip
+def test_the_best_site_is_the_one_that_restores_most(sites, by, direction):
+    found = quiet_patch("llama", sites=sites, by=by, direction=direction)
+    gain = found.scores if direction == "restore" else 1 - found.scores
+    best = found.best()
+    assert best.kind == sites
+    place = {name: getattr(best, name) for name in ("layer", "position", "head", "neuron") if name in gain.dims}
+    assert {name for name in ("position", "head", "neuron") if getattr(best, name) is None} == (
+        {"position", "head", "neuron"} - set(gain.dims)
+    )
+    assert float(gain.sel(place)) == float(gain.max()) > 0
+    # A metric that is restored by going down has the same best site.
+    falling = replace(found, data=-found.data)
+    assert falling.best() == best
+
+
+def test_what_screening_left_out_is_not_the_best():
+    screened = quiet_patch("llama", sites="attn_head_z", screen=3)
+    confirmed = screened.data["confirmed"]
+    data = screened.data.assign(values=screened.data["values"].where(confirmed, 10 * screened.clean))
+    best = replace(screened, data=data).best()
+    assert bool(confirmed.sel(layer=best.layer, head=best.head))
+
+
+def test_patches_of_a_hook_point_of_ones_own_have_no_site():
+    with pytest.raises(SiteError, match=r"There is no kind of site 'mlp\.hook_out'"):
+        quiet_patch("llama", sites="mlp.hook_out").best()
 
 
 @pytest.mark.parametrize(("options", "error", "message"), [

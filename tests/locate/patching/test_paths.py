@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import locate
-from locate import SiteError
-from locate.patching.paths import Node
+from locate import Site, SiteError
+from locate.patching.nodes import Node
 from tests import tiny
 
 TEXT = "I think that Big Ben is in the city of"
@@ -150,6 +150,19 @@ def test_what_comes_after_the_receivers_sends_nothing():
     found = patched("llama", receivers=["a2.h1.q"])
     np.testing.assert_allclose(found.values[2:], found.clean, atol=1e-6)
     assert np.abs(found.effect.values[:2]).max() > 1e-5
+
+
+def test_the_best_sender_is_a_site():
+    heads = patched("llama")
+    layer, head = np.unravel_index(int(heads.scores.values.argmin()), heads.scores.shape)
+    assert heads.best() == Site("attn_head", layer=int(layer), head=int(head))
+    mlps = patched("llama", senders="mlps")
+    assert mlps.best() == Site("mlp", layer=int(mlps.scores.argmin()))
+    names = ["a1.h2", "m0", "a2.h3"]
+    named = patched("llama", senders=names)
+    assert named.best() == Node.parse(names[int(named.scores.argmin())]).site
+    with pytest.raises(SiteError, match="The logits are read from the stream"):
+        Node.parse("logits").site  # noqa: B018
 
 
 @pytest.mark.parametrize(("options", "message"), [

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 import locate
-from locate import DataError, LocateError, SiteError
+from locate import DataError, LocateError, Site, SiteError
 from locate.contrast.bootstrap import mean_interval
 from locate.tracing.average import ROLES, token_roles
 from tests import tiny
@@ -37,6 +37,7 @@ def test_a_metric_that_is_restored_by_going_down_has_its_peak_at_the_lowest():
     average = locate.average_traces([ranks, ranks])
     assert average.total_effect[0] == -299
     assert average.peak("mlp", "last token")[:2] == (1, -280)
+    assert average.best(role="last token") == Site("mlp", layer=1)
 
 
 def ramp(n, scale=1.0):
@@ -110,6 +111,8 @@ def test_heads_are_averaged_like_states(alone, tmp_path):
     assert average.data["count"].values.tolist() == [2, 1, 3, 3, 3, 3]
     last = average.head_effect.sel(role="last token")
     top = average.top_heads("last token", 2)
+    best = Site("attn_head", layer=int(top["layer"][0]), head=int(top["head"][0]))
+    assert average.best("attn_head", role="last token") == best
     assert top["effect"].tolist() == sorted(last.values.ravel(), reverse=True)[:2]
     assert float(last.sel(layer=top["layer"][0], head=top["head"][0])) == top["effect"][0]
     table = average.to_dataframe()
@@ -197,8 +200,10 @@ def test_saving_loading_and_figures(tmp_path):
     there = ["last subject token", "last token"]
     assert [label.get_text() for label in ends.plot().axes[0].get_yticklabels()] == there
     assert [text.get_text() for text in ends.plot_lines().legends[0].get_texts()] == there
-    with pytest.raises(SiteError, match="No fact has a token of the role 'further tokens'"):
-        ends.peak("mlp", "further tokens")
+    for ask in (lambda: ends.peak("mlp", "further tokens"), lambda: ends.best(role="further tokens")):
+        with pytest.raises(SiteError, match="No fact has a token of the role 'further tokens'"):
+            ask()
+    assert average.best() == Site("mlp", layer=average.peak("mlp", "last subject token")[0])
     assert ends.plot().get_suptitle().startswith("Gaussian noise, 2 facts: ")
     with pytest.raises(SiteError, match="There is no role 'end'"):
         average.plot_lines(roles=["end"])
