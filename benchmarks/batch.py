@@ -20,8 +20,8 @@ from benchmarks import literal_memit
 from benchmarks.family import usable
 from benchmarks.timing import machine, seconds
 from benchmarks.tracing import peak
-from edit.methods.base import stored
-from edit.methods.rewriting.spreading import usual_weight
+from edit.methods.rewriting.rewriting import stored
+from edit.methods.rewriting.solves import usual_weight
 from edit.names import SAMPLED
 from locate.model.weights import down_projection
 

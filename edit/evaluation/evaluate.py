@@ -1,8 +1,6 @@
 """Did the edit take, does it generalise, and did it leave the rest alone?"""
 
-from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Protocol, runtime_checkable
 
 import pandas as pd
 from torch import Tensor
@@ -15,40 +13,13 @@ from edit.evaluation.asking import Asking, ask, check_questions, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import agreement
-from edit.requests.requests import Cases, EditRequest, as_requests
+from edit.methods import EditingMethod
+from edit.methods.where import Where
+from edit.requests.requests import Cases, as_requests
 from locate.engine.rows import Budget, in_parts
 
 # Edits whose values are found, and kept, at a time.
 _TOGETHER = 256
-
-
-@runtime_checkable
-class Method(Protocol):
-    """Anything that fits an update."""
-
-    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> WeightUpdate:
-        """Find the update."""
-        ...
-
-
-@runtime_checkable
-class BatchMethod(Protocol):
-    """Anything that fits many requests, each for itself, faster than one at a time."""
-
-    def fit_each(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
-    ) -> Iterator[WeightUpdate]:
-        """Find an update for each request, all for the model as it is."""
-        ...
-
-
-@runtime_checkable
-class CheckingMethod(Protocol):
-    """Anything that can tell what it cannot edit before it edits anything."""
-
-    def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
-        """Raise an error that names the requests."""
-        ...
 
 
 def evaluate(
@@ -116,9 +87,10 @@ def evaluate(
 
 def evaluate_each(
     model: TransformerBridge,
-    method: Method | BatchMethod,
+    method: EditingMethod,
     cases: Cases,
     *,
+    layer: Where | None = None,
     generate: bool = True,
     max_new_tokens: int = 16,
     fluency: bool = False,
@@ -130,7 +102,8 @@ def evaluate_each(
     """Edit one case at a time on the unedited model, evaluate each edit, and put the results together.
 
     The unedited model is asked once for all cases, and a method of this toolkit optimises the values of all of them
-    together, which changes nothing but speed. Settings are those of ``evaluate``.
+    together, which changes nothing but speed. ``layer`` is where to edit instead of the method's own layers, as ``fit``
+    takes it; the other settings are those of ``evaluate``.
 
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
@@ -140,9 +113,9 @@ def evaluate_each(
     if baseline is not None:
         baseline.check(requests, asking)
     # Before much is done, so that what cannot be edited is told at once.
-    if isinstance(method, CheckingMethod):
-        method.check(model, requests)
-    updates = _updates(model, method, requests, progress)
+    method.check(model, requests)
+    groups = in_parts(requests, _TOGETHER)
+    updates = (one for group in groups for one in method.fit_each(model, group, layer=layer, progress=progress))
     updates = chain([next(updates)], updates)  # the first shows whether layers and statistics fit
     if baseline is None:
         baseline = measure(model, requests, asking, progress=progress)
@@ -152,16 +125,6 @@ def evaluate_each(
         for case, (request, update) in enumerate(pairs)
     ]
     return Evaluation.join(parts)
-
-
-def _updates(
-    model: TransformerBridge, method: Method | BatchMethod, requests: Sequence[EditRequest], progress: bool
-) -> Iterator[WeightUpdate]:
-    if not isinstance(method, BatchMethod):
-        yield from (method.fit(model, [request], progress=False) for request in requests)
-        return
-    for part in in_parts(requests, _TOGETHER):
-        yield from method.fit_each(model, part, progress=progress)
 
 
 def _judge(

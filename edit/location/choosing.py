@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,8 @@ import pandas as pd
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.changes.updates import WeightUpdate
 from edit.evaluation import baseline, evaluate_each
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit
-from edit.methods.where import Where
+from edit.methods import EditingMethod
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, NumericsError, SiteError
 from locate.facts.facts import Fact
@@ -46,7 +44,7 @@ class LayerChoice:
 
 def choose_layer(
     model: TransformerBridge,
-    method: LocateThenEdit,
+    method: EditingMethod,
     cases: Sequence[EditRequest | Fact],
     *,
     layers: Sequence[int] | None = None,
@@ -84,9 +82,8 @@ def choose_layer(
     failed: NumericsError | None = None
     before = baseline(model, cases, generate=False, progress=progress)
     for layer in tqdm(tried, "layers", disable=not progress, delay=1):
-        there = _At(method=method, layer=layer)
         try:
-            result = evaluate_each(model, there, cases, generate=False, baseline=before, progress=False)
+            result = evaluate_each(model, method, cases, layer=layer, generate=False, baseline=before, progress=False)
         except NumericsError as error:  # one layer that cannot be edited must not cost the others
             failed = error
             warnings.warn(f"Layer {layer} has no score: {error}", stacklevel=2)
@@ -99,16 +96,3 @@ def choose_layer(
     if failed is not None and all(math.isnan(row["score"]) for row in rows.values()):
         raise failed
     return LayerChoice(table=pd.DataFrame(rows).T.rename_axis("layer"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _At:
-    """A method at another layer than its own."""
-
-    method: LocateThenEdit
-    layer: Where
-
-    def fit_each(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True
-    ) -> Iterator[WeightUpdate]:
-        return self.method.fit_each(model, requests, layer=self.layer, progress=progress)

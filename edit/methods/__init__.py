@@ -1,6 +1,6 @@
 """Editing methods, one file each: hyperparameters as fields, and ``fit(model, requests)``."""
 
-from edit.methods.base import EarlierEdits, Fitted, Written
+from edit.methods.base import EarlierEdits, EditingMethod, Fitted, Job, Written
 from edit.methods.rewriting.alphaedit import AlphaEdit
 from edit.methods.rewriting.emmet import EMMET
 from edit.methods.rewriting.kn import KN
@@ -9,4 +9,17 @@ from edit.methods.rewriting.memit import MEMIT
 from edit.methods.rewriting.pmet import PMET
 from edit.methods.rewriting.rome import ROME
 
-__all__ = ["EMMET", "KN", "MEMIT", "PMET", "ROME", "AlphaEdit", "EarlierEdits", "Fitted", "LocateThenEdit", "Written"]
+__all__ = [
+    "EMMET",
+    "KN",
+    "MEMIT",
+    "PMET",
+    "ROME",
+    "AlphaEdit",
+    "EarlierEdits",
+    "EditingMethod",
+    "Fitted",
+    "Job",
+    "LocateThenEdit",
+    "Written",
+]

@@ -1,26 +1,23 @@
-"""What all editing methods share: the record of what was written, and what a method must do."""
+"""What every editing method is asked: to fit changes, and what it can do. Nobody asks which class it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
-from pydantic import BeforeValidator
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import Count, Told, Whole, hyperparameters, refused
-from edit.methods.rewriting.stabilisers import Stabiliser
-from edit.methods.where import Where
+from edit.hyperparameters import Whole, hyperparameters
+from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import check_conflicts
 from edit.requests.requests import Cases, EditRequest, as_requests
-from edit.values.contexts import check_answered, sample_prefixes
+from edit.statistics import KeyStatistics
+from edit.values.contexts import check_answered
 from locate.engine import DEFAULT_BUDGET
-from locate.errors import NumericsError
-from locate.model.weights import DownProjection
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,6 +40,10 @@ class Written:
             layer=self.layer, keys=torch.cat([self.keys, other.keys]), values=torch.cat([self.values, other.values])
         )
 
+    def only(self, edits: Sequence[int]) -> "Written":
+        """What some of the edits wrote."""
+        return Written(layer=self.layer, keys=self.keys[edits], values=self.values[edits])
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EarlierEdits:
@@ -58,6 +59,29 @@ class EarlierEdits:
     changes: Mapping[str, LowRank] = field(default_factory=dict)
     anchors: Mapping[int, float] = field(default_factory=dict)
 
+    def keys(self, layer: int, size: int) -> Float[Tensor, "edit d_mlp"]:
+        """The keys of earlier edits in a layer whose keys have this size."""
+        return self.written[layer].keys if layer in self.written else torch.zeros(0, size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job:
+    """What a method is asked to fit.
+
+    Attributes:
+        model: a raw-mode bridge, with earlier edits applied if there are any.
+        requests: what to change.
+        layer: where to edit instead of the method's own layers.
+        earlier: what edits that are in the model wrote.
+        progress: whether to show bars.
+    """
+
+    model: TransformerBridge
+    requests: Sequence[EditRequest]
+    layer: Where | None = None
+    earlier: EarlierEdits = field(default_factory=EarlierEdits)
+    progress: bool = True
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
@@ -70,41 +94,43 @@ class Fitted:
     """
 
     update: WeightUpdate
-    written: Mapping[int, Written]
+    written: Mapping[int, Written] = field(default_factory=dict)
     anchors: Mapping[int, float] = field(default_factory=dict)
-
-
-# Of sampled prefixes: pairs of a length and a count.
-Lengths = Annotated[
-    tuple[tuple[Count, Count], ...],
-    Told("give pairs of a length and a count, both 1 or more, such as ((5, 10), (10, 10)); found {}."),
-]
-
-
-def _several(prefixes: Any) -> Any:
-    if isinstance(prefixes, str):
-        raise refused("give several texts, or one as ({},).")
-    return None if prefixes is None else tuple(prefixes)  # a generator gives them once only
 
 
 @hyperparameters
 class EditingMethod:
-    """Anything that finds updates for requests.
+    """Anything that finds updates for requests: one that is new fills in ``fit_with``, and says what it can.
 
     Args:
-        prefix_lengths: (length, count) of the sampled prefixes.
-        prefixes: texts to use instead of sampled ones, each put before the prompt as it is (so that it should end in
-            a space); the bare prompt is added.
-        stabilisers: what keeps many edits from breaking the model: ``NAS``, ``ENCORE``, ``BLUE``, ``PRUNE``, ``RECT``.
         seed: of what is sampled.
         budget: the most tokens in one pass.
     """
 
-    prefix_lengths: Lengths = ((10, 5),)
-    prefixes: Annotated[tuple[str, ...] | None, BeforeValidator(_several)] = None
-    stabilisers: Annotated[tuple[Stabiliser, ...], Told("give several, or one as (edit.NAS(),); found {}.")] = ()
+    # Whether an edit depends on its fact's paraphrases: with others it is another edit.
+    uses_paraphrases: ClassVar[bool] = False
+    # Whether it needs the key statistics of the unedited model, and has a field ``statistics`` to be given them.
+    uses_statistics: ClassVar[bool] = False
+    # Whether the requests of a batch are written one after the other, so that a batch is not faster than its parts.
+    one_by_one: ClassVar[bool] = False
+
     seed: Whole = 0
     budget: Whole = DEFAULT_BUDGET
+
+    @property
+    def name(self) -> str:
+        """As files and messages name it."""
+        return type(self).__name__
+
+    @property
+    def writes_again(self) -> bool:
+        """Whether a batch can be written again after other edits than it was made on; see ``write_again``."""
+        return False
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether what a batch changes is the same whatever other edits there are."""
+        return False
 
     def fit(
         self,
@@ -133,28 +159,18 @@ class EditingMethod:
             DataError: the statistics given are of other layers, or of keys of another size.
             NumericsError: an optimisation or solve went wrong; the message names the request or the layer.
         """
-        return self.fit_with(model, requests, layer=layer, earlier=earlier, progress=progress).update
+        before = earlier or EarlierEdits()
+        asked = as_requests(requests)
+        return self.fit_with(Job(model=model, requests=asked, layer=layer, earlier=before, progress=progress)).update
 
-    def fit_with(
-        self,
-        model: TransformerBridge,
-        requests: Cases,
-        *,
-        layer: Where | None = None,
-        earlier: EarlierEdits | None = None,
-        progress: bool = True,
-    ) -> Fitted:
+    def fit_with(self, job: Job) -> Fitted:
         """The same, with what later edits need to know."""
         raise NotImplementedError
 
     def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
+        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
         progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
+    ) -> Iterator[WeightUpdate]:  # fmt: skip
         """For each request by itself an update of the model as it is: what ``fit`` gives, one request at a time.
 
         Methods that optimise values do so for all requests together, which is much faster. Requests may repeat or
@@ -180,33 +196,67 @@ class EditingMethod:
         """
         check_answered(model, requests, budget=self.budget)
 
-    def texts_before(self, model: TransformerBridge) -> list[str]:
-        """The prefixes, of which the first is empty.
+    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
+        """The layers that ``fit`` may edit.
 
-        >>> edit.ROME(prefixes=("I am here. ",)).texts_before(model)
-        ['', 'I am here. ']
+        >>> edit.ROME(layer=4).edited_layers(model)
+        (4,)
         """
-        if self.prefixes is None:
-            return sample_prefixes(model, self.prefix_lengths, self.seed)
-        return ["", *self.prefixes]
+        return tuple(range(model.cfg.n_layers)) if where is None else layers_at(model, where)
 
-    def stabilised(self, delta: LowRank, down: DownProjection, earlier: EarlierEdits) -> LowRank:
-        """The change of a layer after all stabilisers.
+    def statistics_for(
+        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
+    ) -> dict[int, KeyStatistics]:
+        """The key statistics that ``fit`` would use on this model, by layer, where it uses some.
 
-        Raises:
-            NumericsError: it is not finite.
+        >>> list(edit.ROME(layer=4).statistics_for(model))
+        [4]
         """
-        for stabiliser in self.stabilisers:
-            delta = stabiliser.change(delta, down.parameter, earlier.changes.get(down.name))
-        if not delta.is_finite():
-            raise NumericsError(
-                f"The change of layer {down.layer} holds NaN or infinite values; nothing was changed. Collect more key "
-                "statistics, or lower the learning rate."
-            )
-        return delta
+        return {}
+
+    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple["EditingMethod", dict[str, Any]]:
+        """The method with all that it takes from an unedited model, so that every batch of a session takes the same.
+
+        Args:
+            job: with the unedited model.
+            known: the record of the session's first batch, where there is one.
+
+        Returns:
+            The method, and what is to be noted in the record of each batch.
+
+        >>> method, noted = edit.ROME(layer=4).on_unedited(Job(model=model, requests=[request]), {})
+        >>> len(method.prefixes), list(noted["key_energies"])
+        (20, ['4'])
+        """
+        return self, {}
+
+    def write_again(
+        self, model: TransformerBridge, written: Mapping[int, Written], earlier: EarlierEdits
+    ) -> dict[str, LowRank]:
+        """By parameter, the changes that give a batch's keys their wanted values after other earlier edits.
+
+        Args:
+            model: unedited.
+            written: by layer, what the batch writes.
+            earlier: the edits before it.
+        """
+        raise NotImplementedError
+
+    def described(self, model: TransformerBridge, layer: Where | None = None) -> dict[str, Any]:
+        """What its edits of a model depend on besides the requests, as a session's folder notes it.
+
+        >>> edit.ROME().described(model)["method"]["layers"]
+        '(4,)'
+        """
+        own = {one.name: repr(getattr(self, one.name)) for one in fields(self) if one.name not in _NOT_DESCRIBED}
+        return {"method": {"name": self.name, **own, "layers": repr(self.edited_layers(model, layer))}}
 
 
-def checked(requests: Cases, *, together: bool = True) -> list[EditRequest]:
+# What is described in another way, and the memory it may take: that is lowered to go on with a run that had too little.
+_NOT_DESCRIBED = ("statistics", "budget", "layer", "layers")
+
+
+def checked(requests: Sequence[EditRequest], *, together: bool = True) -> list[EditRequest]:
     """The requests as a list; ``together`` for those that share a model.
 
     Raises:
@@ -216,18 +266,3 @@ def checked(requests: Cases, *, together: bool = True) -> list[EditRequest]:
     if together:
         check_conflicts(requests)
     return requests
-
-
-def stored(left: Float[Tensor, "d_model rank"], right: Float[Tensor, "rank d_mlp"], down: DownProjection) -> LowRank:
-    """Factors of a change of W in the orientation in which the model keeps it."""
-    # With orthonormal columns on one side rounding harms neither: where keys are alike, the factors are large and
-    # cancel.
-    left, triangle = torch.linalg.qr(left.double())
-    left, right = left.float(), (triangle @ right.double()).float()
-    return LowRank(left=right.T, right=left.T) if down.transposed else LowRank(left=left, right=right)
-
-
-def matrix_of(down: DownProjection) -> Float[Tensor, "d_model d_mlp"]:
-    """W in float64 on the CPU."""
-    weight = down.parameter.detach().cpu().double()
-    return weight.T if down.transposed else weight

@@ -1,23 +1,12 @@
-"""One batch of a session on disk: what it changed and what it wrote, in one safetensors file."""
+"""The batches of a session: what each did, what they are together, and what is left where some edits go."""
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-
 from edit.changes.lowrank import LowRank
-from edit.methods.base import EarlierEdits, Written
+from edit.methods import EarlierEdits, Written
 from edit.requests.requests import EditRequest
-from locate.errors import DataError
-from locate.store.files import write_whole
-
-_KEY = "locate_edit_batch"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +15,7 @@ class Batch:
 
     Attributes:
         requests: that were edited together.
-        deltas: by parameter, what was added.
+        deltas: by parameter, what was added; nothing where the batch has to be written again.
         written: by layer, keys and wanted values.
         anchors: by the layer at which its values were optimised, their mean norm.
         info: how it was made.
@@ -42,89 +31,59 @@ class Batch:
     file: str | None = None
     before: str | None = None
 
+    def without(self, places: set[int]) -> "Batch":
+        """The batch without some of its edits, to be written again."""
+        kept = [place for place in range(len(self.requests)) if place not in places]
+        edits = self.info.get("edits")
+        return replace(
+            self, requests=tuple(self.requests[place] for place in kept), deltas={}, file=None,
+            written={layer: one.only(kept) for layer, one in self.written.items()},
+            info={**self.info, **({"edits": [edits[place] for place in kept]} if edits else {})},
+        )  # fmt: skip
 
-def save_chain(batches: Sequence[Batch], folder: Path) -> list[Batch]:
-    """Write what is not on disk of batches that follow each other; each names the one before it.
 
-    So the last one stands for all, and a session's notes do not grow with its length.
+def left_out(
+    batches: Sequence[Batch], index: int, places: set[int], write_again: Callable[[Batch, Sequence[Batch]], Batch]
+) -> list[Batch]:
+    """The batches without some edits of one of them: what is left of it, and all later ones, are written again.
 
-    >>> save_chain([batch], folder)[0].before is None                               # doctest: +SKIP
-    True
+    Args:
+        batches: that stand.
+        index: of the batch.
+        places: of the edits in it.
+        write_again: writes a batch after others.
+
+    >>> left_out([batch, later], 0, {0}, lambda batch, before: batch)               # doctest: +SKIP
     """
-    chain: list[Batch] = []
-    for batch in batches:
-        before = chain[-1].file if chain else None
-        if batch.file is None or batch.before != before:
-            batch = replace(batch, before=before)
-            batch = replace(batch, file=save_batch(batch, folder).name)
-        chain.append(batch)
-    return chain
+    standing = list(batches[:index])
+    rest = batches[index].without(places)
+    for batch in (*([rest] if rest.requests else []), *batches[index + 1 :]):
+        standing.append(write_again(batch, standing))
+    return standing
 
 
-def load_chain(last: str | None, folder: Path) -> list[Batch]:
-    """The batches that end with this file, the first one first.
+class Memory:
+    """What batches wrote together. It goes on from those it was asked of last, where they are the beginning.
 
-    Raises:
-        DataError: a file is missing, damaged, or not what its name says.
-
-    >>> load_chain(None, Path("batches"))
-    []
+    >>> Memory().of([])
+    EarlierEdits(written={}, changes={}, anchors={})
     """
-    chain: list[Batch] = []
-    while last is not None:
-        chain.append(load_batch(folder / last))
-        last = chain[-1].before
-    return chain[::-1]
+
+    def __init__(self) -> None:
+        self._known: tuple[tuple[Batch, ...], EarlierEdits] = ((), EarlierEdits())
+
+    def of(self, batches: Sequence[Batch]) -> EarlierEdits:
+        """As ``fit`` takes it."""
+        before, memory = self._known
+        if len(before) > len(batches) or any(a.deltas is not b.deltas for a, b in zip(before, batches, strict=False)):
+            before, memory = (), EarlierEdits()
+        for batch in batches[len(before) :]:
+            memory = _joined(memory, batch)
+        self._known = tuple(batches), memory
+        return memory
 
 
-def save_batch(batch: Batch, folder: Path) -> Path:
-    """Write a batch to a file that is named by its content, whole or not at all.
-
-    >>> save_batch(batch, folder).suffix                                            # doctest: +SKIP
-    '.safetensors'
-    """
-    tensors = {f"{name}.{side}": getattr(delta, side) for name, delta in batch.deltas.items() for side in _SIDES}
-    for layer, one in batch.written.items():
-        tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
-    described = {
-        "requests": [asdict(request) for request in batch.requests], "anchors": dict(batch.anchors), "info": batch.info,
-        "parameters": list(batch.deltas), "layers": list(batch.written), "before": batch.before,
-    }  # fmt: skip
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(described)})
-    path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
-    return write_whole(path, content)
-
-
-def load_batch(path: Path) -> Batch:
-    """Read a batch back.
-
-    Raises:
-        DataError: the file is missing, damaged, or not what its name says.
-    """
-    try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:24] != path.stem:
-            raise DataError(f"{path} is damaged: its content does not match its name. Begin the session again.")
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        requests = TypeAdapter(list[EditRequest]).validate_python(described["requests"])
-    except FileNotFoundError as error:
-        raise DataError(f"There is no batch {str(path)!r}, of which the session tells. Begin it again.") from error
-    except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
-        raise DataError(f"{path} is not a batch of a session: {error}") from error
-    return Batch(
-        requests=tuple(requests), file=path.name, before=described["before"], info=described["info"],
-        anchors={int(layer): norm for layer, norm in described["anchors"].items()},
-        deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
-        written={
-            n: Written(layer=n, keys=tensors[f"written.{n}.keys"], values=tensors[f"written.{n}.values"])
-            for n in described["layers"]
-        },
-    )  # fmt: skip
-
-
-def joined(memory: EarlierEdits, batch: Batch) -> EarlierEdits:
+def _joined(memory: EarlierEdits, batch: Batch) -> EarlierEdits:
     """What earlier edits wrote, with a batch more."""
     written, changes = dict(memory.written), dict(memory.changes)
     for layer, one in batch.written.items():
@@ -133,6 +92,3 @@ def joined(memory: EarlierEdits, batch: Batch) -> EarlierEdits:
         changes[name] = changes[name].joined(delta) if name in changes else delta
     # Only the first batch is fitted on the unedited model.
     return EarlierEdits(written=written, changes=changes, anchors=memory.anchors or batch.anchors)
-
-
-_SIDES = ("left", "right")

@@ -1,21 +1,20 @@
 """A session's batches on disk: which stand, and what they depend on."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.methods import KN, LocateThenEdit
+from edit.methods import EditingMethod
 from edit.methods.where import Where
-from edit.sessions.batches import Batch, load_chain, save_chain
+from edit.sessions.batches import Batch
+from edit.sessions.files import load_chain, save_chain
 from locate.errors import DataError
-from locate.model.weights import fingerprint, model_fingerprint
+from locate.model.weights import model_fingerprint
 from locate.store.folders import RunFolder
 
 _STATE, _BATCHES = "standing", "batches"
-_ELSEWHERE = ("statistics", "budget", "layer", "layers")
 
 
 class Checkpoints:
@@ -61,15 +60,7 @@ class Checkpoints:
         self._run.close()
 
 
-def description(model: TransformerBridge, method: LocateThenEdit | KN, layer: Where | None) -> dict[str, Any]:
+def description(model: TransformerBridge, method: EditingMethod, layer: Where | None) -> dict[str, Any]:
     """What a session's batches depend on, besides the requests; a folder with another is another session's."""
-    given = None if isinstance(method, KN) else method.statistics
-    several = given.values() if isinstance(given, Mapping) else [given] if given is not None else []
-    # Not the memory it may take, which is lowered to go on with a run that had too little.
-    own = {f.name: repr(getattr(method, f.name)) for f in fields(method) if f.name not in _ELSEWHERE}
-    own["layers"] = repr(layer) if isinstance(method, KN) else repr(method.edited_layers(model, layer))
-    return {
-        "command": "session", "model": {"fingerprint": model_fingerprint(model)},
-        "method": {"name": type(method).__name__, **own},
-        **({"statistics": [fingerprint(one.second_moment) for one in several]} if several else {}),
-    }  # fmt: skip
+    known = {"fingerprint": model_fingerprint(model)}
+    return {"command": "session", "model": known, **method.described(model, layer)}

@@ -10,21 +10,17 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.exporting import export
-from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import whole
-from edit.methods import KN, EarlierEdits, LocateThenEdit
-from edit.methods.base import Written, matrix_of
+from edit.methods import EarlierEdits, EditingMethod, Job
 from edit.methods.where import Where
 from edit.requests.conflicts import check_conflicts, find_conflicts
 from edit.requests.requests import Cases, Change, EditRequest, as_requests
-from edit.sessions.batches import Batch, joined
+from edit.sessions.batches import Batch, Memory, left_out
 from edit.sessions.checkpoints import Checkpoints, description
 from edit.sessions.replacements import Replacements
-from edit.sessions.rewriting import written_again
-from edit.sessions.unedited import prepared
 from locate.errors import FactError, UpdateError
-from locate.model.weights import down_projection, fingerprint, hf_parameters
+from locate.model.weights import fingerprint, hf_parameters
 
 
 class EditSession:
@@ -53,7 +49,7 @@ class EditSession:
     def __init__(
         self,
         model: TransformerBridge,
-        method: LocateThenEdit | KN,
+        method: EditingMethod,
         *,
         folder: str | Path | None = None,
         layer: Where | None = None,
@@ -61,23 +57,21 @@ class EditSession:
         self.model = model
         self.method = method
         self._layer = layer
-        self._fitting = method  # with the unedited model's statistics, once they are known
-        self._energies: dict[str, float] = {}  # of the statistics that the session collected, by layer
+        # With what it takes from the unedited model, once that is known, and what is to be noted of it.
+        self._fitting = method
+        self._noted: dict[str, Any] = {}
         self._batches: list[Batch] = []
-        # What makes two requests the same edit.
-        self._paraphrases = isinstance(method, KN)
-        self._replaced = Replacements(paraphrases=self._paraphrases)
+        self._replaced = Replacements(paraphrases=method.uses_paraphrases)
         self._closed = self._put_back = False
         self._update: WeightUpdate | None = None
-        # What is known of some batches, as later ones build on it.
-        self._known: tuple[tuple[Batch, ...], EarlierEdits] = ((), EarlierEdits())
+        self._memory = Memory()
         # Of the unedited model: what every later state is measured from.
         self._before = {name: fingerprint(parameter) for name, parameter in hf_parameters(model).items()}
         self._disk = None if folder is None else Checkpoints(folder, description(model, method, layer))
         if self._disk is not None:
             try:
                 batches, replaced = self._disk.load()
-                self._replaced = Replacements(replaced, paraphrases=self._paraphrases)
+                self._replaced = Replacements(replaced, paraphrases=method.uses_paraphrases)
                 self._put(batches)
             except BaseException:
                 self._disk.close()
@@ -194,7 +188,7 @@ class EditSession:
             left -= len(batches.pop().requests)
         if left:
             size = len(batches[-1].requests)
-            batches[-1] = self._without(batches, len(batches) - 1, set(range(size - left, size)))
+            batches = left_out(batches, len(batches) - 1, set(range(size - left, size)), self._written_again)
         self._stand(batches)
         return gone
 
@@ -210,7 +204,7 @@ class EditSession:
         self._check_open()
         index, place = self._find(request)
         own = self._batches[index].requests[place]
-        self._stand(self._solved_again(index, place))
+        self._stand(left_out(self._batches, index, {place}, self._written_again))
         return own
 
     def export(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -220,7 +214,7 @@ class EditSession:
 
     def earlier(self) -> EarlierEdits:
         """What the standing edits wrote, as ``fit`` takes it."""
-        return self._memory(self._batches)
+        return self._memory.of(self._batches)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -246,7 +240,7 @@ class EditSession:
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
 
     def _change(self, request: EditRequest) -> Change:
-        return request.change(paraphrases=self._paraphrases)
+        return request.change(paraphrases=self.method.uses_paraphrases)
 
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:
         before, replaced = self._batches, self._replaced.names
@@ -254,15 +248,14 @@ class EditSession:
             while conflicts := find_conflicts(requests, self.requests):
                 old = conflicts[0][0]
                 # From the model only: on disk it stands until its replacement does.
-                self._put(self._solved_again(*self._find(old)))
+                index, place = self._find(old)
+                self._put(left_out(self._batches, index, {place}, self._written_again))
                 self._replaced.add(old)
             self._know_the_unedited(progress)
-            fitted = self._fitting.fit_with(
-                self.model, requests, layer=self._layer, earlier=self.earlier(), progress=progress
-            )
+            fitted = self._fitting.fit_with(replace(self._job(progress), requests=requests, earlier=self.earlier()))
             batch = Batch(
                 requests=tuple(requests), deltas=dict(fitted.update.deltas), written=dict(fitted.written),
-                anchors=dict(fitted.anchors), info={**fitted.update.info, "key_energies": self._energies},
+                anchors=dict(fitted.anchors), info={**fitted.update.info, **self._noted},
             )  # fmt: skip
             self._stand([*self._batches, batch])
         except BaseException:
@@ -272,11 +265,14 @@ class EditSession:
             raise
 
     def _know_the_unedited(self, progress: bool) -> None:
-        """Collect the unedited model's statistics and prefixes once; an edited one's would differ for every batch."""
+        """Let the method take what it needs from the unedited model, once: an edited one gives other things."""
         if self._fitting is self.method:
             first = self._batches[0].info if self._batches else {}
             with self._unedited():
-                self._fitting, self._energies = prepared(self.method, self.model, self._layer, first, progress)
+                self._fitting, self._noted = self.method.on_unedited(self._job(progress), first)
+
+    def _job(self, progress: bool) -> Job:
+        return Job(model=self.model, requests=(), layer=self._layer, progress=progress)
 
     @contextmanager
     def _unedited(self) -> Iterator[None]:
@@ -307,10 +303,10 @@ class EditSession:
     def _total(self, batches: Sequence[Batch]) -> WeightUpdate | None:
         if not batches:
             return None
-        changes = self._memory(batches).changes
+        changes = self._memory.of(batches).changes
         info = {"batches": [batch.info for batch in batches]}
         before = {name: self._before[name] for name in changes}
-        return WeightUpdate(deltas=changes, before=before, method=type(self.method).__name__, info=info)
+        return WeightUpdate(deltas=changes, before=before, method=self.method.name, info=info)
 
     def _stand(self, batches: list[Batch]) -> None:
         """Let these be the session's batches: in the model, and on disk by one line that names the last one's file."""
@@ -332,52 +328,16 @@ class EditSession:
         left = [request for request in requests if self._change(request) not in done]
         return self._replaced.without(left, self.requests)
 
-    def _solved_again(self, index: int, place: int) -> list[Batch]:
-        """The batches with one edit left out, and the later ones solved again."""
-        batches = list(self._batches)
-        batches[index] = self._without(batches, index, {place})
-        if not batches[index].requests:
-            del batches[index]
-        else:
-            index += 1
-        for later in range(index, len(batches)):
-            batches[later] = self._without(batches, later, set())
-        return batches
-
-    def _without(self, batches: Sequence[Batch], index: int, places: set[int]) -> Batch:
-        """A batch solved again on the batches before it, with some of its edits left out."""
-        batch = batches[index]
-        kept = [i for i in range(len(batch.requests)) if i not in places]
-        requests = tuple(batch.requests[i] for i in kept)
-        if not kept:
-            return replace(batch, requests=(), deltas={}, written={}, file=None)
-        if isinstance(self.method, KN) or not batch.written or getattr(self.method, "original", False):
-            if not places and isinstance(self.method, KN) and not self.method.stabilisers:
-                return batch  # what each edit adds does not depend on the others
+    def _written_again(self, batch: Batch, before: Sequence[Batch]) -> Batch:
+        if not self.method.writes_again:
+            if batch.deltas and self.method.adds_up:
+                return batch
             raise UpdateError(
-                f"{type(self.method).__name__} in this form cannot solve a batch again on other edits than it was made "
-                "on: undo whole batches, the last ones first."
+                f"{self.method.name} in this form cannot solve a batch again on other edits than it was made on: undo "
+                "whole batches, the last ones first."
             )
         self._know_the_unedited(progress=False)
-        earlier = self._memory(batches[:index])
-        deltas: dict[str, LowRank] = {}
-        written: dict[int, Written] = {}
-        downs = {layer: down_projection(self.model, layer) for layer in batch.written}
+        earlier = self._memory.of(before)
         with self._unedited():
-            originals = {layer: matrix_of(down) for layer, down in downs.items()}
-        for layer, one in batch.written.items():
-            own = Written(layer=layer, keys=one.keys[kept], values=one.values[kept])
-            delta = written_again(self._fitting, own, downs[layer], originals[layer], earlier)
-            deltas[downs[layer].name], written[layer] = delta, own
-        info = {**batch.info, "edits": [batch.info["edits"][i] for i in kept]}
-        return replace(batch, requests=requests, deltas=deltas, written=written, info=info, file=None)
-
-    def _memory(self, batches: Sequence[Batch]) -> EarlierEdits:
-        """What these batches wrote; goes on from what was asked last where that is their beginning."""
-        before, memory = self._known
-        if len(before) > len(batches) or any(a.deltas is not b.deltas for a, b in zip(before, batches, strict=False)):
-            before, memory = (), EarlierEdits()
-        for batch in batches[len(before) :]:
-            memory = joined(memory, batch)
-        self._known = tuple(batches), memory
-        return memory
+            deltas = self._fitting.write_again(self.model, batch.written, earlier)
+        return replace(batch, deltas=deltas, file=None)

@@ -43,7 +43,7 @@ from edit.cli.kit.output import print_json, readable_errors
 from edit.datasets import load_counterfact, load_zsre
 from edit.evaluation import Evaluation, evaluate
 from edit.evaluation.asking import check_questions
-from edit.methods import KN, LocateThenEdit
+from edit.methods import EditingMethod
 from edit.requests.conflicts import check_conflicts
 from edit.requests.requests import EditRequest
 from edit.sessions.session import EditSession
@@ -171,7 +171,7 @@ def run(
         check_conflicts(requests)
         own.check(bridge, requests)
         check_questions(bridge, requests)
-        if batch_size is None and isinstance(own, LocateThenEdit) and own.one_by_one:
+        if batch_size is None and own.one_by_one:
             batch_size = _KEPT
         # The method's own options stand in the session's description. The facts do not: one that cannot be edited may
         # be left out of a run that it has stopped, and others may follow.
@@ -231,7 +231,7 @@ def _requests(facts: Path, form: str, taught: str, limit: int | None) -> list[Ed
 
 
 def _edit_one(
-    bridge: TransformerBridge, method: LocateThenEdit | KN, request: EditRequest, out: Path, export: Path | None,
+    bridge: TransformerBridge, method: EditingMethod, request: EditRequest, out: Path, export: Path | None,
     as_json: bool, console: Console,
 ) -> None:  # fmt: skip
     check_questions(bridge, [request])
@@ -255,13 +255,13 @@ def _edit_one(
 
 
 def _edit_many(
-    bridge: TransformerBridge, method: LocateThenEdit | KN, requests: Sequence[EditRequest],
+    bridge: TransformerBridge, method: EditingMethod, requests: Sequence[EditRequest],
     left_out: Sequence[EditRequest], folder: Path, batch_size: int | None, description: dict[str, Any],
     export: Path | None, as_json: bool, console: Console,
 ) -> None:  # fmt: skip
     file = folder / "update.safetensors"
     with EditSession(bridge, method, folder=folder / "session") as session:
-        _check_asked(session, requests, folder, paraphrases=isinstance(method, KN))
+        _check_asked(session, requests, folder, paraphrases=method.uses_paraphrases)
         if done := len(session.requests):
             console.print(f"Going on in {folder}: {done} of {len(requests)} edits are made.", soft_wrap=True)
         try:

@@ -10,7 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.cli.kit.options import METHOD, read_names, read_numbers
 from edit.cli.kit.statistics import add_up, statistics_files
-from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, LocateThenEdit
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, EditingMethod
 from edit.methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, Stabiliser
 from edit.statistics.corpus import SAMPLED
 from locate.errors import DataError, suggest
@@ -77,7 +77,7 @@ ValuePrecisionOption = Annotated[
 def make_method(
     name: MethodName, *, layers: str | None, stabilise: str | None, given: bool, corpus: str, tokens: int | None,
     precision: Precision, seed: int,
-) -> LocateThenEdit | KN:  # fmt: skip
+) -> EditingMethod:  # fmt: skip
     """The method that was asked for; ``given`` says that there are statistics for it.
 
     Raises:
@@ -92,10 +92,8 @@ def make_method(
                 "--layers, --statistics, --corpus, --tokens and --precision have no meaning for --method kn; leave "
                 "them out."
             )
-        if unfit := [one for one in options["stabilisers"] if not isinstance(one, PRUNE | RECT)]:
-            raise DataError(
-                f"--stabilise: {type(unfit[0]).__name__} has no meaning for --method kn; use prune or rect."
-            )
+        if unfit := [one for one in options["stabilisers"] if one.acts_on_values]:
+            raise DataError(f"--stabilise: {unfit[0].name} has no meaning for --method kn; use prune or rect.")
         return KN(**options)
     if given and (corpus != SAMPLED or tokens):
         raise DataError("--statistics gives what --corpus and --tokens would collect; leave these out.")
@@ -107,16 +105,14 @@ def make_method(
     return _METHODS[name](layers=chosen, **options)
 
 
-def with_statistics(
-    method: LocateThenEdit | KN, model: TransformerBridge, files: list[Path] | None
-) -> LocateThenEdit | KN:
+def with_statistics(method: EditingMethod, model: TransformerBridge, files: list[Path] | None) -> EditingMethod:
     """The method with the statistics in these files, if there are any, of the layers that it edits.
 
     Raises:
         DataError: a file is not readable, shards do not go together, or a layer's statistics are missing or do not fit.
         NumericsError: there are too few keys.
     """
-    if isinstance(method, KN) or not files:
+    if not files or not method.uses_statistics:
         return method
     known = add_up(statistics_files(files), layers=method.edited_layers(model))
     for layer, one in known.items():

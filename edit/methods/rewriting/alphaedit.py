@@ -2,14 +2,11 @@
 
 from typing import Annotated, ClassVar
 
-from jaxtyping import Float
 from pydantic import AfterValidator
-from torch import Tensor
 
 from edit.hyperparameters import Positive, hyperparameters, refused
-from edit.methods.rewriting.solves import Factors, in_null_space
+from edit.methods.rewriting.solves import Factors, Problem, in_null_space
 from edit.methods.rewriting.spreading import Spreading
-from edit.statistics import KeyStatistics
 
 
 def _below_one(energy: float) -> float:
@@ -45,14 +42,9 @@ class AlphaEdit(Spreading):
     ridge: Positive | None = None
     relative_ridge: Positive = 1.0
 
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> Factors:
+    def solve(self, problem: Problem) -> Factors:
         """See ``LocateThenEdit.solve``."""
+        statistics, earlier = problem.statistics, problem.earlier
         energy = None if self.threshold is not None else self.energy
         basis = statistics.null_space(energy=energy, threshold=self.threshold)
         ridge = self.ridge
@@ -61,4 +53,5 @@ class AlphaEdit(Spreading):
             held = statistics.eigen()[0][: basis.shape[1]].clamp(min=0).sum()
             ridge = self.relative_ridge * float(held)
         held_before = (earlier.double() @ basis).square().sum(0)
-        return in_null_space(keys, residuals, basis, earlier, ridge + self._extra_ridge(held_before + ridge))
+        ridge += self._extra_ridge(held_before + ridge)
+        return in_null_space(problem.keys, problem.residuals, basis, earlier, ridge)

@@ -3,13 +3,9 @@
 from dataclasses import field
 from typing import ClassVar
 
-from jaxtyping import Float
-from torch import Tensor
-
 from edit.hyperparameters import NotNegative, Positive, hyperparameters
-from edit.methods.rewriting.solves import Factors, equality
-from edit.methods.rewriting.spreading import Spreading, preserved_keys, usual_weight
-from edit.statistics import KeyStatistics
+from edit.methods.rewriting.solves import Factors, Problem, equality, usual_weight
+from edit.methods.rewriting.spreading import Spreading
 from edit.values.objective import Place, ValueObjective
 
 
@@ -38,14 +34,8 @@ class EMMET(Spreading):
     slack: NotNegative = 0.1
     weight: Positive | None = None
 
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> Factors:
+    def solve(self, problem: Problem) -> Factors:
         """See ``LocateThenEdit.solve``."""
-        weight = usual_weight(keys.shape[1]) if self.weight is None else self.weight
-        preserved = preserved_keys(statistics.second_moment, weight, earlier) / weight
-        return equality(keys, residuals, self._with_ridge(preserved), self.slack)
+        weight = self.weight or usual_weight(problem.keys.shape[1])
+        preserved = self._with_ridge(problem.preserved(weight) / weight)
+        return equality(problem.keys, problem.residuals, preserved, self.slack)

@@ -1,7 +1,7 @@
 """Knowledge neurons: rewrite what single neurons say."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from tqdm.auto import tqdm
@@ -10,10 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Count, Finite, Natural, Share, hyperparameters
-from edit.methods.base import EarlierEdits, EditingMethod, Fitted, checked, stored
-from edit.methods.rewriting.stabilisers import PRUNE, RECT
+from edit.methods.base import Fitted, Job, checked
+from edit.methods.rewriting.rewriting import Rewriting, stored
 from edit.methods.where import Where, layers_at
-from edit.requests.requests import Cases, EditRequest
+from edit.requests.requests import EditRequest
 from locate.errors import FactError, NumericsError, listed
 from locate.facts.prompts import encode_target
 from locate.model.weights import down_projection
@@ -22,7 +22,7 @@ from locate.sites.site import Site
 
 
 @hyperparameters
-class KN(EditingMethod):
+class KN(Rewriting):
     """Knowledge-neuron editing (Dai et al. 2022, arXiv:2104.08696).
 
     The neurons on which a fact's present answer depends are found by integrated gradients, over its prompt and
@@ -45,6 +45,8 @@ class KN(EditingMethod):
     'KN'
     """
 
+    uses_paraphrases: ClassVar[bool] = True
+
     erase: Finite = 1.0
     write: Finite = 2.0
     steps: Count = 20
@@ -52,6 +54,19 @@ class KN(EditingMethod):
     share: Share = 0.5
     least: Natural = 2
     most: Count = 20
+
+    @property
+    def adds_up(self) -> bool:
+        """Without stabilisers: what a neuron gains does not depend on what others have gained."""
+        return not self.stabilisers
+
+    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
+        """See ``EditingMethod.edited_layers``; neurons that are given may lie anywhere."""
+        return super().edited_layers(model, None if isinstance(where, NeuronScores) else where)
+
+    def described(self, model: TransformerBridge, layer: Where | None = None) -> dict[str, Any]:
+        """See ``EditingMethod.described``; neurons that are given count one by one."""
+        return {"method": {**super().described(model, layer)["method"], "layers": repr(layer)}}
 
     def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
         """See ``EditingMethod.check``; targets must begin with tokens of their own."""
@@ -63,15 +78,7 @@ class KN(EditingMethod):
                 f"Nothing was changed. Use another method, or drop them:\n{listed([one.describe() for one in alike])}"
             )
 
-    def fit_with(
-        self,
-        model: TransformerBridge,
-        requests: Cases,
-        *,
-        layer: Where | None = None,
-        earlier: EarlierEdits | None = None,
-        progress: bool = True,
-    ) -> Fitted:
+    def fit_with(self, job: Job) -> Fitted:
         """See ``EditingMethod.fit``. ``layer`` keeps to neurons of some layers; a ``NeuronScores`` of the same facts
         gives the neurons themselves.
 
@@ -79,14 +86,13 @@ class KN(EditingMethod):
             NumericsError: no neuron of a fact passes the threshold for any of its prompts.
             FactError: the neurons given are not of a request's fact, or both its targets begin with one token.
         """
-        requests, earlier = checked(requests), earlier or EarlierEdits()
+        model, layer, earlier = job.model, job.layer, job.earlier
+        requests = checked(job.requests)
         if not earlier.changes:
             self.check(model, requests)
         for stabiliser in self.stabilisers:
-            if not isinstance(stabiliser, PRUNE | RECT):
-                raise NumericsError(
-                    f"{type(stabiliser).__name__} acts on optimised values, and KN has none. Use PRUNE or RECT."
-                )
+            if stabiliser.acts_on_values:
+                raise NumericsError(f"{stabiliser.name} acts on optimised values, and KN has none. Use PRUNE or RECT.")
         given = layer if isinstance(layer, NeuronScores) else None
         places = {} if given is None else _places(given, requests)
         allowed = None if layer is None or given is not None else set(layers_at(model, layer))
@@ -95,7 +101,7 @@ class KN(EditingMethod):
         unembedding: Any = model.unembed.original_component.weight
         changes: dict[int, dict[int, torch.Tensor]] = {}
         edits = []
-        for index, request in enumerate(tqdm(requests, "KN", disable=not progress, delay=1)):
+        for index, request in enumerate(tqdm(requests, "KN", disable=not job.progress, delay=1)):
             fact = request.fact
             scores = given or knowledge_neurons(
                 model, fact, prefixes=() if fact.paraphrases else prefixes, steps=self.steps,
@@ -132,12 +138,12 @@ class KN(EditingMethod):
         if given is not None:  # they were found before, perhaps in another way
             info |= {name: given.info[name] for name in ("steps", "threshold")}
         layers = sorted(changes)
-        stabilisers = [{"name": type(one).__name__} for one in self.stabilisers]
+        stabilisers = [{"name": one.name} for one in self.stabilisers]
         update = WeightUpdate.make(
-            model, deltas, method="KN",
+            model, deltas, method=self.name,
             info={**info, "layers": layers, "prefixes": prefixes, "stabilisers": stabilisers, "edits": edits},
         )  # fmt: skip
-        return Fitted(update=update, written={})
+        return Fitted(update=update)
 
     def _neurons(self, scores: NeuronScores, fact: int, allowed: set[int] | None) -> list[Site]:
         share = self.share

@@ -1,28 +1,55 @@
-"""What all locate-then-edit methods share: from requests to contexts, values and statistics."""
+"""What all locate-then-edit methods share: from requests to contexts, values and statistics, and to solving again."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, fields
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
 from jaxtyping import Float
 from pydantic import BeforeValidator
-from torch import Tensor
+from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Count, Unchecked, hyperparameters
-from edit.methods.base import EarlierEdits, EditingMethod, checked
+from edit.methods.base import EarlierEdits, EditingMethod, Fitted, Job, Written, checked
+from edit.methods.rewriting.given import given_statistics, warn_of_others
+from edit.methods.rewriting.rewriting import Rewriting, matrix_of, stored
+from edit.methods.rewriting.solves import Factors, Problem
 from edit.methods.where import Where
 from edit.names import SAMPLED
-from edit.requests.requests import Cases, EditRequest
+from edit.requests.requests import EditRequest
 from edit.statistics import KeyStatistics, collect_statistics
 from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
-from locate.errors import DataError, FactError, NumericsError
+from locate.errors import FactError, NumericsError
 from locate.model.precision import Precision, check_precision
-from locate.model.weights import DownProjection, down_projection, model_fingerprint
+from locate.model.weights import DownProjection, down_projection, fingerprint
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """A job with what has to be known before anything is written.
+
+    Attributes:
+        job: what was asked; its requests are checked.
+        contexts: of each request.
+        prefixes: the texts before its prompt, the empty one first.
+        statistics: by layer that is edited, of the unedited model.
+        values: those of the layer at which values are optimised first, where they are known already.
+    """
+
+    job: Job
+    contexts: Sequence[Contexts]
+    prefixes: Sequence[str]
+    statistics: Mapping[int, KeyStatistics]
+    values: Sequence[Value] = ()
+
+    def alone(self, index: int, value: Value) -> "Prepared":
+        """One of the requests by itself, with its value."""
+        job = replace(self.job, requests=[self.job.requests[index]], progress=False)
+        return replace(self, job=job, contexts=[self.contexts[index]], values=[value])
 
 
 def _known(precision: Any) -> Any:
@@ -31,7 +58,7 @@ def _known(precision: Any) -> Any:
 
 
 @hyperparameters
-class LocateThenEdit(EditingMethod):
+class LocateThenEdit(Rewriting):
     """A method that finds values for its requests and writes them at their keys.
 
     Args:
@@ -42,11 +69,10 @@ class LocateThenEdit(EditingMethod):
         precision: of the matrix products while values are optimised.
     """
 
+    uses_statistics: ClassVar[bool] = True
     # How many keys the statistics take, per dimension of a key, and where values are optimised.
     keys_per_dimension: ClassVar[int] = 20
     place: ClassVar[Place] = "mlp"
-    # Whether the requests of a batch are written one after the other.
-    one_by_one: ClassVar[bool] = False
 
     objective: ValueObjective = field(default_factory=ValueObjective)
     statistics: Annotated[KeyStatistics | Mapping[int, KeyStatistics] | None, Unchecked] = field(
@@ -56,52 +82,56 @@ class LocateThenEdit(EditingMethod):
     statistics_tokens: Count | None = None
     precision: Annotated[Precision, BeforeValidator(_known)] = "model"
 
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> tuple[Float[Tensor, "d_model edit"], Float[Tensor, "edit d_mlp"]]:
-        """The change of a layer that adds residuals to what its down-projection gives at keys, as two factors.
+    @property
+    def writes_again(self) -> bool:
+        """Wherever the keys that are written are those that are solved for."""
+        return True
 
-        Args:
-            keys: where to write.
-            residuals: what to add.
-            statistics: of the layer's keys.
-            earlier: keys of earlier edits.
-        """
+    def solve(self, problem: Problem) -> Factors:
+        """The change of a layer that adds residuals to what its down-projection gives at keys, as two factors."""
         raise NotImplementedError
 
-    def statistics_for(
-        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
-    ) -> dict[int, KeyStatistics]:
-        """The key statistics that ``fit`` would use on this model, by layer.
-
-        >>> list(edit.ROME(layer=4).statistics_for(model))
-        [4]
-        """
-        return self._statistics(model, self._downs(model, layer), EarlierEdits(), progress)
-
-    def _downs(self, model: TransformerBridge, where: Where | None) -> dict[int, DownProjection]:
-        return {one: down_projection(model, one) for one in self.edited_layers(model, where)}
-
-    def edited_layers(self, model: TransformerBridge, where: Where | None = None) -> tuple[int, ...]:
-        """The layers that ``fit`` would edit.
-
-        >>> edit.ROME(layer=4).edited_layers(model)
-        (4,)
-        """
+    def write(self, prepared: Prepared) -> Fitted:
+        """Find the values that are not known, and write them."""
         raise NotImplementedError
+
+    def value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        """The layer at which values are optimised first."""
+        raise NotImplementedError
+
+    def value_objective(self) -> ValueObjective:
+        """How values are optimised, with what stabilisers make of it."""
+        objective = self.objective
+        for stabiliser in self.stabilisers:
+            objective = stabiliser.objective(objective)
+        return objective
+
+    def fit_with(self, job: Job) -> Fitted:
+        """See ``EditingMethod.fit``."""
+        layers = self.edited_layers(job.model, job.layer)
+        prepared = self._prepared(job)
+        return self.write(replace(prepared, statistics=self._statistics(job, layers)))
+
+    def fit_each(
+        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
+        values: Sequence[Value] | None = None, progress: bool = True,
+    ) -> Iterator[WeightUpdate]:  # fmt: skip
+        """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
+        job = Job(model=model, requests=requests, layer=layer, progress=progress)
+        at, layers = self.value_layer(model, layer), self.edited_layers(model, layer)
+        prepared = self._prepared(job, together=False)
+        prepared = replace(prepared, statistics=self._statistics(job, layers))
+        if values is None:
+            values = self._values(job, prepared.contexts, at)
+        else:
+            self._check_values(values, prepared.contexts, at)
+        for index, value in enumerate(values):
+            yield self.write(prepared.alone(index, value)).update
 
     def values_for(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
+        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
         progress: bool = True,
-    ) -> list[Value]:
+    ) -> list[Value]:  # fmt: skip
         """The values that ``fit_each`` would write, to hand to other methods that optimise the same objective.
 
         Methods share values where they agree in the place and layer of the optimisation, the objective and the
@@ -114,71 +144,91 @@ class LocateThenEdit(EditingMethod):
         >>> len(method.values_for(model, [request]))
         1
         """
-        _, contexts, _ = self._prepared(model, requests, EarlierEdits(), together=False)
-        return self._values(model, contexts, self._value_layer(model, layer), progress)
+        job = Job(model=model, requests=requests, layer=layer, progress=progress)
+        return self._values(job, self._prepared(job, together=False).contexts, self.value_layer(model, layer))
 
-    def fit_each(
-        self,
-        model: TransformerBridge,
-        requests: Sequence[EditRequest],
-        *,
-        layer: Where | None = None,
-        values: Sequence[Value] | None = None,
-        progress: bool = True,
-    ) -> Iterator[WeightUpdate]:
-        """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
-        at, downs = self._value_layer(model, layer), self._downs(model, layer)
-        own, contexts, prefixes = self._prepared(model, requests, EarlierEdits(), together=False)
-        statistics = self._statistics(model, downs, EarlierEdits(), progress)
-        found = self._known_values(model, contexts, at, values, progress)
-        for request, context, value in zip(own, contexts, found, strict=True):
-            yield self._fit_one(model, request, context, prefixes, statistics, value, layer)
+    def statistics_for(
+        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
+    ) -> dict[int, KeyStatistics]:
+        """See ``EditingMethod.statistics_for``."""
+        job = Job(model=model, requests=(), layer=layer, progress=progress)
+        return self._statistics(job, self.edited_layers(model, layer))
 
-    def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
-        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
-    ) -> WeightUpdate:  # fmt: skip
-        """The update of one request alone, from its value."""
-        raise NotImplementedError
+    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod, dict[str, Any]]:
+        """See ``EditingMethod.on_unedited``; statistics that differ from those of the record are warned of."""
+        method, _ = super().on_unedited(job, known)
+        if self.statistics is not None:
+            return method, {"key_energies": {}}
+        statistics = self.statistics_for(job.model, job.layer, progress=job.progress)
+        energies = {str(layer): one.mean_energy for layer, one in statistics.items()}
+        warn_of_others(energies, known.get("key_energies", {}))
+        return replace(method, statistics=statistics), {"key_energies": energies}
 
-    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
-        """The layer at which values are optimised first."""
-        raise NotImplementedError
+    def write_again(
+        self, model: TransformerBridge, written: Mapping[int, Written], earlier: EarlierEdits
+    ) -> dict[str, LowRank]:
+        """See ``EditingMethod.write_again``."""
+        assert self.statistics is not None  # a session gives them, before its first batch
+        statistics = given_statistics(self.statistics, model, tuple(written), edited=True)
+        downs = {layer: down_projection(model, layer) for layer in written}
+        return {
+            down.name: self._written_again(written[layer], down, statistics[layer], earlier)
+            for layer, down in downs.items()
+        }
 
-    def _prepared(
-        self, model: TransformerBridge, requests: Cases, earlier: EarlierEdits, *,
-        together: bool = True,
-    ) -> tuple[list[EditRequest], list[Contexts], list[str]]:  # fmt: skip
-        """Checked requests, their contexts, and the prefixes; ``together`` for those that share a model."""
-        requests = checked(requests, together=together)
-        prefixes = self.texts_before(model)
-        contexts = [build_contexts(model, request, prefixes) for request in requests]
+    def _written_again(
+        self, own: Written, down: DownProjection, statistics: KeyStatistics, earlier: EarlierEdits
+    ) -> LowRank:
+        original, changes, total = matrix_of(down), dict(earlier.changes), None
+        everything = list(range(len(own.keys)))
+        for group in [[one] for one in everything] if self.one_by_one else [everything]:
+            weight = original
+            if down.name in changes:
+                change = changes[down.name].dense().double()
+                weight = weight + (change.T if down.transposed else change)
+            part = own.only(group)
+            residuals = part.values.double() - part.keys.double() @ weight.T
+            factors = self.solve(
+                Problem(
+                    keys=part.keys, residuals=residuals, statistics=statistics,
+                    earlier=earlier.keys(down.layer, down.key_size),
+                )
+            )  # fmt: skip
+            # A stabiliser sees the weights as they are when it comes to them.
+            now = (weight.T if down.transposed else weight).to(down.parameter.dtype)
+            before = replace(down, parameter=nn.Parameter(now, requires_grad=False))
+            delta = self.stabilised(stored(*factors, down), before, replace(earlier, changes=changes))
+            changes[down.name] = changes[down.name].joined(delta) if down.name in changes else delta
+            total = delta if total is None else total.joined(delta)
+        assert total is not None
+        return total
+
+    def described(self, model: TransformerBridge, layer: Where | None = None) -> dict[str, Any]:
+        """See ``EditingMethod.described``; statistics that were given count by their numbers."""
+        given = self.statistics
+        if given is None:
+            return super().described(model, layer)
+        several = [given] if isinstance(given, KeyStatistics) else given.values()
+        return {**super().described(model, layer), "statistics": [fingerprint(one.second_moment) for one in several]}
+
+    def _prepared(self, job: Job, *, together: bool = True) -> Prepared:
+        """A job with its contexts, without statistics; ``together`` for requests that share a model."""
+        requests = checked(job.requests, together=together)
+        prefixes = self.texts_before(job.model)
+        contexts = [build_contexts(job.model, request, prefixes) for request in requests]
         # One that earlier edits have made true is written all the same, so that later edits leave it alone.
-        if not earlier.changes:
-            check_answered(model, requests, contexts, budget=self.budget)
-        return requests, contexts, prefixes
+        if not job.earlier.changes:
+            check_answered(job.model, requests, contexts, budget=self.budget)
+        return Prepared(job=replace(job, requests=requests), contexts=contexts, prefixes=prefixes, statistics={})
 
-    def _value_objective(self) -> ValueObjective:
-        objective = self.objective
-        for stabiliser in self.stabilisers:
-            objective = stabiliser.objective(objective)
-        return objective
-
-    def _values(
-        self, model: TransformerBridge, contexts: Sequence[Contexts], layer: int, progress: bool
-    ) -> list[Value]:
+    def _values(self, job: Job, contexts: Sequence[Contexts], layer: int) -> list[Value]:
         return optimise_values(
-            model, contexts, layer, self._value_objective(), place=self.place, budget=self.budget,
-            precision=self.precision, progress=progress,
+            job.model, contexts, layer, self.value_objective(), place=self.place, budget=self.budget,
+            precision=self.precision, progress=job.progress,
         )  # fmt: skip
 
-    def _known_values(
-        self, model: TransformerBridge, contexts: Sequence[Contexts], layer: int,
-        known: Sequence[Value] | None, progress: bool,
-    ) -> Sequence[Value]:  # fmt: skip
-        """The values given, checked, or found."""
-        if known is None:
-            return self._values(model, contexts, layer, progress)
+    def _check_values(self, known: Sequence[Value], contexts: Sequence[Contexts], layer: int) -> None:
+        """Whether values that were given are of these requests, and were found where this method would find them."""
         if len(known) != len(contexts):
             raise FactError(
                 f"values: one per request is needed, found {len(known)} for {len(contexts)} requests. "
@@ -190,7 +240,6 @@ class LocateThenEdit(EditingMethod):
                     f"values: for {context.label!r} at layer {layer} ({self.place}) there is one found for "
                     f"{value.label!r} at layer {value.layer} ({value.place}). Find them with values_for."
                 )
-        return known
 
     def _extra_ridge(self, diagonal: Float[Tensor, "d"]) -> float:
         return sum((stabiliser.ridge(diagonal) for stabiliser in self.stabilisers), start=0.0)
@@ -203,84 +252,24 @@ class LocateThenEdit(EditingMethod):
         preserved.diagonal().add_(ridge)
         return preserved
 
-    def _statistics(
-        self, model: TransformerBridge, downs: Mapping[int, DownProjection], earlier: EarlierEdits, progress: bool
-    ) -> dict[int, KeyStatistics]:
+    def _statistics(self, job: Job, layers: tuple[int, ...]) -> dict[int, KeyStatistics]:
         """Statistics of each layer: those given, checked, or collected."""
-        if self.statistics is None and earlier.changes:
+        edited = bool(job.earlier.changes)
+        if self.statistics is not None:
+            return given_statistics(self.statistics, job.model, layers, edited=edited)
+        if edited:
             raise NumericsError(
                 "After earlier edits the key statistics must be those of the unedited model. Give the method "
                 "statistics=method.statistics_for(model) from before they were made, or use an EditSession."
             )
-        if self.statistics is None:
-            size = next(iter(downs.values())).key_size
-            tokens = self.statistics_tokens or self.keys_per_dimension * size
-            collected = collect_statistics(
-                model, list(downs), corpus=self.corpus, tokens=tokens, seed=self.seed, progress=progress
-            )
-            for one in collected.values():
-                one.check_rank()
-            return collected
-        given = self.statistics
-        if isinstance(given, KeyStatistics):
-            given = dict.fromkeys(downs, given)
-        for layer, down in downs.items():
-            if layer not in given or given[layer].layer != layer:
-                of = given[layer].layer if layer in given else ", ".join(map(str, given)) or "none"
-                raise DataError(
-                    f"The statistics are of layer {of}, the edit is in layer {layer}. "
-                    f"Collect them with edit.key_statistics(model, {layer})."
-                )
-            given[layer].check_rank()
-            found = len(given[layer].second_moment)
-            if found != down.key_size:
-                raise DataError(
-                    f"The statistics are of keys of dimension {found}, layer {layer} of this model has keys "
-                    f"of dimension {down.key_size}. Collect them with edit.key_statistics(model, {layer})."
-                )
-        # Those of the unedited model are the right ones for one with earlier edits.
-        fingerprint = None if earlier.changes else model_fingerprint(model)
-        if fingerprint and any(given[layer].fingerprint != fingerprint for layer in downs):
-            warnings.warn(
-                "The key statistics were collected on another model, or on this one before its weights changed. The "
-                f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {next(iter(downs))}).",
-                stacklevel=4,
-            )
-        return {layer: given[layer] for layer in downs}
-
-    def _info(
-        self, layers: Sequence[int], prefixes: Sequence[str], statistics: Mapping[int, KeyStatistics],
-        edits: Sequence[Mapping[str, Any]],
-    ) -> dict[str, Any]:  # fmt: skip
-        one = next(iter(statistics.values()))
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _NOT_INFO}
-        return {
-            **own, "layers": list(layers), "objective": _plain(self._value_objective()), "prefixes": list(prefixes[1:]),
-            "stabilisers": [{"name": type(s).__name__, **_plain(s)} for s in self.stabilisers],
-            "statistics": {"corpus": one.corpus, "count": one.count, "seed": one.seed}, "edits": list(edits),
-        }  # fmt: skip
-
-
-_NOT_INFO = (
-    "layer",
-    "objective",
-    "prefixes",
-    "statistics",
-    "stabilisers",
-    "corpus",
-    "statistics_tokens",
-    "budget",
-    "layers",
-)
-
-
-def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:
-    """What an update's file says of one request."""
-    return {
-        "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
-        "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
-        "stopped": value.stopped, "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
-    }  # fmt: skip
+        size = down_projection(job.model, layers[0]).key_size
+        tokens = self.statistics_tokens or self.keys_per_dimension * size
+        collected = collect_statistics(
+            job.model, layers, corpus=self.corpus, tokens=tokens, seed=self.seed, progress=job.progress
+        )
+        for one in collected.values():
+            one.check_rank()
+        return collected
 
 
 def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | None = 0.5) -> Float[Tensor, "d"]:
@@ -292,7 +281,3 @@ def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | Non
     if bare_weight is None or len(rows) == 1:
         return rows.mean(0)
     return bare_weight * rows[0] + (1 - bare_weight) * rows[1:].mean(0)
-
-
-def _plain(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in fields(value)}

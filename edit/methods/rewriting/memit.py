@@ -1,12 +1,10 @@
 """MEMIT: write many facts at once, spread over several layers."""
 
-from jaxtyping import Float
-from torch import Tensor
+from dataclasses import replace
 
 from edit.hyperparameters import Positive, hyperparameters
-from edit.methods.rewriting.solves import Factors, least_squares
-from edit.methods.rewriting.spreading import Spreading, preserved_keys, usual_weight
-from edit.statistics import KeyStatistics
+from edit.methods.rewriting.solves import Factors, Problem, least_squares, usual_weight
+from edit.methods.rewriting.spreading import Spreading
 
 
 @hyperparameters
@@ -29,16 +27,8 @@ class MEMIT(Spreading):
     weight: Positive | None = None
     remember: bool = True
 
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> Factors:
+    def solve(self, problem: Problem) -> Factors:
         """See ``LocateThenEdit.solve``."""
-        weight = usual_weight(keys.shape[1]) if self.weight is None else self.weight
-        before = earlier if self.remember else earlier[:0]
-        return least_squares(
-            keys, residuals, self._with_ridge(preserved_keys(statistics.second_moment, weight, before))
-        )
+        known = problem if self.remember else replace(problem, earlier=problem.earlier[:0])
+        preserved = known.preserved(self.weight or usual_weight(problem.keys.shape[1]))
+        return least_squares(problem.keys, problem.residuals, self._with_ridge(preserved))

@@ -1,8 +1,7 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
-from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import replace
+from functools import reduce
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,15 +13,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Share, Unchecked, hyperparameters
-from edit.methods.base import EarlierEdits, Fitted, Lengths, Written, matrix_of, stored
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
-from edit.methods.rewriting.solves import Factors
+from edit.methods.base import EarlierEdits, Fitted, Written
+from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared, mean_over_prefixes
+from edit.methods.rewriting.record import described_edit, record
+from edit.methods.rewriting.rewriting import Lengths, matrix_of, stored, under
+from edit.methods.rewriting.solves import Factors, Problem
 from edit.methods.rewriting.stabilisers import reference_norm
 from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
-from edit.requests.requests import Cases, EditRequest
+from edit.requests.requests import EditRequest
 from edit.statistics import KeyStatistics
-from edit.values.contexts import Contexts
 from edit.values.objective import Value
 from locate.errors import NumericsError, SiteError
 from locate.model.weights import DownProjection, down_projection
@@ -62,6 +62,11 @@ class ROME(LocateThenEdit):
     original: bool = False
     bare_weight: Share | None = 0.5
 
+    @property
+    def writes_again(self) -> bool:
+        """Not in the original form, whose keys are not those that are solved for."""
+        return not self.original
+
     def resolve_layer(self, model: TransformerBridge, where: Where | None = None) -> int:
         """The layer that will be edited."""
         where = self.layer if where is None else where
@@ -76,67 +81,43 @@ class ROME(LocateThenEdit):
         """The layer that ``fit`` would edit."""
         return (self.resolve_layer(model, where),)
 
-    def fit_with(
-        self,
-        model: TransformerBridge,
-        requests: Cases,
-        *,
-        layer: Where | None = None,
-        earlier: EarlierEdits | None = None,
-        progress: bool = True,
-    ) -> Fitted:
-        """See ``EditingMethod.fit``."""
-        at = self.resolve_layer(model, layer)
+    def value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        """The layer that ``fit`` would edit."""
+        return self.resolve_layer(model, where)
+
+    def write(self, prepared: Prepared) -> Fitted:
+        """Write one request after the other, each on the model with the earlier ones in place."""
+        job, known = prepared.job, list(prepared.values)
+        model, earlier, anchors = job.model, job.earlier, job.earlier.anchors
+        ((at, statistics),) = prepared.statistics.items()
         down = down_projection(model, at)
-        earlier = earlier or EarlierEdits()
-        requests, contexts, prefixes = self._prepared(model, requests, earlier)
-        statistics = self._statistics(model, {at: down}, earlier, progress)[at]
-        changes, delta, written = dict(earlier.changes), None, None
-        edits: list[dict[str, Any]] = []
-        values: list[Value] = []
-        anchors, found = earlier.anchors, list[Value]()
         if at not in anchors and any(stabiliser.anchored for stabiliser in self.stabilisers):
             # All on the model as it is: later values of the batch are found on an edited one.
-            found = self._values(model, contexts, at, progress)
-            anchors = {at: reference_norm(found)}
-
-        def edited() -> Any:
-            return nullcontext() if delta is None else WeightUpdate.make(
-                model, {down.name: delta}, method="partial").applied(model)  # fmt: skip
-
-        pairs = zip(requests, contexts, strict=True)
-        for request, batch in tqdm(pairs, "ROME", total=len(requests), disable=not progress, delay=1):
-            with edited():
+            known = known or self._values(job, prepared.contexts, at)
+            anchors = {at: reference_norm(known)}
+        deltas: dict[str, LowRank] = {}
+        changes = dict(earlier.changes)
+        written: list[Written] = []
+        edits: list[dict[str, Any]] = []
+        values: list[Value] = []
+        pairs = zip(job.requests, prepared.contexts, strict=True)
+        for request, context in tqdm(pairs, "ROME", total=len(job.requests), disable=not job.progress, delay=1):
+            with under(model, deltas):
                 # The first is found on the model as it is in any case.
-                (value,) = found[:1] if found and not values else self._values(model, [batch], at, progress=False)
+                first = known[:1] if not values else []
+                (value,) = first or self._values(replace(job, progress=False), [context], at)
                 values.append(value)
-                own, one = self._write(
-                    down, request, value, statistics, replace(earlier, changes=changes, anchors=anchors)
-                )
+                so_far = replace(earlier, changes=changes, anchors=anchors)
+                delta, own = self._write(down, request, value, statistics, so_far)
             edits.append(described_edit(request, value))
-            written = one if written is None else written.joined(one)
-            delta = own if delta is None else delta.joined(own)
-            changes[down.name] = own if down.name not in changes else changes[down.name].joined(own)
-        assert delta is not None
-        assert written is not None
-        before = earlier.written.get(at)
-        warn_of_shared_keys(requests, written.keys, written.keys[:0] if before is None else before.keys)
-        info = {"layer": at, **self._info([at], prefixes, {at: statistics}, edits)}
-        update = WeightUpdate.make(model, {down.name: delta}, method="ROME", info=info)
-        return Fitted(update=update, written={at: written}, anchors=anchors or {at: reference_norm(values)})
-
-    def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
-        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
-    ) -> WeightUpdate:  # fmt: skip
-        at = self.resolve_layer(model, where)
-        down = down_projection(model, at)
-        delta, _ = self._write(down, request, value, statistics[at], EarlierEdits())
-        info = self._info([at], prefixes, statistics, [described_edit(request, value)])
-        return WeightUpdate.make(model, {down.name: delta}, method="ROME", info={"layer": at, **info})
-
-    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
-        return self.resolve_layer(model, where)
+            written.append(own)
+            for joint in (deltas, changes):
+                joint[down.name] = joint[down.name].joined(delta) if down.name in joint else delta
+        total = reduce(Written.joined, written)
+        warn_of_shared_keys(job.requests, total.keys, earlier.keys(at, down.key_size))
+        info = {"layer": at, **record(self, prepared, edits)}
+        update = WeightUpdate.make(model, deltas, method=self.name, info=info)
+        return Fitted(update=update, written={at: total}, anchors=anchors or {at: reference_norm(values)})
 
     def _write(
         self, down: DownProjection, request: EditRequest, value: Value, statistics: KeyStatistics, earlier: EarlierEdits
@@ -150,17 +131,12 @@ class ROME(LocateThenEdit):
             raise NumericsError(f"{request.describe()}: {error}") from error
         return delta, self._written(down, value)
 
-    def solve(
-        self,
-        keys: Float[Tensor, "edit d_mlp"],
-        residuals: Float[Tensor, "edit d_model"],
-        statistics: KeyStatistics,
-        earlier: Float[Tensor, "before d_mlp"],
-    ) -> Factors:
+    def solve(self, problem: Problem) -> Factors:
         """See ``LocateThenEdit.solve``; each key is written after the ones before it."""
+        keys, residuals = problem.keys, problem.residuals
         lefts, rights = [], []
         for index in range(len(keys)):
-            right = self._direction(keys[index], keys[index], statistics)
+            right = self._direction(keys[index], keys[index], problem.statistics)
             residual = residuals[index].double()
             for left, earlier_right in zip(lefts, rights, strict=True):
                 residual = residual - left * (earlier_right @ keys[index].double())

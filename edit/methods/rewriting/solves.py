@@ -3,13 +3,49 @@
 Keys are rows. Every function returns ``left`` (``d_model × n``) and ``right`` (``n × d_mlp``), whose product is Δ.
 """
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from edit.statistics import KeyStatistics
 from locate.errors import NumericsError
 
 Factors = tuple[Float[Tensor, "d_model n"], Float[Tensor, "n d_mlp"]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Problem:
+    """What one layer is asked to write, and what it is to leave alone.
+
+    Attributes:
+        keys: where to write.
+        residuals: what to add to what the down-projection gives there.
+        statistics: of the layer's keys.
+        earlier: keys of earlier edits.
+    """
+
+    keys: Float[Tensor, "n d_mlp"]
+    residuals: Float[Tensor, "n d_model"]
+    statistics: KeyStatistics
+    earlier: Float[Tensor, "m d_mlp"]
+
+    def preserved(self, weight: float) -> Float[Tensor, "d_mlp d_mlp"]:
+        """λC + K_pK_pᵀ: what an edit should leave alone, the keys of earlier edits among it."""
+        before = self.earlier.double()
+        return weight * self.statistics.second_moment + before.T @ before
+
+
+def usual_weight(size: int) -> float:
+    """MEMIT's λ for keys of a size: 15,000 for the 14,336 of a Llama-type model, in proportion.
+
+    What a key's own value weighs against λC grows with its dimension, as kᵀC⁻¹k does.
+
+    >>> usual_weight(14_336)
+    15000.0
+    """
+    return 15_000 * size / 14_336
 
 
 def least_squares(

@@ -1,7 +1,6 @@
 """Methods that write all requests together, spread over several layers; a method fills in its solve."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,13 +13,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Unchecked, hyperparameters
-from edit.methods.base import EarlierEdits, Fitted, Written, matrix_of, stored
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit, described_edit, mean_over_prefixes
+from edit.methods.base import Fitted, Written
+from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared, mean_over_prefixes
+from edit.methods.rewriting.record import described_edit, record
+from edit.methods.rewriting.rewriting import matrix_of, stored, under
+from edit.methods.rewriting.solves import Problem
 from edit.methods.rewriting.stabilisers import reference_norm
 from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
-from edit.requests.requests import Cases, EditRequest
-from edit.statistics import KeyStatistics
 from edit.values.contexts import Contexts
 from edit.values.objective import RESIDUAL_OBJECTIVE, Place, Value, ValueObjective
 from edit.values.states import read_at_sites
@@ -71,75 +71,47 @@ class Spreading(LocateThenEdit):
             stages = tuple(stage for own in stages for stage in stabiliser.stages(own))
         return stages
 
-    def fit_with(
-        self,
-        model: TransformerBridge,
-        requests: Cases,
-        *,
-        layer: Where | None = None,
-        earlier: EarlierEdits | None = None,
-        progress: bool = True,
-    ) -> Fitted:
-        """See ``EditingMethod.fit``."""
-        stages = self._stages(model, layer)
-        earlier = earlier or EarlierEdits()
-        prepared = self._prepared(model, requests, earlier)
-        statistics = self._statistics(model, self._downs(model, layer), earlier, progress)
-        return self._fit(model, *prepared, stages, statistics, earlier, None, progress)
-
-    def _fit_one(
-        self, model: TransformerBridge, request: EditRequest, context: Contexts, prefixes: list[str],
-        statistics: Mapping[int, KeyStatistics], value: Value, where: Where | None,
-    ) -> WeightUpdate:  # fmt: skip
-        stages = self._stages(model, where)
-        none = EarlierEdits()
-        return self._fit(model, [request], [context], prefixes, stages, statistics, none, [value], False).update
-
-    def _value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+    def value_layer(self, model: TransformerBridge, where: Where | None) -> int:
+        """The last layer of the first stage."""
         return self._stages(model, where)[0][-1]
 
-    def _fit(
-        self, model: TransformerBridge, requests: list[EditRequest], contexts: list[Contexts], prefixes: list[str],
-        stages: tuple[tuple[int, ...], ...], statistics: Mapping[int, KeyStatistics], earlier: EarlierEdits,
-        first: list[Value] | None, progress: bool,
-    ) -> Fitted:  # fmt: skip
-        """Write the requests stage by stage; ``first`` are the first stage's values where they are known already."""
-        downs = {layer: down_projection(model, layer) for stage in stages for layer in stage}
+    def write(self, prepared: Prepared) -> Fitted:
+        """Write the requests stage by stage, and layer by layer."""
+        job, contexts, requests = prepared.job, prepared.contexts, prepared.job.requests
+        model, earlier, known = job.model, job.earlier, list(prepared.values)
         edits: list[dict[str, Any]] = []
         deltas: dict[str, LowRank] = {}
         written: dict[int, Written] = {}
         anchors: dict[int, float] = {}
-
-        def edited() -> Any:
-            return WeightUpdate.make(model, deltas, method="partial").applied(model) if deltas else nullcontext()
-
-        for stage in stages:
-            with edited():
-                values = first or self._values(model, contexts, stage[-1], progress)
-            first = None
+        for stage in self._stages(model, job.layer):
+            with under(model, deltas):
+                values = known or self._values(job, contexts, stage[-1])
+            known = []
             edits = [described_edit(request, value) for request, value in zip(requests, values, strict=True)]
             anchors[stage[-1]] = reference_norm(values)
             for stabiliser in self.stabilisers:
                 values = stabiliser.values(values, earlier.anchors.get(stage[-1]))
-            bar = tqdm(stage, f"{type(self).__name__} layers", disable=not progress, delay=1)
+            bar = tqdm(stage, f"{self.name} layers", disable=not job.progress, delay=1)
             for index, one in enumerate(bar):
-                with edited():
+                down = down_projection(model, one)
+                with under(model, deltas):
                     keys, residuals = self._missing(model, contexts, values, one, stage[-1])
                     residuals = residuals * self._share(len(stage) - index)
-                    before = earlier.written.get(one)
-                    none = torch.zeros(0, keys.shape[1])
+                    before = earlier.keys(one, down.key_size)
                     if not written:
-                        warn_of_shared_keys(requests, keys, none if before is None else before.keys)
+                        warn_of_shared_keys(requests, keys, before)
+                    problem = Problem(
+                        keys=keys, residuals=residuals, statistics=prepared.statistics[one], earlier=before
+                    )
                     try:
-                        factors = self.solve(keys, residuals, statistics[one], none if before is None else before.keys)
+                        factors = self.solve(problem)
                     except NumericsError as error:
                         raise NumericsError(f"Layer {one}: {error}") from error
-                    delta = self.stabilised(stored(*factors, downs[one]), downs[one], earlier)
-                    wanted = keys.double() @ matrix_of(downs[one]).T + residuals.double()
+                    delta = self.stabilised(stored(*factors, down), down, earlier)
+                    wanted = keys.double() @ matrix_of(down).T + residuals.double()
                 written[one] = Written(layer=one, keys=keys.float(), values=wanted.float())
-                deltas[downs[one].name] = delta
-        info = self._info(list(downs), prefixes, statistics, edits)
-        update = WeightUpdate.make(model, deltas, method=type(self).__name__, info=info)
+                deltas[down.name] = delta
+        update = WeightUpdate.make(model, deltas, method=self.name, info=record(self, prepared, edits))
         # Those of the unedited model are handed on, also past a first batch that is taken back.
         return Fitted(update=update, written=written, anchors={**anchors, **earlier.anchors})
 
@@ -183,26 +155,3 @@ def _scale(found: Any, layer: int) -> Float[Tensor, "edit d_model"]:
     if torch.equal(outputs, added):
         return torch.ones_like(outputs)
     return torch.where(added == 0, 0, outputs / added)
-
-
-def preserved_keys(
-    second_moment: Float[Tensor, "d_mlp d_mlp"], weight: float, earlier: Float[Tensor, "before d_mlp"]
-) -> Float[Tensor, "d_mlp d_mlp"]:
-    """λC + K_pK_pᵀ: what an edit should leave alone, the keys of earlier edits among it.
-
-    >>> preserved_keys(torch.eye(2).double(), 3.0, torch.zeros(0, 2)).tolist()
-    [[3.0, 0.0], [0.0, 3.0]]
-    """
-    before = earlier.double()
-    return weight * second_moment + before.T @ before
-
-
-def usual_weight(size: int) -> float:
-    """MEMIT's λ for keys of a size: 15,000 for the 14,336 of a Llama-type model, in proportion.
-
-    What a key's own value weighs against λC grows with its dimension, as kᵀC⁻¹k does.
-
-    >>> usual_weight(14_336)
-    15000.0
-    """
-    return 15_000 * size / 14_336

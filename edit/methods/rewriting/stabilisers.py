@@ -6,7 +6,7 @@ KN, which does not, takes those that act on the change alone: ``PRUNE`` and ``RE
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -27,6 +27,14 @@ class Stabiliser:
     >>> Stabiliser().stages((3, 4, 5))
     ((3, 4, 5),)
     """
+
+    # Whether it acts on values and how they are written, and not on the change alone: then a method needs values.
+    acts_on_values: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """As files and messages name it."""
+        return type(self).__name__
 
     @property
     def anchored(self) -> bool:
@@ -152,6 +160,8 @@ class PRUNE(Stabiliser):
     1
     """
 
+    acts_on_values: ClassVar[bool] = False
+
     def change(self, delta: LowRank, weight: Float[Tensor, "out in"], earlier: LowRank | None) -> LowRank:
         """The change, with what is too large in the accumulated one taken back."""
         original = weight.detach().cpu().double()
@@ -179,6 +189,8 @@ class RECT(Stabiliser):
     >>> RECT(share=0.2).share
     0.2
     """
+
+    acts_on_values: ClassVar[bool] = False
 
     share: _Kept = 0.4
 

@@ -79,11 +79,11 @@ def test_the_same_command_goes_on_where_it_was_stopped(edit, facts_file, tmp_pat
     fits = []
     real = MEMIT.fit_with
 
-    def dying(self, *own, **options):
-        fits.append(own[1])
+    def dying(self, job):
+        fits.append(job.requests)
         if len(fits) == 3:
             raise KeyboardInterrupt
-        return real(self, *own, **options)
+        return real(self, job)
 
     monkeypatch.setattr(MEMIT, "fit_with", dying)
     edit(*arguments, expect=1)
@@ -108,10 +108,10 @@ def test_an_edit_that_fails_leaves_what_stands_and_may_be_left_out(edit, facts_f
     common = ["--method", "memit", "--layers", "1", "--batch-size", 1, "--out", tmp_path / "r"]
     real = MEMIT.fit_with
 
-    def failing(self, model, requests, **options):
-        if requests[0].fact.subject == FACTS[2]["subject"]:
-            raise NumericsError(f"{requests[0].describe()}: it diverges; nothing was changed.")
-        return real(self, model, requests, **options)
+    def failing(self, job):
+        if job.requests[0].fact.subject == FACTS[2]["subject"]:
+            raise NumericsError(f"{job.requests[0].describe()}: it diverges; nothing was changed.")
+        return real(self, job)
 
     monkeypatch.setattr(MEMIT, "fit_with", failing)
     message = " ".join(edit("--facts", facts_file(), *common, expect=1).output.split())

@@ -60,14 +60,21 @@ def make(model, seed=0, size=1.0):
     return WeightUpdate.make(model, {down_projection(model, 1).name: LowRank(left=left, right=right)}, method="test")
 
 
-class Same:
-    """A method that always finds one update."""
+def finding(find):
+    """A method that takes everything and fits what a function of the model and the requests gives."""
 
-    def __init__(self, update):
-        self.update = update
+    class Own(EditingMethod):
+        def fit_with(self, job):
+            return Fitted(update=find(job.model, job.requests))
 
-    def fit(self, model, requests, *, progress=True):
-        return self.update
+        def check(self, model, requests):
+            pass
+
+    return Own()
+
+
+def always(update):
+    return finding(lambda *_: update)
 
 
 def sample_texts(model, prompts, seeds, **how):
@@ -485,7 +492,7 @@ def test_texts_are_compared_with_those_on_things_that_have_the_new_object(model)
     # As published, an accent splits a word of the model's, and none of the references'.
     accented = ReferenceTexts(texts={"piaf": ("Édith Piaf",)})
     assert accented.similarity("Édith Piaf", ("Édith Piaf",)) == pytest.approx(0.5**0.5)
-    each = evaluate_each(model, Same(update), [tower, ben, ASKED], **how, progress=False)
+    each = evaluate_each(model, always(update), [tower, ben, ASKED], **how, progress=False)
     pd.testing.assert_frame_equal(each.summary(), evaluation.summary(), atol=1e-4)
 
 
@@ -577,12 +584,12 @@ def test_join_numbers_the_cases_on():
 def test_each_case_is_edited_on_the_unedited_model(model):
     before, seen = prints(model), []
 
-    class Method:
-        def fit(self, model, requests, *, progress=True):
-            seen.append((requests, prints(model) == before))
-            return make(model, seed=len(seen))
+    def find(model, requests):
+        seen.append((requests, prints(model) == before))
+        return make(model, seed=len(seen))
 
-    joined = evaluate_each(model, Method(), CASES, generate=False, progress=False)
+    method = finding(find)
+    joined = evaluate_each(model, method, CASES, generate=False, progress=False)
     assert [(len(requests), plain) for requests, plain in seen] == [(1, True), (1, True)]
     assert [requests[0].target_new for requests, _ in seen] == ["Rome", "Rome in Italy"]
     alone = [evaluate(model, make(model, seed=i + 1), [case], generate=False) for i, case in enumerate(CASES)]
@@ -590,7 +597,7 @@ def test_each_case_is_edited_on_the_unedited_model(model):
     assert prints(model) == before
     seen.clear()
     given = baseline(model, CASES, generate=False)
-    again = evaluate_each(model, Method(), CASES, generate=False, progress=False, baseline=given)
+    again = evaluate_each(model, method, CASES, generate=False, progress=False, baseline=given)
     pd.testing.assert_frame_equal(joined.rows, again.rows)
 
 
@@ -604,12 +611,10 @@ def test_values_of_all_cases_are_found_together_and_edits_are_the_same(model, tm
     text.write_text(" ".join(f"{number:04d}" for number in range(2500)))
     method = ROME(objective=ValueObjective(steps=3), prefixes=("I am. ",), corpus=str(text), statistics_tokens=1000)
 
-    class OneByOne:
-        def fit(self, model, requests, *, progress=True):
-            return method.fit(model, requests, progress=progress)
-
     together = evaluate_each(model, method, CASES, generate=False, progress=False)
-    alone = evaluate_each(model, OneByOne(), CASES, generate=False, progress=False)
+    alone = evaluate_each(
+        model, finding(lambda *asked: method.fit(*asked, progress=False)), CASES, generate=False, progress=False
+    )
     assert found == [2, 1, 1]
     assert (together.rows["kl"] > 0).any()
     pd.testing.assert_frame_equal(together.rows, alone.rows, atol=1e-4)
@@ -620,7 +625,7 @@ def test_the_unedited_model_is_asked_once_for_all_cases(model, monkeypatch):
     monkeypatch.setattr(
         asking, "score_targets", lambda m, pairs, **how: asked.append(len(pairs)) or real(m, pairs, **how)
     )
-    joined = evaluate_each(model, Same(make(model)), CASES, max_new_tokens=2, fluency=True, seed=2, progress=False)
+    joined = evaluate_each(model, always(make(model)), CASES, max_new_tokens=2, fluency=True, seed=2, progress=False)
     assert asked == [16, 12, 4]
     assert joined.texts["case"].tolist() == [0, 0, 1, 1]
     assert joined.texts["model"].tolist() == ["edited", "unedited"] * 2
@@ -653,15 +658,14 @@ def test_refuses_what_it_cannot_judge(model):
 def test_what_cannot_be_edited_or_asked_is_told_before_much_is_asked(model, monkeypatch):
     monkeypatch.setattr(evaluating, "measure", lambda *_, **__: pytest.fail("it began"))
 
-    class Refusing:
-        def fit(self, model, requests, *, progress=True):
-            raise FactError("no such edit")
+    def refuse(*_):
+        raise FactError("no such edit")
 
     with pytest.raises(FactError, match="no such edit"):
-        evaluate_each(model, Refusing(), CASES)
+        evaluate_each(model, finding(refuse), CASES)
     wrong = dataclasses.replace(TOWER, neighbours=("Big Ben is in ",))
     with pytest.raises(FactError, match=r"1 prompt\(s\) cannot be asked(.|\n)*Rome, neighbourhood: The target"):
-        evaluate_each(model, Refusing(), [wrong])
+        evaluate_each(model, finding(refuse), [wrong])
     # The last of many, by a method that fits one after the other.
     alike = dataclasses.replace(TOWER, target="London", target_new="London in France")
     monkeypatch.setattr(KN, "fit_with", lambda *_, **__: pytest.fail("it began"))
@@ -673,23 +677,28 @@ def test_a_method_that_fits_one_at_a_time_needs_nothing_else(model):
     update = make(model)
 
     class Own(EditingMethod):
-        def fit_with(self, model, requests, **_):
-            return Fitted(update=update, written={})
+        def fit_with(self, job):
+            return Fitted(update=update)
 
-    own, same = (evaluate_each(model, one, CASES, generate=False, progress=False).rows for one in (Own(), Same(update)))
+    own, same = (
+        evaluate_each(model, one, CASES, generate=False, progress=False).rows for one in (Own(), always(update))
+    )
     pd.testing.assert_frame_equal(own, same)
 
 
 def test_many_cases_are_fitted_in_parts(model, monkeypatch):
     update, seen = make(model), []
 
-    class Together(Same):
-        def fit_each(self, model, requests, *, progress=True):
+    class Together(EditingMethod):
+        def fit_each(self, model, requests, *, layer=None, progress=True):
             seen.append(len(requests))
             return iter([update] * len(requests))
 
+        def check(self, model, requests):
+            pass
+
     monkeypatch.setattr(evaluating, "_TOGETHER", 2)
-    rows = evaluate_each(model, Together(update), [TOWER] * 5, generate=False, progress=False).rows
+    rows = evaluate_each(model, Together(), [TOWER] * 5, generate=False, progress=False).rows
     assert seen == [2, 2, 1]
     assert rows["case"].nunique() == 5
 

@@ -18,9 +18,8 @@ import locate
 from benchmarks import literal_memit
 from benchmarks.literal_rome import halved_mean
 from edit.hyperparameters import Count, hyperparameters, whole
-from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
-from edit.methods import base as methods_base
-from edit.methods.rewriting import locate_then_edit
+from edit.methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, Job
+from edit.methods.rewriting import locate_then_edit, rewriting
 from edit.methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT, reference_norm
 from edit.methods.where import _whole
 from edit.requests.requests import EditRequest
@@ -35,6 +34,7 @@ from locate.model.anatomy import check_layer
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from locate.sites.table import hook_name
 from tests import tiny
+from tests.edit.methods.problems import solved
 
 # One of each form: Conv1D, gated, a norm after the MLP, parallel blocks with fused projections.
 KINDS = ["gpt2", "llama", "gemma3_text", "gpt_neox"]
@@ -156,7 +156,7 @@ def test_emmet_gives_every_mean_key_its_value(kind, prepared):
 @pytest.mark.parametrize("kind", KINDS)
 def test_emmet_reaches_its_values_over_several_layers(kind, prepared):
     model = tiny.bridge(kind)
-    fitted = prepared("EMMET", layers=LAYERS, slack=0.0).fit_with(model, REQUESTS, progress=False)
+    fitted = prepared("EMMET", layers=LAYERS, slack=0.0).fit_with(Job(model=model, requests=REQUESTS, progress=False))
     assert len(fitted.update.parameters) == 2
     contexts = [build_contexts(model, request, ["", *PREFIXES]) for request in REQUESTS]
     values = optimise_values(model, contexts, 2, OBJECTIVE)
@@ -169,7 +169,7 @@ def test_emmet_reaches_its_values_over_several_layers(kind, prepared):
 
 def test_memit_without_preservation_reaches_the_value_at_the_last_layer(llama, prepared):
     method = prepared("MEMIT", weight=1e-8, prefixes=())
-    fitted = method.fit_with(llama, REQUESTS, progress=False)
+    fitted = method.fit_with(Job(model=llama, requests=REQUESTS, progress=False))
     contexts = [build_contexts(llama, request, [""]) for request in REQUESTS]
     values = optimise_values(llama, contexts, 2, OBJECTIVE, place="resid")
     name = "blocks.2.hook_resid_post"
@@ -257,7 +257,7 @@ def test_blue_edits_first_and_last_layer_each_to_its_own_value(llama, prepared):
     method = dataclasses.replace(prepared("MEMIT"), layers=(0, 1, 2), stabilisers=(BLUE(),))
     statistics = collect_statistics(llama, (0, 2), corpus=method.corpus, tokens=1500, progress=False)
     method = dataclasses.replace(method, statistics=statistics)
-    fitted = method.fit_with(llama, REQUESTS, progress=False)
+    fitted = method.fit_with(Job(model=llama, requests=REQUESTS, progress=False))
     assert fitted.update.info["layers"] == [0, 2]
     alone = dataclasses.replace(method, stabilisers=())
     first = alone.fit(llama, REQUESTS, layer=(0,), progress=False)
@@ -385,7 +385,7 @@ def test_kn_rewrites_the_neurons_that_attribution_finds(kind):
 
 
 def test_kn_attributes_under_given_texts(llama, monkeypatch):
-    monkeypatch.setattr(methods_base, "sample_prefixes", lambda *_: pytest.fail("it sampled"))
+    monkeypatch.setattr(rewriting, "sample_prefixes", lambda *_: pytest.fail("it sampled"))
     found = KN(prefixes=("I am. ",)).fit(llama, [REQUESTS[0]], progress=False)
     assert found.info["prefixes"] == ["I am. "]
     asked = KN().fit(llama, [EditRequest(dataclasses.replace(TOWER, paraphrases=("{} is in",)))], progress=False)
@@ -746,6 +746,8 @@ def test_alphaedits_ridge_is_the_energy_in_the_null_space(llama, prepared):
     none = torch.zeros(0, 80)
     explicit = dataclasses.replace(method, ridge=held)
     for found, wanted in zip(
-        method.solve(keys, residuals, statistics, none), explicit.solve(keys, residuals, statistics, none), strict=True
+        solved(method, keys, residuals, statistics, none),
+        solved(explicit, keys, residuals, statistics, none),
+        strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)

@@ -15,7 +15,7 @@ import torch
 from benchmarks.literal_rome import halved_mean
 from edit.changes.lowrank import LowRank
 from edit.datasets import load_counterfact
-from edit.methods import EMMET, MEMIT, PMET, ROME, AlphaEdit
+from edit.methods import EMMET, MEMIT, PMET, ROME, AlphaEdit, Job
 from edit.methods.rewriting.stabilisers import PRUNE, RECT
 from edit.requests.requests import EditRequest
 from edit.statistics import collect_statistics
@@ -26,6 +26,7 @@ from locate import Fact
 from locate.facts.prompts import encode_target
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from tests import tiny
+from tests.edit.methods.problems import solved
 
 # Conv1D, gated, a norm after the MLP, parallel blocks with fused projections; and the default model.
 KINDS = [
@@ -136,7 +137,7 @@ def test_emmet_without_slack_gives_every_key_its_value(case):
 
 def test_memit_without_preservation_gives_every_key_its_value(case):
     method = MEMIT(layers=(case.layer,), weight=1e-10, **case.options)
-    fitted = method.fit_with(case.model, REQUESTS, progress=False)
+    fitted = method.fit_with(Job(model=case.model, requests=REQUESTS, progress=False))
     written = fitted.written[case.layer]
     keys, wanted = written.keys.double().T, written.values.double().T
     close((case.weight() + case.delta(fitted.update)) @ keys, wanted, 1e-4)
@@ -161,14 +162,14 @@ def test_alphaedit_changes_nothing_outside_its_null_space(case):
 def test_one_batch_is_the_same_edits_in_sequence(case, method):
     keys, wanted = case.keys, case.keys @ case.weight().T + case.residuals
     none = keys[:0]
-    whole = product(method.solve(keys, case.residuals, case.statistics[case.layer], none))
+    whole = product(solved(method, keys, case.residuals, case.statistics[case.layer], none))
     for remember in (True, False):
         total = torch.zeros_like(whole)
         for row in range(len(keys)):
             own = keys[row : row + 1]
             residuals = wanted[row : row + 1] - own @ (case.weight() + total).T
             earlier = keys[:row] if remember else none
-            total = total + product(method.solve(own, residuals, case.statistics[case.layer], earlier))
+            total = total + product(solved(method, own, residuals, case.statistics[case.layer], earlier))
         if remember:
             close(total, whole, 1e-8)
         else:  # without the keys of the earlier ones it is another change
@@ -177,11 +178,11 @@ def test_one_batch_is_the_same_edits_in_sequence(case, method):
 
 def test_woodbury_is_the_direct_solve(case):
     keys, earlier = case.keys[1:], case.keys[:1]
-    found = product(MEMIT(weight=50.0).solve(keys, case.residuals[1:], case.statistics[case.layer], earlier))
+    found = product(solved(MEMIT(weight=50.0), keys, case.residuals[1:], case.statistics[case.layer], earlier))
     preserved = 50 * case.moment + earlier.T @ earlier
     close(found, case.residuals[1:].T @ keys @ torch.linalg.inv(preserved + keys.T @ keys), 1e-7)
     found = product(
-        AlphaEdit(ridge=2.0).solve(keys, case.residuals[1:], case.statistics[case.layer], earlier)
+        solved(AlphaEdit(ridge=2.0), keys, case.residuals[1:], case.statistics[case.layer], earlier)
     )  # fmt: skip
     basis = case.statistics[case.layer].null_space(energy=AlphaEdit().energy)
     projector = basis @ basis.T
@@ -267,8 +268,8 @@ def test_a_target_is_the_same_with_its_leading_space(case, tmp_path):
 def test_edits_do_not_depend_on_order(case, method):
     order = [2, 0, 1]
     statistics, none = case.statistics[case.layer], case.keys[:0]
-    found = product(method.solve(case.keys[order], case.residuals[order], statistics, none))
-    close(found, product(method.solve(case.keys, case.residuals, statistics, none)), 1e-8)
+    found = product(solved(method, case.keys[order], case.residuals[order], statistics, none))
+    close(found, product(solved(method, case.keys, case.residuals, statistics, none)), 1e-8)
     turned = optimise_values(case.model, [case.contexts[one] for one in order], case.layer, OBJECTIVE)
     for value, one in zip(turned, order, strict=True):
         close(value.value, case.values[one].value, 1e-3)

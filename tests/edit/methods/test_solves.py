@@ -4,11 +4,12 @@ import pytest
 import torch
 
 from edit.methods import EMMET, MEMIT, ROME, AlphaEdit
-from edit.methods.base import stored
+from edit.methods.rewriting.rewriting import stored
 from edit.methods.rewriting.solves import equality, in_null_space, least_squares, solve_positive
 from edit.statistics import KeyStatistics
 from locate import NumericsError
 from locate.model.weights import DownProjection
+from tests.edit.methods.problems import solved
 
 D, MODEL, N = 24, 8, 5
 
@@ -105,41 +106,41 @@ METHODS = [MEMIT(weight=3.0), AlphaEdit(energy=0.05, ridge=0.5), EMMET(slack=0.0
 def test_one_batch_is_the_same_edits_in_sequence(method, statistics):
     weights, wanted = draw(MODEL, D, seed=5), draw(N, MODEL, seed=6)
     none = torch.zeros(0, D, dtype=torch.float64)
-    whole = product(method.solve(KEYS, wanted - KEYS @ weights.T, statistics, none))
+    whole = product(solved(method, KEYS, wanted - KEYS @ weights.T, statistics, none))
     total = torch.zeros(MODEL, D, dtype=torch.float64)
     for first, last in ((0, 2), (2, 3), (3, N)):
         own = KEYS[first:last]
         residuals = wanted[first:last] - own @ (weights + total).T
-        total = total + product(method.solve(own, residuals, statistics, KEYS[:first]))
+        total = total + product(solved(method, own, residuals, statistics, KEYS[:first]))
     torch.testing.assert_close(total, whole)
     forgetful = torch.zeros(MODEL, D, dtype=torch.float64)
     for row in range(N):
         own = KEYS[row : row + 1]
         residuals = wanted[row : row + 1] - own @ (weights + forgetful).T
-        forgetful = forgetful + product(method.solve(own, residuals, statistics, none))
+        forgetful = forgetful + product(solved(method, own, residuals, statistics, none))
     assert (forgetful - whole).norm() > 1e-3 * whole.norm()
 
 
 def test_memit_without_memory_leaves_earlier_keys_out(statistics):
     earlier = draw(3, D, seed=4)
     none = earlier[:0]
-    with_memory = product(MEMIT(weight=3.0).solve(KEYS, RESIDUALS, statistics, earlier))
-    without = product(MEMIT(weight=3.0, remember=False).solve(KEYS, RESIDUALS, statistics, earlier))
-    torch.testing.assert_close(without, product(MEMIT(weight=3.0).solve(KEYS, RESIDUALS, statistics, none)))
+    with_memory = product(solved(MEMIT(weight=3.0), KEYS, RESIDUALS, statistics, earlier))
+    without = product(solved(MEMIT(weight=3.0, remember=False), KEYS, RESIDUALS, statistics, earlier))
+    torch.testing.assert_close(without, product(solved(MEMIT(weight=3.0), KEYS, RESIDUALS, statistics, none)))
     assert (with_memory @ earlier.T).norm() < (without @ earlier.T).norm()
 
 
 def test_emmet_preserves_earlier_keys_better_than_without_them(statistics):
     earlier = draw(3, D, seed=4)
     method = METHODS[2]
-    with_memory = product(method.solve(KEYS, RESIDUALS, statistics, earlier))
-    without = product(method.solve(KEYS, RESIDUALS, statistics, earlier[:0]))
+    with_memory = product(solved(method, KEYS, RESIDUALS, statistics, earlier))
+    without = product(solved(method, KEYS, RESIDUALS, statistics, earlier[:0]))
     torch.testing.assert_close(with_memory @ KEYS.T, RESIDUALS.T)
     assert (with_memory @ earlier.T).norm() < (without @ earlier.T).norm()
 
 
 def test_rome_solves_keys_one_after_the_other(statistics):
-    left, right = ROME().solve(KEYS, RESIDUALS, statistics, torch.zeros(0, D, dtype=torch.float64))
+    left, right = solved(ROME(), KEYS, RESIDUALS, statistics, torch.zeros(0, D, dtype=torch.float64))
     total = torch.zeros(MODEL, D, dtype=torch.float64)
     inverse = torch.linalg.inv(statistics.second_moment)
     for key, residual in zip(KEYS, RESIDUALS, strict=True):
@@ -153,8 +154,8 @@ def test_independent_edits_do_not_depend_on_order(statistics):
     order = torch.tensor([3, 0, 4, 2, 1])
     none = torch.zeros(0, D, dtype=torch.float64)
     for method in METHODS:
-        found = product(method.solve(KEYS, RESIDUALS, statistics, none))
-        torch.testing.assert_close(product(method.solve(KEYS[order], RESIDUALS[order], statistics, none)), found)
+        found = product(solved(method, KEYS, RESIDUALS, statistics, none))
+        torch.testing.assert_close(product(solved(method, KEYS[order], RESIDUALS[order], statistics, none)), found)
 
 
 def test_a_singular_or_indefinite_matrix_is_an_error():

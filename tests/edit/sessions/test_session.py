@@ -9,14 +9,17 @@ import torch
 
 import edit
 from edit.changes.lowrank import LowRank
-from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit, EarlierEdits, base
+from edit.methods import EMMET, KN, MEMIT, ROME, AlphaEdit, Job
+from edit.methods.rewriting import rewriting
 from edit.methods.rewriting.stabilisers import BLUE, NAS, PRUNE, RECT, reference_norm
 from edit.requests.conflicts import find_conflicts
 from edit.requests.requests import EditRequest
+from edit.sessions.batches import Memory
 from edit.values.objective import ValueObjective
 from locate import DataError, Fact, FactError, NumericsError, UpdateError
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from tests import tiny
+from tests.edit.methods.problems import solved
 
 PREFIXES = ("I am. ",)
 OBJECTIVE = ValueObjective(steps=3, clamp=0.75, stop="loss", loss_threshold=-1.0)
@@ -89,7 +92,7 @@ def test_later_batches_know_the_keys_of_earlier_ones(llama, method):
         session.edit(REQUESTS[:2], progress=False)
         with pytest.raises(NumericsError, match="must be those of the unedited model"):
             own.fit(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
-        fitted = knowing.fit_with(llama, REQUESTS[2:], earlier=session.earlier(), progress=False)
+        fitted = knowing.fit_with(Job(model=llama, requests=REQUESTS[2:], earlier=session.earlier(), progress=False))
         session.edit(REQUESTS[2:], progress=False)
         earlier = session.earlier()
     assert earlier.written[1].keys.shape == (5, 80)
@@ -134,11 +137,11 @@ def test_a_removed_edit_leaves_what_the_others_alone_would_give_at_their_values(
     statistics = own.statistics_for(llama, progress=False)[1]
     none = torch.zeros(0, keys.shape[1])
     if name == "EMMET":
-        first = product(own.solve(keys[:1], wanted[:1] - keys[:1] @ original.T, statistics, none))
+        first = product(solved(own, keys[:1], wanted[:1] - keys[:1] @ original.T, statistics, none))
         left = wanted[1:] - keys[1:] @ (original + first).T
-        expected = first + product(own.solve(keys[1:], left, statistics, keys[:1].float()))
+        expected = first + product(solved(own, keys[1:], left, statistics, keys[:1].float()))
     else:
-        expected = product(own.solve(keys, wanted - keys @ original.T, statistics, none))
+        expected = product(solved(own, keys, wanted - keys @ original.T, statistics, none))
     assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
@@ -191,11 +194,11 @@ def test_a_killed_session_goes_on_where_it_was(llama, method, tmp_path, monkeypa
     fits = []
     real = MEMIT.fit_with
 
-    def dying(self, *arguments, **options):
-        fits.append(arguments[1])
+    def dying(self, job):
+        fits.append(job.requests)
         if len(fits) == 2:
             raise KeyboardInterrupt
-        return real(self, *arguments, **options)
+        return real(self, job)
 
     monkeypatch.setattr(MEMIT, "fit_with", dying)
     session = edit.EditSession(llama, method(), folder=folder)
@@ -341,7 +344,7 @@ def test_every_stage_has_an_anchor_of_its_own(llama, method):
 def test_romes_anchor_is_of_values_found_on_the_model_as_it_is(llama, method):
     own = method("ROME", stabilisers=(NAS(),))
     clean = reference_norm(own.values_for(llama, REQUESTS[:3], progress=False))
-    fitted = own.fit_with(llama, REQUESTS[:3], progress=False)
+    fitted = own.fit_with(Job(model=llama, requests=REQUESTS[:3], progress=False))
     assert fitted.anchors == {1: pytest.approx(clean, rel=1e-5)}
 
 
@@ -534,7 +537,7 @@ def test_a_session_goes_on_with_the_prefixes_and_statistics_it_began_with(llama,
         pytest.MonkeyPatch.context() as patch,
         edit.EditSession(llama, own, folder=tmp_path / "s") as session,
     ):
-        patch.setattr(base, "sample_prefixes", lambda *_: ["", "Another device samples others. "])
+        patch.setattr(rewriting, "sample_prefixes", lambda *_: ["", "Another device samples others. "])
         session.edit(REQUESTS[1:2], progress=False)
         assert session.log[1]["info"]["prefixes"] == prefixes
     text.write_text(" ".join(f"{number:04d}" for number in range(7000, 3000, -1)))
@@ -596,7 +599,7 @@ def test_what_a_batch_adds_is_added_once(llama, method, monkeypatch):
         assert len(joins) == 2  # one for each layer
         monkeypatch.undo()
         memory = session.earlier()
-        session._known = ((), EarlierEdits())
+        session._memory = Memory()
         again = session.earlier()
     for name, change in memory.changes.items():
         torch.testing.assert_close(change.dense(), again.changes[name].dense(), rtol=0, atol=0)
