@@ -658,7 +658,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         path.write_bytes(b"half")
         raise OSError("no space left")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("locate.store.tensors.save_file", full)
     with pytest.raises(OSError, match="no space left"):
         make(2 * torch.eye(3, dtype=torch.float64)).save(path)
     assert torch.equal(load_statistics(path).second_moment, torch.eye(3, dtype=torch.float64))
