@@ -12,6 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
+from edit.statistics.factorised import Factorised
 from locate.errors import DataError, LocateError, NumericsError
 from locate.model.weights import fingerprint
 from locate.store.tensors import read_tensors, write_tensors
@@ -82,11 +83,9 @@ class KeyStatistics:
             if ridge:
                 matrix = matrix.clone()
                 matrix.diagonal().add_(ridge)
-            factor, failed = torch.linalg.cholesky_ex(matrix)
-            if failed:
-                raise NumericsError(self._why_singular())
-            self._kept.update(factor=factor, ridge=ridge)
-        return torch.cholesky_solve(keys.to(self.second_moment), self._kept["factor"])
+            what = f"The key statistics of layer {self.layer} are"
+            self._kept.update(factor=Factorised.of(matrix, what, self._keys), ridge=ridge)
+        return self._kept["factor"].solve(keys)
 
     def eigen(self) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_mlp d_mlp"]]:
         """Eigenvalues in ascending order, and their eigenvectors as columns.
@@ -234,8 +233,8 @@ class KeyStatistics:
         size = len(self.second_moment)
         if self.count < size:
             raise NumericsError(
-                f"The key statistics of layer {self.layer} are singular: {self.count} keys of dimension {size} from "
-                f"{self.corpus!r} are too few. Collect more: at least {2 * size}, better {10 * size}."
+                f"The key statistics of layer {self.layer} are singular: {self._keys} are too few. Collect more: at "
+                f"least {2 * size}, better {10 * size}."
             )
 
     def _check_finite(self) -> None:
@@ -245,25 +244,9 @@ class KeyStatistics:
                 "outputs are."
             )
 
-    def _why_singular(self) -> str:
-        size = len(self.second_moment)
-        found = f"{self.count} keys of dimension {size} from {self.corpus!r}"
-        diagonal = self.second_moment.diagonal()
-        if silent := int((diagonal == 0).sum()):
-            return (
-                f"The key statistics of layer {self.layer} are singular: {silent} of {size} neurons were zero in all "
-                f"of {found}. Add a ridge (stabilisers=(edit.ENCORE(),)), use AlphaEdit, or edit a layer where every "
-                "neuron fires; other text may help as well."
-            )
-        if (diagonal < 0).any():
-            return (
-                f"The key statistics of layer {self.layer} are indefinite: some squares of {found} are negative on "
-                "average, which no keys give. Collect them again."
-            )
-        return (
-            f"The key statistics of layer {self.layer} are singular: {found}. "
-            f"Collect more: at least {2 * size}, better {10 * size}."
-        )
+    @property
+    def _keys(self) -> str:
+        return f"{self.count} keys of dimension {len(self.second_moment)} from {self.corpus!r}"
 
 
 def kept_beside(statistics: KeyStatistics, path: Path) -> KeyStatistics:

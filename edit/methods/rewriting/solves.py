@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edit.statistics import KeyStatistics
+from edit.statistics.factorised import Factorised
 from locate.errors import NumericsError
 
 Factors = tuple[Float[Tensor, "d_model n"], Float[Tensor, "n d_mlp"]]
@@ -126,17 +127,5 @@ def solve_positive(matrix: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) 
     >>> solve_positive(2 * torch.eye(2), torch.ones(2, 1)).round(decimals=6).tolist()
     [[0.5], [0.5]]
     """
-    factor, failed = torch.linalg.cholesky_ex(matrix.double())
-    if failed or not factor.isfinite().all():
-        silent = int((matrix.diagonal() == 0).sum())
-        remedy = (
-            f"{silent} neurons were zero in all of the text: add a ridge (stabilisers=(edit.ENCORE(),)), use "
-            "AlphaEdit, or edit a layer where every neuron fires."
-            if silent
-            else f"Collect more key statistics: at least {2 * len(matrix)} keys, better {10 * len(matrix)}."
-        )
-        raise NumericsError(
-            f"The {len(matrix)} × {len(matrix)} matrix of what is to be preserved is singular or indefinite (at row "
-            f"{int(failed)}). {remedy}"
-        )
-    return torch.cholesky_solve(columns.double(), factor)
+    size = len(matrix)
+    return Factorised.of(matrix, f"The {size} × {size} matrix of what is to be preserved is").solve(columns)
