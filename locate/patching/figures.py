@@ -1,5 +1,6 @@
 """Figures of activation patching and attention knockout."""
 
+from itertools import cycle
 from typing import Literal
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.errors import SiteError
+from locate.figures.lines import STYLES, draw_lines
 from locate.figures.style import (
     STYLE,
     add_headline,
@@ -23,15 +25,6 @@ from locate.figures.style import (
 from locate.patching.knockout import Knockout
 from locate.patching.patches import Patches
 from locate.sites.table import site_title
-
-_LINE_STYLES = [
-    ("#0072B2", "o"),
-    ("#D55E00", "s"),
-    ("#009E73", "D"),
-    ("#CC79A7", "^"),
-    ("#E69F00", "v"),
-    ("#000000", "x"),
-]
 
 
 def plot_patches(
@@ -131,7 +124,7 @@ def _plot_senders(
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
         axes = figure.subplots()
-        axes.barh(range(len(names)), numbers - start, left=start, color=_LINE_STYLES[0][0], height=0.7)
+        axes.barh(range(len(names)), numbers - start, left=start, color=STYLES[0][0], height=0.7)
         axes.axvline(start, color="black", linewidth=0.5)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
@@ -175,16 +168,11 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
         else:
             figure = plt.figure(figsize=figsize or (3.8, 2.6), layout="constrained")
             axes = figure.subplots()
-            for source, (colour, marker) in zip(sources, _LINE_STYLES * len(sources), strict=False):
-                line = change.sel(source=source)
-                axes.plot(
-                    line["layer"].values, line.values, color=colour, marker=marker, markersize=3, linewidth=1,
-                    markevery=max(1, line.sizes["layer"] // 10), label=f"{knockout.info['target']} ↛ {source}",
-                )  # fmt: skip
-            axes.axhline(0, color="black", linewidth=0.5)
+            names = {source: f"{knockout.info['target']} ↛ {source}" for source in sources}
+            table = change.to_dataframe("change").reset_index().replace({"source": names})
+            draw_lines(axes, table, "change", "source", dict(zip(names.values(), cycle(STYLES), strict=False)))
             axes.set_xlabel(f"centre of the window of {knockout.info['window']} layers")
             axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
-            axes.spines[["top", "right"]].set_visible(False)
             axes.legend(frameon=False)
         add_headline(figure, f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")
     plt.close(figure)

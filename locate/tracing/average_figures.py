@@ -10,20 +10,13 @@ from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.errors import SiteError
+from locate.figures.lines import STYLES, draw_lines
 from locate.figures.style import HUES, STYLE, add_headline, add_units, even_lightness, fitted, head_figure, heat_map
 from locate.tracing.average import ROLES, AverageTrace, check_role
 from locate.tracing.figures import MODULES
 
-# Okabe and Ito's colours with a marker each, told apart with any colour vision and in print.
-_ROLE_STYLES: dict[str, tuple[str, str]] = dict(
-    zip(
-        ROLES,
-        [("#E69F00", "^"), ("#56B4E9", "v"), ("#D55E00", "o"), ("#009E73", "D"), ("#999999", "x"), ("#0072B2", "s")],
-        strict=True,
-    )
-)
-
-
+# A role has the same look in every figure, whichever others stand beside it.
+_ROLE_STYLES: dict[str, tuple[str, str]] = dict(zip(ROLES, [STYLES[at] for at in (4, 5, 1, 2, 6, 0)], strict=True))
 # Of an entry, in inches.
 _LEGEND_WIDTH = 1.9
 
@@ -91,23 +84,15 @@ def plot_average_lines(
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (max(4.0, 2.4 * len(wanted)), 2.9), layout="constrained")
         panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+        styles = {role: _ROLE_STYLES[role] for role in roles}
         for kind, axes in zip(wanted, panels, strict=True):
-            for role in roles:
-                own = average.data.sel(kind=kind, role=role)
-                colour, marker = _ROLE_STYLES[role]
-                layers = own["layer"].values
-                axes.plot(
-                    layers, own["effect"].values, color=colour, marker=marker, markersize=3, linewidth=1,
-                    markevery=max(1, len(layers) // 10), label=role,
-                )  # fmt: skip
-                axes.fill_between(layers, own["low"].values, own["high"].values, color=colour, alpha=0.2, linewidth=0)
-            axes.axhline(0, color="black", linewidth=0.5)
-            axes.set_xlabel("layer")
+            own = average.data[["effect", "low", "high"]].sel(kind=kind, role=list(roles))
+            draw_lines(axes, own.to_dataframe().reset_index(), "effect", "role", styles, legend=axes is panels[0])
             axes.set_title(_title(average, kind))
-            axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_ylabel(fitted(_unit(average), 1.6), parse_math=False)
         handles, labels = panels[0].get_legend_handles_labels()
         columns = max(1, int(figure.get_figwidth() / _LEGEND_WIDTH))
+        panels[0].get_legend().remove()
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         add_headline(figure, _headline(average))
     plt.close(figure)

@@ -1,5 +1,9 @@
 """What results share: their files stay readable, and their tables and figures come one way."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +15,7 @@ from locate import DataError, LocateError
 from locate.results import place_of_largest
 from locate.store.netcdf import save_result
 
+ROOT = Path(__file__).resolve().parents[2]
 INFO = {"model": "tiny", "tokens": ["a", "b"], "direction": "restore", "kinds": ["mlp"], "metrics": {"rank": "rank"}}
 SCORES = np.arange(4.0).reshape(1, 2, 2)
 BY_METRIC = {"clean": ("metric", [2.0]), "corrupted": ("metric", [0.0])}
@@ -111,6 +116,16 @@ def test_a_description_that_is_not_of_its_kind_is_refused(change, tmp_path):
         load(save_result(path, "trace", version, data, short))
     with pytest.raises(DataError, match=r"t\.nc is not a saved patches"):
         locate.load_patches(path)
+
+
+def test_results_are_read_without_what_draws_them():
+    modules = ("tracing.trace", "tracing.average", "patching.patches", "patching.knockout", "neurons.knowledge")
+    code = (
+        f"import sys, {', '.join(f'locate.{name}' for name in modules)}, edit.propagation.propagation; "
+        "print([name for name in ('matplotlib', 'seaborn') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_figure_that_there_is_not_is_refused(tmp_path):

@@ -195,6 +195,11 @@ def test_saving_loading_and_figures(tmp_path):
     lines = average.plot_lines(roles=["last token"])
     check_fits(lines)
     np.testing.assert_allclose(lines.axes[0].lines[0].get_ydata(), average.effect.sel(kind="mlp", role="last token"))
+    own = average.data.sel(kind="mlp", role="last token")
+    shade = lines.axes[0].collections[0].get_paths()[0].vertices
+    for layer, low, high in zip(own["layer"].values, own["low"].values, own["high"].values, strict=True):
+        heights = shade[shade[:, 0] == layer, 1]
+        np.testing.assert_allclose((heights.min(), heights.max()), (low, high))
     # A role that no fact has a token of is neither a row nor a line.
     ends = locate.average_traces([trace(ramp(4), (2, 3), 4)] * 2)
     there = ["last subject token", "last token"]
