@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
 
 from locate.errors import ModelError
-from locate.model.anatomy import check_layer
+from locate.model.anatomy import check_layer, down_module
 
 _WRAPPED = "_original_component"
 _SAMPLES = 4096
@@ -53,11 +53,11 @@ def down_projection(model: TransformerBridge, layer: int) -> DownProjection:
     ('model.layers.5.mlp.down_proj.weight', (576, 1536), False)
     """
     layer = check_layer(model, layer)
-    mlp = getattr(model.blocks[layer], "mlp", None)
-    module = getattr(getattr(mlp, "out", None), "original_component", None)
-    if not isinstance(module, nn.Module):
+    module = down_module(model.blocks[layer])
+    if module is None:
+        found = type(getattr(model.blocks[layer], "mlp", None)).__name__
         raise ModelError(
-            f"Layer {layer} has no single MLP down projection: found {type(mlp).__name__} without a hook point "
+            f"Layer {layer} has no single MLP down projection: found {found} without a hook point "
             "mlp.out. In a mixture of experts every expert has its own, and dense layers of such a model may be "
             "wrapped like the others. Choose a layer that has the hook point, or another model."
         )

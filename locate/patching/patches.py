@@ -10,8 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from locate.errors import LocateError
-from locate.patching.nodes import Node
 from locate.results import Measured, place_of_largest, restoring
+from locate.sites.components import site_written
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class Patches(Measured):
             gained = gained.where(self.data["confirmed"])
         where = place_of_largest(restoring(gained, self.clean - self.corrupted))
         if "sender" in where:
-            return Node.parse(where["sender"]).site
+            return site_written(where["sender"])
         if "receivers" in self.info:
             return Site("attn_head" if "head" in where else "mlp", **where)
         return Site(self.info["sites"], **where)

@@ -20,10 +20,15 @@ from locate.contrast.pairs import Text
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
 from locate.engine.rows import in_parts
 from locate.errors import ModelError, SiteError
-from locate.patching.nodes import Node
+from locate.model.anatomy import Anatomy
 from locate.patching.patches import Patches
+from locate.sites.components import Component
+from locate.sites.graph import Graph, graph
 
 Through = Literal["direct", "mlps", "all"]
+# Where components send from, and which of these are held at their own output while one sends.
+_SENT = {"heads": "attn_head_z", "mlps": "mlp_out"}
+_HELD = {"direct": ("attn_head_z", "mlp_out"), "mlps": ("attn_head_z",), "all": ()}
 
 
 def path_patch(
@@ -71,87 +76,84 @@ def path_patch(
     if through not in get_args(Through):
         raise SiteError(f"through must be one of {', '.join(get_args(Through))}, found {through!r}.")
     receivers = [receivers] if isinstance(receivers, str) else receivers
-    reached = [_checked(model, Node.parse(name), name, receiver=True) for name in receivers]
+    found = graph(model)
+    reached = [found.reader(name) for name in receivers]
     if not reached:
         raise SiteError("receivers: give at least one.")
-    if len({node.is_logits for node in reached}) > 1:
+    if len({one.layer == found.anatomy.n_layers for one in reached}) > 1:
         raise SiteError(
             "The logits are read after all other receivers: patch the paths to them in a call of their own."
         )
-    sent = _senders(model, senders)
-    n_layers = model.cfg.n_layers
-    names = [f"blocks.{layer}.{hook}" for layer in range(n_layers) for hook in ("attn.hook_z", "hook_mlp_out")]
-    inputs = sorted({name for node in reached for name in _inputs(node)})
+    sent = _senders(found, senders)
+    names = list(dict.fromkeys(one.hook for one in found.writers if one.site in _SENT.values()))
+    inputs = sorted({one.hook for one in reached})
     contrast = as_contrast(
         model, clean, corrupt, direction="break", keep=names, keep_target=[*names, *inputs], budget=budget
     )
     if not contrast.target.resumable:
         raise ModelError("Path patching needs an architecture that can be resumed from the middle; this one cannot.")
     metrics = contrast.metrics(metric)
-    values, ends = _PathPatcher(contrast, reached, through, metrics).patch(sent, progress)
-    return _labelled(contrast, senders, values, ends, metrics, receivers, through)
+    values, ends = _PathPatcher(contrast, found, reached, through, metrics).patch(sent, progress)
+    return _labelled(contrast, found.anatomy, senders, values, ends, metrics, receivers, through)
 
 
 @dataclass(frozen=True, eq=False)
 class _PathPatcher:
     contrast: Contrast
-    receivers: list[Node]
+    graph: Graph
+    receivers: list[Component]
     through: Through
     metrics: tuple[Metric, ...]
 
-    def patch(self, senders: list[Node], progress: bool) -> tuple[Float[Tensor, "sender row metric"], Ends]:
+    def patch(self, senders: list[Component], progress: bool) -> tuple[Float[Tensor, "sender row metric"], Ends]:
         contrast, target, n = self.contrast, self.contrast.target, len(self.contrast.rows)
         ends, measure = contrast.ends(self.metrics), contrast.measure(self.metrics)
         warn_of_small_effects(self.metrics, *ends)
         values = ends.target.expand(len(senders), -1, -1).clone()
-        groups: dict[tuple[int, bool], list[int]] = {}
-        for index, node in enumerate(senders):
-            groups.setdefault((node.layer, node.head is None), []).append(index)
-        last = max(target.n_layers if node.is_logits else node.layer for node in self.receivers)
+        groups: dict[str, list[int]] = {}
+        for index, one in enumerate(senders):
+            groups.setdefault(one.hook, []).append(index)
+        last = max(one.order for one in self.receivers)
         with tqdm(total=len(senders), desc="path patching", disable=not progress, delay=1) as bar:
-            for (layer, is_mlp), members in groups.items():
-                # An MLP comes after the attention of its own block, and a head before its block's MLP.
-                if layer < last or (layer == last and not is_mlp and self._mlp_of(last)):
+            for members in groups.values():
+                if senders[members[0]].order < last:
                     # Every row is held at all later layers, so that as many rows at a time make up one pass.
                     rows = target.rows_at_a_time(contrast.first) // target.n_layers
                     for some in in_parts(members, rows // n):
-                        arrived = self._send(layer, [senders[i] for i in some])
+                        arrived = self._send([senders[i] for i in some])
                         values[some] = self._receive(arrived, len(some), measure)
                 bar.update(len(members))
         return values, ends
 
-    def _mlp_of(self, layer: int) -> bool:
-        return any(node.layer == layer and node.head is None for node in self.receivers)
-
-    def _send(self, layer: int, nodes: list[Node]) -> dict[str, Tensor]:
+    def _send(self, senders: list[Component]) -> dict[str, Tensor]:
         """What arrives at the receivers' inputs, sender by sender in all rows."""
         contrast, target, first = self.contrast, self.contrast.target, self.contrast.first
         columns = self._columns
-        own = "hook_mlp_out" if nodes[0].head is None else "attn.hook_z"
-        frozen = {"direct": ("attn.hook_z", "hook_mlp_out"), "mlps": ("attn.hook_z",), "all": ()}[self.through]
-        name = f"blocks.{layer}.{own}"
-        names = {f"blocks.{later}.{hook}" for later in range(layer, target.n_layers) for hook in frozen} - {name}
+        layer, name = senders[0].layer, senders[0].hook
+        names = {one.hook for one in self.graph.writers if one.layer >= layer and one.site in _HELD[self.through]} - {
+            name
+        }
         interventions: dict[str, Intervention] = {
-            one: Pin(values=self._repeated(target.kept[one], len(nodes)), columns=columns) for one in sorted(names)
+            one: Pin(values=self._repeated(target.kept[one], len(senders)), columns=columns) for one in sorted(names)
         }
         clean, corrupted = (
             rows_of(run.kept[name], rows)[:, first:]
             for run, rows in ((target, contrast.rows.target), (contrast.source, contrast.rows.source))
         )
         # One sender at a time says what it says in the source.
-        sent = repeat(clean, "row ... -> sender row ...", sender=len(nodes)).clone()
-        for index, node in enumerate(nodes):
-            if node.head is None:
+        sent = repeat(clean, "row ... -> sender row ...", sender=len(senders)).clone()
+        for index, one in enumerate(senders):
+            if one.head is None:
                 sent[index] = corrupted
             else:
-                sent[index, :, :, node.head] = corrupted[:, :, node.head]
+                sent[index, :, :, one.head] = corrupted[:, :, one.head]
         interventions[name] = Pin(values=rearrange(sent, "sender row ... -> (sender row) ..."), columns=columns)
         branch = Branch(
-            layer=layer, rows=self._rows(len(nodes)), states=self._repeated(target.residuals[layer], len(nodes)),
+            layer=layer, rows=self._rows(len(senders)), states=self._repeated(target.residuals[layer], len(senders)),
             interventions=interventions,
         )  # fmt: skip
-        inputs = [name for node in self.receivers for name in _inputs(node) if _at(name, target.n_layers) >= layer]
-        return target.record(first, branch, inputs)
+        inputs = dict.fromkeys(one.hook for one in self.receivers if one.order > senders[0].order)
+        return target.record(first, branch, list(inputs))
 
     def _receive(self, arrived: dict[str, Tensor], n: int, measure: Measure) -> Float[Tensor, "sender row metric"]:
         """The target with what arrived at the receivers put in."""
@@ -159,11 +161,11 @@ class _PathPatcher:
         interventions: dict[str, Intervention] = {}
         start = target.n_layers
         for name, values in arrived.items():
-            heads = [node.head for node in self.receivers if name in _inputs(node) and node.head is not None]
-            only = tuple(sorted(set(heads))) if heads else None
+            receivers = [one for one in self.receivers if one.hook == name]
+            only = tuple(sorted({one.head for one in receivers if one.head is not None})) or None
             chosen = values if only is None else values[:, :, list(only)]
             interventions[name] = Pin(values=chosen, columns=self._columns, only=only)
-            start = min(start, _at(name, target.n_layers))
+            start = min(start, receivers[0].layer)
         if start == target.n_layers:
             (states,) = arrived.values()
             interventions = {}
@@ -186,55 +188,20 @@ class _PathPatcher:
         return repeat(own, "row ... -> (sender row) ...", sender=times)
 
 
-def _inputs(node: Node) -> list[str]:
-    """The hook points where a receiver reads."""
-    if node.is_logits:
-        return ["ln_final.hook_in"]
-    if node.head is None:
-        return [f"blocks.{node.layer}.mlp.hook_in"]
-    return [f"blocks.{node.layer}.attn.hook_{node.input}"]
-
-
-def _at(name: str, n_layers: int) -> int:
-    return n_layers if name.startswith("ln_final") else int(name.split(".")[1])
-
-
-def _senders(model: TransformerBridge, senders: Literal["heads", "mlps"] | Sequence[str]) -> list[Node]:
-    layers = range(model.cfg.n_layers)
-    if senders == "heads":
-        return [Node(layer, head) for layer in layers for head in range(int(model.cfg.n_heads))]
-    if senders == "mlps":
-        return [Node(layer) for layer in layers]
+def _senders(found: Graph, senders: Literal["heads", "mlps"] | Sequence[str]) -> list[Component]:
+    if isinstance(senders, str) and senders in _SENT:
+        return [one for one in found.writers if one.site == _SENT[senders]]
     if isinstance(senders, str) or not senders:
         raise SiteError(f"senders must be 'heads', 'mlps' or a list of components, found {senders!r}.")
-    return [_checked(model, Node.parse(name), name, receiver=False) for name in senders]
-
-
-def _checked(model: TransformerBridge, node: Node, name: str, *, receiver: bool) -> Node:
-    n_layers = model.cfg.n_layers
-    if node.is_logits:
-        if not receiver:
-            raise SiteError("The logits receive; they send nothing. Leave them out of the senders.")
-        return node
-    if node.layer >= n_layers:
-        raise SiteError(f"{name}: layer {node.layer} is out of range: the model has {n_layers} layers.")
-    if node.head is not None:
-        if receiver and node.input is None:
-            raise SiteError(
-                f"{name}: a head receives by its query, key or value; write {name}.q, {name}.k or {name}.v."
-            )
-        if not receiver and node.input is not None:
-            raise SiteError(f"{name}: a head sends one output; write it without .{node.input}.")
-        shared = receiver and node.input in ("k", "v")
-        n = int((getattr(model.cfg, "n_key_value_heads", None) if shared else None) or model.cfg.n_heads)
-        if node.head >= n:
-            what = "key-value heads" if n != model.cfg.n_heads else "heads"
-            raise SiteError(f"{name}: head {node.head} is out of range: a layer of the model has {n} {what}.")
-    return node
+    chosen = [found.writer(name) for name in senders]
+    if any(one.site not in _SENT.values() for one in chosen):
+        raise SiteError("senders: heads and MLPs send; to send the embedding, patch resid_pre of the first layer.")
+    return chosen
 
 
 def _labelled(
     contrast: Contrast,
+    made_of: Anatomy,
     senders: Literal["heads", "mlps"] | Sequence[str],
     values: Float[Tensor, "sender row metric"],
     ends: Ends,
@@ -242,12 +209,11 @@ def _labelled(
     receivers: Sequence[str],
     through: str,
 ) -> Patches:
-    config = contrast.questions.model.cfg
     coords: dict[str, Any]
     if senders == "heads":
-        coords = {"layer": np.arange(config.n_layers), "head": np.arange(int(config.n_heads))}
+        coords = {"layer": np.arange(made_of.n_layers), "head": np.arange(made_of.n_heads)}
     elif senders == "mlps":
-        coords = {"layer": np.arange(config.n_layers)}
+        coords = {"layer": np.arange(made_of.n_layers)}
     else:
         coords = {"sender": list(senders)}
     dims = ("metric", *coords)

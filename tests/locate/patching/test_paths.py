@@ -9,7 +9,8 @@ import torch
 
 import locate
 from locate import Site, SiteError
-from locate.patching.nodes import Node
+from locate.sites.components import site_written
+from locate.sites.graph import graph
 from tests import tiny
 
 TEXT = "I think that Big Ben is in the city of"
@@ -45,7 +46,7 @@ def literal(kind, sender, receivers, through):
     with torch.no_grad():
         _, a = bridge.run_with_cache(clean[None])
         _, b = bridge.run_with_cache(corrupt[None])
-    node = Node.parse(sender)
+    node = graph(bridge).writer(sender)
 
     def z(layer):
         def hook(value, hook):
@@ -70,15 +71,15 @@ def literal(kind, sender, receivers, through):
 
         return (name, hook)
 
-    nodes = [Node.parse(name) for name in receivers]
+    nodes = [graph(bridge).reader(name) for name in receivers]
     names = {
         one: f"blocks.{one.layer}.attn.hook_{one.input}" if one.head is not None else f"blocks.{one.layer}.mlp.hook_in"
         for one in nodes
-        if not one.is_logits
+        if one.name != "logits"
     }
     with torch.no_grad(), bridge.hooks(fwd_hooks=[*(record(name) for name in names.values()), *hooks]):
         logits = bridge(clean[None])[:, -1]
-    if nodes[0].is_logits:
+    if nodes[0].name == "logits":
         return float(difference(logits)[0])
 
     def put(one):
@@ -160,9 +161,9 @@ def test_the_best_sender_is_a_site():
     assert mlps.best() == Site("mlp", layer=int(mlps.scores.argmin()))
     names = ["a1.h2", "m0", "a2.h3"]
     named = patched("llama", senders=names)
-    assert named.best() == Node.parse(names[int(named.scores.argmin())]).site
+    assert named.best() == site_written(names[int(named.scores.argmin())])
     with pytest.raises(SiteError, match="The logits are read from the stream"):
-        Node.parse("logits").site  # noqa: B018
+        site_written("logits")
 
 
 @pytest.mark.parametrize(("options", "message"), [
@@ -175,6 +176,8 @@ def test_the_best_sender_is_a_site():
     ({"receivers": ["head 3"]}, "There is no component 'head 3'. Write heads as a3.h1"),
     ({"senders": ["a1.h1.q"]}, "a head sends one output"),
     ({"senders": ["logits"]}, "The logits receive"),
+    ({"senders": ["embed"]}, "heads and MLPs send; to send the embedding, patch resid_pre"),
+    ({"receivers": ["embed"]}, "The embedding sends; it receives nothing"),
     ({"senders": []}, "senders must be"),
 ])  # fmt: skip
 def test_components_that_do_not_exist_are_refused(options, message):

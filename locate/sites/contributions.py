@@ -1,0 +1,144 @@
+"""What each head, MLP and bias adds to the residual stream, so that all of them sum to it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.errors import ModelError
+from locate.model.anatomy import anatomy, norm_after
+from locate.sites.table import hook_name
+
+# What is read of a layer to tell its contributions apart.
+_READ = ("attn_head_z", "attn_proj_out", "mlp_out")
+# Of the largest output, in units of its precision: more than a sum over heads is rounded, and much less than a head.
+_ROUNDING = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contributions:
+    """What one layer adds to the stream, part by part.
+
+    Attributes:
+        heads: what each head adds.
+        bias: what the biases of attention's output and of the norm after it add; it belongs to no head.
+        mlp: what the MLP adds; None where the layer has none.
+    """
+
+    heads: Float[Tensor, "row position head d_model"]
+    bias: Float[Tensor, "row position d_model"]
+    mlp: Float[Tensor, "row position d_model"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """From attention's output projection to the stream, for the states of one run: a linear map and a constant.
+
+    Attributes:
+        gain: of the norm after attention, divided by the scale that it has at each position; None without a norm.
+        centred: whether the norm takes the mean away first.
+        shift: the norm's bias.
+        multiplier: of what is added.
+    """
+
+    gain: Float[Tensor, "row position d_model"] | None
+    centred: bool
+    shift: Float[Tensor, "d_model"] | None
+    multiplier: float
+
+    def __call__(self, vectors: Float[Tensor, "row position *unit d_model"]) -> Tensor:
+        """What of some parts of the projection's output arrives in the stream, the constant left out."""
+        if self.gain is None:
+            return vectors * self.multiplier
+        gain = self.gain.unflatten(1, (-1, *[1] * (vectors.ndim - self.gain.ndim)))
+        if self.centred:
+            vectors = vectors - vectors.mean(-1, keepdim=True)
+        return vectors * gain.to(vectors) * self.multiplier
+
+
+def contribution_hooks(model: TransformerBridge, layers: Sequence[int]) -> list[str]:
+    """The hook points whose values ``contributions`` needs.
+
+    >>> contribution_hooks(model, [5])
+    ['blocks.5.attn.hook_z', 'blocks.5.attn.o.hook_out', 'blocks.5.hook_mlp_out']
+    """
+    found = anatomy(model).layers
+    return [hook_name(one, layer) for layer in layers for one in _READ if one != "mlp_out" or found[layer].has_mlp]
+
+
+@torch.no_grad()
+def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tensor]) -> Contributions:
+    """What a layer adds to the stream, from the states of a run that kept ``contribution_hooks``.
+
+    A head's z goes through its part of the output projection, then through the norm after attention, whose scale at
+    that position is taken as it is, and is multiplied by the residual multiplier: all of it is linear in z. What
+    attention would add without any z is the bias.
+
+    Raises:
+        ModelError: what the layer adds is not attention and one MLP, or comes about in another way.
+
+    >>> run = locate.engine.freeze(model, torch.tensor([[1, 2, 3]]), keep=contribution_hooks(model, [5]))
+    >>> contributions(model, 5, run.kept).heads.shape
+    torch.Size([1, 3, 9, 576])
+    """
+    projected = kept[hook_name("attn_proj_out", layer)]
+    through = passage(model, layer, projected)
+    attention = model.blocks[layer].attn
+    z = kept[hook_name("attn_head_z", layer)]
+    weight = attention.W_O.to(z)
+    written = einsum(z, weight, "row position head d_head, head d_head d_model -> row position head d_model")
+    constant = torch.zeros_like(projected) if attention.b_O is None else attention.b_O.to(z).expand_as(projected)
+    _check(model, layer, written.sum(-2) + constant, projected)
+    bias = through(constant)
+    if through.shift is not None:
+        bias = bias + through.shift.to(bias) * through.multiplier
+    has_mlp = anatomy(model).layers[layer].has_mlp
+    return Contributions(heads=through(written), bias=bias, mlp=kept[hook_name("mlp_out", layer)] if has_mlp else None)
+
+
+@torch.no_grad()
+def passage(model: TransformerBridge, layer: int, projected: Float[Tensor, "row position d_model"]) -> Passage:
+    """How what attention's output projection gives reaches the stream, where its output is ``projected``.
+
+    Raises:
+        ModelError: what the layer adds is not attention and one MLP, or comes about in another way.
+    """
+    own = anatomy(model).layers[layer]
+    if not own.adds_up or not own.n_heads:
+        raise ModelError(_not_apart(model, layer))
+    norm = norm_after(model.blocks[layer], "attn")
+    if norm is None:
+        return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
+    return _linear(norm, projected, own.multiplier)
+
+
+def _linear(norm: nn.Module, states: Float[Tensor, "row position d_model"], multiplier: float) -> Passage:
+    """A norm with the scale that it has at some states, found from what it makes of a few vectors."""
+    probe = torch.ones_like(states[:1, :1])
+    probe[..., ::2] = -1
+    probe = probe - probe.mean(-1, keepdim=True)  # where the width is odd, its mean is not 0
+    shift = norm(torch.zeros_like(probe)).float()
+    gain = (norm(probe).float() - shift) / probe.float()  # up to the scale, which is one number for each position
+    centred = torch.allclose(norm(probe + 1), norm(probe), rtol=1e-2, atol=1e-3)
+    given = states.float() - states.float().mean(-1, keepdim=True) if centred else states.float()
+    wanted, shape = norm(states).float() - shift, given * gain
+    scale = (wanted * shape).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True).clamp_min(1e-30)
+    return Passage(gain=gain * scale, centred=centred, shift=shift[0, 0], multiplier=multiplier)
+
+
+def _check(model: TransformerBridge, layer: int, total: Tensor, projected: Tensor) -> None:
+    error = float((total - projected).abs().max())
+    if not error <= _ROUNDING * torch.finfo(projected.dtype).eps * float(projected.abs().max()):
+        raise ModelError(_not_apart(model, layer))
+
+
+def _not_apart(model: TransformerBridge, layer: int) -> str:
+    return (
+        f"What layer {layer} of {type(model.original_model).__name__} adds to the residual stream is not the sum of "
+        "heads and one MLP, each through a norm and a multiplier at most, so it cannot be told apart. Use another "
+        "model."
+    )
