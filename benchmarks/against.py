@@ -61,7 +61,8 @@ def serve(model: str) -> None:
 
     bridge = locate.load_model(model)
     fact = locate.bundled_facts()[0]
-    swap, quiet = locate.TokenSwap(), {"progress": False}
+    swap = locate.TokenSwap()
+    quiet: dict[str, Any] = {"progress": False}
     requests = [edit.EditRequest(one) for one in locate.bundled_facts()[1:6]]
     twenty = edit.ValueObjective(steps=20, stop="loss", loss_threshold=0.0)
 

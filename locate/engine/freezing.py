@@ -104,10 +104,11 @@ def refreeze(run: FrozenRun) -> FrozenRun:
             states.append(call.replay(block, entering, rows.to(entering.device), 0, cache))
         normed = model.ln_final(states[-1])
         logits = unembedded(model, normed[tuple(index.to(normed.device) for index in run.at)])
+    own: Any = cache.layers[layer:]
     return replace(
         run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model),
-        _keys=(*run._keys[:layer], *(one.keys for one in cache.layers[layer:])),
-        _values=(*run._values[:layer], *(one.values for one in cache.layers[layer:])),
+        _keys=(*run._keys[:layer], *(one.keys for one in own)),
+        _values=(*run._values[:layer], *(one.values for one in own)),
     )  # fmt: skip
 
 
