@@ -1,3 +1,4 @@
+from . import plots as plots
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import kl_divergence, log_probability, logit_diff, probability, rank
@@ -76,6 +77,7 @@ __all__ = [
     "logit_diff",
     "patch",
     "path_patch",
+    "plots",
     "probability",
     "rank",
 ]

@@ -1,4 +1,9 @@
-"""Figures of what was located, ready for a paper."""
+"""Figures of what was located, ready for a paper.
+
+>>> png, pdf = locate.plots.save_figure(trace.plot(), "figures", "eiffel")
+>>> png.name
+'eiffel.png'
+"""
 
 from locate.figures.style import save_figure
 from locate.patching.figures import plot_knockout, plot_patches

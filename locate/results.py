@@ -70,8 +70,8 @@ class Result:
     def to_dataframe(self) -> pd.DataFrame:
         """One row per site.
 
-        >>> list(trace.to_dataframe().columns)
-        ['kind', 'position', 'layer', 'score', 'standard_error', 'indirect_effect', 'token']
+        >>> list(trace.to_dataframe().columns[-4:])
+        ['score', 'standard_error', 'indirect_effect', 'token']
         """
         parts = [part.to_dataframe().reset_index() for part in self._tables()]
         table = pd.concat(parts, ignore_index=True)
