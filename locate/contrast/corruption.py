@@ -16,9 +16,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.engine import Hook
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt
+from locate.sites.table import hook_name
 from locate.store.hashes import fingerprint
-
-EMBEDDING_HOOK = "embed.hook_out"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,4 +89,4 @@ def run_corrupted(
             value[rows, span] = embeddings.to(value)
         return value
 
-    return tokens, [(EMBEDDING_HOOK, replace_subjects)]
+    return tokens, [(hook_name("embed"), replace_subjects)]

@@ -128,8 +128,8 @@ def anatomy(model: TransformerBridge) -> Anatomy:
     """What the model is made of, found once by its structure and tried on a few tokens.
 
     >>> found = anatomy(model)
-    >>> found.n_layers, found.n_heads, found.n_kv_heads, found.parallel, found.layers[5].adds_up
-    (30, 9, 3, False, True)
+    >>> found.n_heads, found.n_kv_heads, found.parallel, found.layers[5].adds_up
+    (9, 3, False, True)
     """
     return once(model, "anatomy", lambda: _find(model))
 

@@ -81,9 +81,10 @@ def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tenso
     Raises:
         ModelError: what the layer adds is not attention and one MLP, or comes about in another way.
 
-    >>> run = locate.engine.freeze(model, torch.tensor([[1, 2, 3]]), keep=contribution_hooks(model, [5]))
-    >>> contributions(model, 5, run.kept).heads.shape
-    torch.Size([1, 3, 9, 576])
+    >>> from locate.engine import freeze
+    >>> run = freeze(model, torch.tensor([[1, 2, 3]]), keep=contribution_hooks(model, [5]))
+    >>> contributions(model, 5, run.kept).heads.shape[:3]
+    torch.Size([1, 3, 9])
     """
     projected = kept[hook_name("attn_proj_out", layer)]
     through = passage(model, layer, projected)

@@ -37,8 +37,8 @@ class Graph:
         """Which writer reaches which reader: it is added to the stream before the reader reads it.
 
         >>> edges = graph(model).edges()
-        >>> edges[graph(model).writers.index(graph(model).writer("a3.h1"))].sum() < edges[0].sum()
-        True
+        >>> bool(edges[0].all()), bool(edges[:, -1].all()), int(edges[1:, 0].sum())
+        (True, True, 0)
         """
         written, read = (np.array([one.order for one in side]) for side in (self.writers, self.readers))
         return written[:, None] < read[None]
@@ -110,8 +110,8 @@ def graph(model: TransformerBridge) -> Graph:
     """The writers and readers of a model, found once.
 
     >>> found = graph(model)
-    >>> len(found.writers), len(found.readers), [one.name for one in found.readers[:2]]
-    (301, 481, ['a0.h0.q', 'a0.h1.q'])
+    >>> [one.name for one in found.writers[:3]], found.readers[-1].name
+    (['embed', 'a0.h0', 'a0.h1'], 'logits')
     """
     return once(model, "graph", lambda: _find(anatomy(model)))
 

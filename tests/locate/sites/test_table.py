@@ -2,8 +2,10 @@
 
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from locate import Site, SiteError
 from locate.engine import hook_points
@@ -125,6 +127,17 @@ def test_names_are_told_apart_and_lead_to_their_rows():
         "attn_head",
     )
     assert site_title("mlp") == "MLP output"
+
+
+def test_a_trace_knows_its_kinds_by_any_of_their_names():
+    scores = xr.DataArray(
+        np.array([[[0.1, 0.2], [0.9, 0.3]]]), dims=("kind", "position", "layer"),
+        coords={"kind": ["mlp"], "position": [0, 1], "layer": [0, 1]},
+    )  # fmt: skip
+    trace = tiny.made_up_trace(scores, clean=1.0, corrupted=0.0, answer="x", tokens=("a", "b"), span=(0, 2))
+    assert trace.best("mlp_out") == trace.best("mlp") == Site("mlp", layer=0, position=1)
+    with pytest.raises(SiteError, match="no kind of site 'down_out'"):
+        trace.best("down_out")
 
 
 def test_places_outside_the_layers_have_none():
