@@ -14,6 +14,7 @@ from .requests.probes import Probe, probes_for
 from .requests.requests import EditRequest, Unrelated
 from .sessions.session import EditSession
 from .statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
+from .statistics.spectrum import Spectrum, spectrum
 from .values.contexts import sample_prefixes
 from .values.objective import ValueObjective
 
@@ -42,6 +43,7 @@ __all__ = [
     "Probe",
     "Propagation",
     "ReferenceTexts",
+    "Spectrum",
     "Unrelated",
     "ValueObjective",
     "WeightUpdate",
@@ -63,4 +65,5 @@ __all__ = [
     "propagate",
     "run_demo",
     "sample_prefixes",
+    "spectrum",
 ]

@@ -20,6 +20,7 @@ from .facts.prompts import Prompt, encode_fact
 from .model.loading import load_model
 from .neurons.extraction import attribute_extraction_rate
 from .neurons.knowledge import NeuronScores, knowledge_neurons, load_neurons
+from .patching.average import AveragePatches, average_patches
 from .patching.knockout import Knockout, attention_knockout, load_knockout
 from .patching.patch import patch
 from .patching.patches import Patches, load_patches
@@ -30,6 +31,7 @@ from .tracing.causal import causal_trace
 from .tracing.trace import Trace, load_trace
 
 __all__ = [
+    "AveragePatches",
     "AverageTrace",
     "Consequence",
     "Contrast",
@@ -59,6 +61,7 @@ __all__ = [
     "ZeroEmbedding",
     "attention_knockout",
     "attribute_extraction_rate",
+    "average_patches",
     "average_traces",
     "bundled_facts",
     "causal_trace",

@@ -1,4 +1,9 @@
-"""The command line: ``locate-edit demo | trace | patch | edit | stats | doctor``."""
+"""The command line: ``locate-edit demo | trace | patch | edit | stats | doctor``.
+
+Commands import no model library before they run, so that help and mistakes are told at once.
+"""
+
+from typing import Annotated
 
 import typer
 
@@ -17,6 +22,23 @@ app.command("patch")(patch.run)
 app.command("edit")(edit.run)
 app.command("stats")(stats.run)
 app.command("doctor")(doctor.run)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"locate-edit {version('locate-edit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of no command."""
 
 
 def main() -> None:

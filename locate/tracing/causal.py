@@ -19,8 +19,9 @@ from locate.facts.prompts import Positions, resolve_positions
 from locate.model.precision import check_precision
 from locate.names import DEFAULT_BUDGET, Direction, Precision
 from locate.sites.site import TRACED, check_traced
+from locate.tracing.batches import group_prompts
 from locate.tracing.trace import Trace
-from locate.tracing.tracer import Asked, Tracer, batches
+from locate.tracing.tracer import Asked, Tracer
 
 _WINDOW = 10
 
@@ -141,7 +142,7 @@ def causal_trace(
     with tqdm(
         total=sum(len(one.positions) for one in asked), desc="causal trace", disable=not progress, delay=1
     ) as bar:
-        for batch in batches(asked, corruption.samples):
+        for batch in group_prompts([one.prompt for one in asked], corruption.samples):
             traces.update(zip(batch, tracer.trace([asked[index] for index in batch], bar), strict=True))
     return traces[0] if isinstance(fact, Fact) else [traces[index] for index in range(len(facts))]
 

@@ -29,9 +29,6 @@ from locate.tracing.trace import Trace
 
 # Below this change of a probability, restoring a state can show nothing: there was hardly any effect to undo.
 _SMALL_EFFECT = 0.01
-# Rows of corrupted prompts that are traced together. Every site multiplies them, so that a few already make
-# large matrix products; more would only take memory for the states that are kept.
-ROWS_AT_A_TIME = 16
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,19 +51,6 @@ class Asked:
     def prompt(self) -> Prompt:
         """The clean prompt."""
         return self.pair.clean
-
-
-def batches(asked: Sequence[Asked], samples: int) -> Iterator[list[int]]:
-    """Indices of facts to trace together: as many tokens, and not too many rows."""
-    at_a_time = max(1, ROWS_AT_A_TIME // samples)
-    by_length: dict[int, list[int]] = {}
-    for index, one in enumerate(asked):
-        by_length.setdefault(len(one.prompt.tokens), []).append(index)
-    for group in by_length.values():
-        # Neighbours in this order begin their subjects at the same position, so that they are traced from there on.
-        group.sort(key=lambda index: asked[index].prompt.subject_span)
-        for first in range(0, len(group), at_a_time):
-            yield group[first : first + at_a_time]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

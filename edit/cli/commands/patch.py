@@ -1,88 +1,43 @@
 """``locate-edit patch``: activation patching of one fact or many."""
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated, Any
+from __future__ import annotations
 
-import numpy as np
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
 import typer
-import xarray as xr
 from rich.console import Console
 from rich.table import Table
-from transformer_lens.model_bridge import TransformerBridge
 
-from edit.cli.kit.corruptions import make_corruption, over_facts
-from edit.cli.kit.facts import Case, choose_facts, read_fact
-from edit.cli.kit.jobs import describe_run, end, load_results, pending_cases, summarise, work_off
+import locate
+from edit.cli.kit.command import command
+from edit.cli.kit.corruptions import CorruptionOptions
+from edit.cli.kit.facts import Facts, read_fact
+from edit.cli.kit.jobs import Job, Together
 from edit.cli.kit.options import (
     CORRUPTION,
     METHOD,
-    BudgetOption,
-    CorruptionName,
-    CorruptionOption,
     DirectionOption,
-    FactOption,
-    FactsOption,
-    FiguresOption,
-    JsonOption,
-    LimitOption,
     MetricOption,
-    ModelOption,
-    OtherOption,
-    OutOption,
+    Place,
     PositionsOption,
     PrecisionOption,
-    PromptOption,
-    RelationOption,
-    RetryOption,
-    SamplesOption,
-    ScaleOption,
-    SeedOption,
-    ShippedOption,
-    StdOption,
-    SubjectOption,
-    SwapOption,
-    TargetOption,
     read_names,
     read_numbers,
     read_positions,
 )
-from edit.cli.kit.output import print_json, readable_errors
-from locate.contrast.corruption import Corruption, describe
-from locate.contrast.measures import as_metrics
-from locate.contrast.metrics import hardly_differ
-from locate.engine import DEFAULT_BUDGET
-from locate.errors import DataError
-from locate.facts.facts import Fact
-from locate.figures.style import metric_label
-from locate.model.anatomy import check_layer
-from locate.model.bundled import DEFAULT_MODEL
-from locate.model.loading import load_model
-from locate.patching.patch import patch
-from locate.patching.patches import Patches, load_patches
-from locate.patching.sites import patch_site
-from locate.plots import save_figure
+from edit.cli.kit.output import Outcome
+from locate.errors import DataError, LocateError
 from locate.sites.table import PATCH_SITES
-from locate.store.files import save_json, to_plain
-from locate.store.folders import RunFolder
 
 _TOP = 5
 
 
+@command
 def run(
-    fact: FactOption = None,
-    prompt: PromptOption = None,
-    subject: SubjectOption = None,
-    target: TargetOption = None,
-    target_new: OtherOption = None,
-    facts: FactsOption = None,
-    shipped: ShippedOption = False,
-    relation: RelationOption = None,
-    limit: LimitOption = None,
-    figures: FiguresOption = False,
-    retry_failed: RetryOption = False,
+    which: Facts,
     sites: Annotated[
         str,
         typer.Option(help=f"{', '.join(PATCH_SITES)}, or a hook point within a block.", rich_help_panel=METHOD),
@@ -120,17 +75,11 @@ def run(
         str | None,
         typer.Option(metavar="FACT", help="Another fact, as in --fact, of as many tokens.", rich_help_panel=CORRUPTION),
     ] = None,
-    corruption: CorruptionOption = None,
-    scale: ScaleOption = None,
-    std: StdOption = None,
-    samples: SamplesOption = None,
-    seed: SeedOption = None,
-    swap: SwapOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    budget: BudgetOption = DEFAULT_BUDGET,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
+    *,
+    corrupted: CorruptionOptions,
+    place: Place,
+    console: Console,
+) -> Outcome:
     """Patch states of a clean run into a corrupted one (or the other way), one site at a time.
 
     The corrupted prompt is by default about another subject of as many tokens. One fact gives patches.nc and a
@@ -138,75 +87,45 @@ def run(
     the same in all of them (mean.csv), and summary.json. A run that was stopped goes on where it was when the same
     command is given again.
     """
-    with readable_errors() as console:
-        single = (fact, prompt, subject, target, target_new)
-        chosen = choose_facts(
-            single, file=facts, shipped=shipped, relation=relation, limit=limit, model=model, console=console
-        )
-        given = {"scale": scale, "std": std, "samples": samples, "seed": seed, "swap": swap}
-        against = _against(corrupt, corrupt_fact, corruption, given, chosen.reference)
-        options: dict[str, Any] = {
-            "sites": sites, "by": None if by is None else read_names(by, "--by"), "metric": metric,
-            "direction": direction, "layers": None if layers is None else read_numbers(layers, "--layers"),
-            "positions": read_positions(positions), "screen": _screen(screen), "precision": precision,
-            "units": None if units is None else read_numbers(units, "--units"),
-        }  # fmt: skip
-        if metric is not None:
-            as_metrics(metric)
-        bridge = load_model(model)
-        patch_site(bridge, sites, options["by"])
-        for layer in options["layers"] or ():
-            check_layer(bridge, layer)
-        if isinstance(against, Corruption):
-            against = over_facts(against, std, bridge, chosen.reference)
-        how = {**options, "budget": budget}
-        if chosen.name is None:
-            _patch_one(bridge, chosen.cases[0], against, how, out or Path("runs/patch"), as_json, console)
-            return
-        description = describe_run("patch", model, bridge, chosen.facts, {**options, "corruption": _describe(against)})
-        with RunFolder.open(out or Path(f"runs/patch-{chosen.name}"), description) as folder:
-            work_off(
-                folder,
-                [[case] for case in pending_cases(folder, chosen, retry_failed, console)],
-                lambda facts: [patch(bridge, fact, against, **how, progress=False) for fact in facts],
-                lambda case, patches: (patches.save(folder.path / "patches" / f"{case.key}.nc"), _found(patches)),
-                label=f"patching {sites}", console=console,
-            )  # fmt: skip
-            done = load_results(folder, chosen, load_patches)
-            if figures or len(chosen.cases) == 1:
-                for key, patches in done.items():
-                    _save_figure(patches, folder.path / "patches", key)
-            mean = _mean(_comparable(list(done.values()), console))
-            summary = {**summarise(folder, chosen, description), "mean_score": _table_of(mean)}
-            if mean is not None:
-                mean.to_dataframe().to_csv(folder.path / "mean.csv")
-            save_json(folder.path / "summary.json", to_plain(summary))
-        if as_json:
-            print_json(to_plain(summary))
-        else:
-            if mean is not None:
-                console.print(_top_table(mean))
-            print(folder.path / "summary.json")
-        end(summary, console)
+    chosen = which.choose(place.model, console)
+
+    from locate.contrast.measures import as_metrics
+    from locate.model.anatomy import check_layer
+    from locate.patching.sites import patch_site
+
+    against = _against(corrupt, corrupt_fact, corrupted, chosen.reference)
+    options: dict[str, Any] = {
+        "sites": sites, "by": None if by is None else read_names(by, "--by"), "metric": metric,
+        "direction": direction, "layers": None if layers is None else read_numbers(layers, "--layers"),
+        "positions": read_positions(positions), "screen": _screen(screen), "precision": precision,
+        "units": None if units is None else read_numbers(units, "--units"),
+    }  # fmt: skip
+    if metric is not None:
+        as_metrics(metric)
+    model = locate.load_model(place.model)
+    patch_site(model, sites, options["by"])
+    for layer in options["layers"] or ():
+        check_layer(model, layer)
+    against = corrupted.over_facts(against, model, chosen.reference)
+    job = _Patching(
+        model=model, described={**options, "corruption": _describe(against)}, console=console, against=against,
+        how={**options, "budget": place.budget},
+    )  # fmt: skip
+    return job.run(chosen, which, model=place.model, out=place.out)
 
 
 def _against(
-    corrupt: str | None,
-    corrupt_fact: str | None,
-    corruption: CorruptionName | None,
-    given: dict[str, Any],
-    reference: Sequence[Fact],
-) -> Corruption | Fact | str:
+    corrupt: str | None, corrupt_fact: str | None, corrupted: CorruptionOptions, reference: Sequence[locate.Fact]
+) -> Any:
     """What the clean run is patched against: another prompt, another fact, or a corruption of the subject."""
-    corrupted = corruption is not None or any(value is not None for value in given.values())
-    if (corrupt is not None) + (corrupt_fact is not None) + corrupted > 1:
+    if (corrupt is not None) + (corrupt_fact is not None) + corrupted.given > 1:
         raise DataError(
             "--corrupt, --corrupt-fact and the options of a corruption (--corruption, --scale, --std, --samples, "
             "--seed, --swap) exclude each other; give one kind of them."
         )
     if corrupt_fact is not None:
         return read_fact(corrupt_fact, "--corrupt-fact")
-    return make_corruption(corruption, usual="swap", reference=reference, **given) if corrupt is None else corrupt
+    return corrupted.make("swap", reference) if corrupt is None else corrupt
 
 
 def _screen(screen: float | None) -> int | float | None:
@@ -217,47 +136,71 @@ def _screen(screen: float | None) -> int | float | None:
     return int(screen)
 
 
-def _describe(against: Corruption | Fact | str) -> dict[str, Any]:
+def _describe(against: Any) -> dict[str, Any]:
+    from locate.contrast.corruption import describe
+
     if isinstance(against, str):
         return {"prompt": against}
-    return {"fact": asdict(against)} if isinstance(against, Fact) else describe(against)
+    return {"fact": asdict(against)} if isinstance(against, locate.Fact) else describe(against)
 
 
-def _patch_one(
-    bridge: TransformerBridge,
-    case: Case,
-    against: Corruption | Fact | str,
-    options: dict[str, Any],
-    out: Path,
-    as_json: bool,
-    console: Console,
-) -> None:
-    patches = patch(bridge, case.fact, against, **options)
-    patches.save(out / "patches.nc")
-    _save_figure(patches, out, "patches")
-    found = _found(patches)
-    if as_json:
-        print_json(to_plain(found))
-        return
-    label = metric_label(patches.metric, patches.info, patches.info["answer"])
-    console.print(f"{label} {patches.clean:.3f}, corrupted {patches.corrupted:.3f}; the largest effects:")
-    for site in found["top"]:
-        where = ", ".join(f"{dim} {site[dim]}" for dim in patches.info["by"])
-        token = f" ({site['token'].strip()!r})" if "token" in site else ""
-        console.print(f"  {where}{token}: {_scored(site)}")
-    print(out / "patches.nc")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Patching(Job):
+    name: ClassVar[str] = "patch"
+    file: ClassVar[str] = "patches"
+    folder: ClassVar[str] = "patches"
 
+    against: Any
+    how: dict[str, Any]
 
-def _found(patches: Patches) -> dict[str, Any]:
-    table = patches.top(_TOP)
-    shown = [name for name in (*patches.info["by"], "token", "value", "score") if name in table]
-    return to_plain(
-        {
-            "prompt": patches.info["prompt"], "answer": patches.info["answer"],
-            "corrupt_prompt": "".join(patches.info["corrupt_tokens"]), "metric": patches.metric,
-            "clean": patches.clean, "corrupted": patches.corrupted, "top": table[shown].to_dict(orient="records"),
-        }
-    )  # fmt: skip
+    @property
+    def label(self) -> str:
+        return f"patching {self.how['sites']}"
+
+    def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[locate.Patches]:
+        return [locate.patch(self.model, fact, self.against, **self.how, progress=progress) for fact in facts]
+
+    def load(self, path: Path) -> locate.Patches:
+        return locate.load_patches(path)
+
+    def found(self, result: locate.Patches) -> dict[str, Any]:
+        table = result.top(_TOP)
+        shown = [name for name in (*result.info["by"], "token", "value", "score") if name in table]
+        return {
+            "prompt": result.info["prompt"], "answer": result.info["answer"],
+            "corrupt_prompt": "".join(result.info["corrupt_tokens"]), "metric": result.metric,
+            "clean": result.clean, "corrupted": result.corrupted, "top": table[shown].to_dict(orient="records"),
+        }  # fmt: skip
+
+    def lines(self, result: locate.Patches, found: dict[str, Any]) -> Iterator[str]:
+        from locate.figures.style import metric_label
+
+        label = metric_label(result.metric, result.info, result.info["answer"])
+        yield f"{label} {result.clean:.3f}, corrupted {result.corrupted:.3f}; the largest effects:"
+        for site in found["top"]:
+            where = ", ".join(f"{dim} {site[dim]}" for dim in result.info["by"])
+            token = f" ({site['token'].strip()!r})" if "token" in site else ""
+            yield f"  {where}{token}: {_scored(site)}"
+
+    def draw(self, result: locate.Patches, folder: Path, name: str) -> None:
+        from locate.plots import save_figure
+
+        by = result.info["by"]
+        # Where position is one of three, the figure is of one token: that of the largest effect.
+        place = {"position": int(result.top(1)["position"][0])} if "position" in by and len(by) > 2 else {}
+        save_figure(result.plot(**place), folder, name)
+
+    def together(self, results: list[locate.Patches], folder: Path) -> Together:
+        try:
+            average = locate.average_patches(results)
+        except LocateError as error:
+            self.console.print(f"No mean: {error}", soft_wrap=True)
+            return Together(summary={"mean_score": None})
+        average.data.to_dataframe().to_csv(folder / "mean.csv")
+        dims = [str(dim) for dim in average.data["score"].dims]
+        values = {name: average.data[name].values for name in (*dims, *map(str, average.data.data_vars))}
+        summary = {"facts": average.n_facts, "dims": dims, **values}
+        return Together(summary={"mean_score": summary}, shown=[_table(average, dims)])
 
 
 def _scored(site: dict[str, Any]) -> str:
@@ -265,64 +208,9 @@ def _scored(site: dict[str, Any]) -> str:
     return f"value {site['value']:.3f}" if site["score"] is None else f"score {site['score']:.3f}"
 
 
-def _save_figure(patches: Patches, folder: Path, name: str) -> None:
-    by = patches.info["by"]
-    # Where position is one of three, the figure is of one token: that of the largest effect.
-    place = {"position": int(patches.top(1)["position"][0])} if "position" in by and len(by) > 2 else {}
-    save_figure(patches.plot(**place), folder, name)
-
-
-def _comparable(done: Sequence[Patches], console: Console) -> list[Patches]:
-    """The facts whose scores can be averaged, with a word on the others."""
-    scored = [patches for patches in done if not hardly_differ(patches.clean, patches.corrupted)]
-    if left_out := len(done) - len(scored):
-        console.print(f"{left_out} of {len(done)} facts have equal ends, and no score that could be averaged.")
-    metrics = Counter(patches.metric for patches in scored)
-    if len(metrics) > 1:
-        found = ", ".join(f"{name} of {count}" for name, count in metrics.items())
-        console.print(f"No mean: scores of different metrics ({found}) do not average. Give one with --metric.")
-        return []
-    return scored
-
-
-def _mean(several: Sequence[Patches]) -> xr.Dataset | None:
-    """Mean normalised scores over facts, where the sites of all facts can be told to be the same.
-
-    Where sites were screened, ``confirmed`` is the share of facts in which one was patched and not estimated.
-    """
-    columns = {"score": [patches.scores for patches in several]}
-    if all("confirmed" in patches.data for patches in several):
-        columns["confirmed"] = [patches.data["confirmed"].astype(float) for patches in several]
-    joined: dict[str, xr.DataArray] = {}
-    for name, tables in columns.items():
-        # Positions differ from prompt to prompt; a single one, such as the last, plays the same part in each.
-        if all(table.sizes.get("position") == 1 for table in tables):
-            tables = [table.squeeze("position", drop=True) for table in tables]
-        if not tables or any("position" in table.dims for table in tables):
-            return None
-        joined[name] = xr.concat(tables, dim="fact")
-    scores, n = joined["score"], len(several)
-    error = scores.std("fact", ddof=1) / n**0.5 if n > 1 else xr.full_like(scores[0], np.nan)
-    means = {name: table.mean("fact") for name, table in joined.items()}
-    return xr.Dataset({**means, "standard_error": error}, attrs={"facts": n})
-
-
-def _table_of(mean: xr.Dataset | None) -> dict[str, Any] | None:
-    if mean is None:
-        return None
-    return {
-        "facts": mean.attrs["facts"], "dims": list(mean["score"].dims),
-        **{str(dim): mean[dim].values for dim in mean["score"].dims},
-        **{str(name): table.values for name, table in mean.data_vars.items()},
-    }  # fmt: skip
-
-
-def _top_table(mean: xr.Dataset) -> Table:
-    dims = [str(dim) for dim in mean["score"].dims]
-    rows: Any = mean.to_dataframe().reset_index()
-    best = rows.reindex(rows["score"].abs().sort_values(ascending=False).index).head(_TOP)
-    table = Table(*dims, "score", "standard error", title=f"Largest mean scores, {mean.attrs['facts']} facts")
-    for row in best.to_dict(orient="records"):
+def _table(average: locate.AveragePatches, dims: list[str]) -> Table:
+    table = Table(*dims, "score", "standard error", title=f"Largest mean scores, {average.n_facts} facts")
+    for row in average.top(_TOP).to_dict(orient="records"):
         places = [str(row[dim]) for dim in dims]
         table.add_row(*places, f"{row['score']:.3f}", f"{row['standard_error']:.3f}")
     return table

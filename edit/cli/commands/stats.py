@@ -1,30 +1,28 @@
 """``locate-edit stats``: collect key statistics, or add up those of shards."""
 
-import math
+from __future__ import annotations
+
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Tensor
 
-from edit.cli.kit.options import METHOD, RUN, JsonOption, ModelOption, read_numbers
-from edit.cli.kit.output import print_json, readable_errors
+import edit
+import locate
+from edit.cli.kit.command import command
+from edit.cli.kit.options import METHOD, RUN, ModelOption, read_numbers
+from edit.cli.kit.output import Outcome, progress_bar
 from edit.cli.kit.statistics import SUFFIX, add_up, statistics_files
-from edit.statistics import KeyStatistics, Part, collect_statistics
-from edit.statistics.corpus import SAMPLED
+from edit.names import SAMPLED
 from locate.errors import DataError
-from locate.model.bundled import DEFAULT_MODEL
-from locate.model.loading import load_model
-from locate.store.files import to_plain
-
-# Eigenvalues below this share of the largest are rounding of the float32 products that were added up.
-_ROUNDING = 1e-7
+from locate.names import DEFAULT_MODEL
 
 
+@command
 def run(
     files: Annotated[
         list[Path] | None, typer.Argument(help="With --merge: files of statistics, or folders of them.")
@@ -64,51 +62,54 @@ def run(
             rich_help_panel=RUN,
         ),
     ] = None,
-    as_json: JsonOption = False,
-) -> None:
+    *,
+    console: Console,
+) -> Outcome:
     """Collect the key statistics of layers (the C of ROME, MEMIT and AlphaEdit), or add up shards of them.
 
     Several layers are collected in one pass over the text. A collection that was stopped goes on where it was when
     the same command is given again. Shards can be collected on several machines and added up with --merge FILES.
-    """  # fmt: skip
-    with readable_errors() as console:
-        if merge:
-            if layers is not None or shard is not None:
-                raise DataError("--merge adds up files; it does not go with --layers or --shard.")
-            if corpus != SAMPLED or tokens is not None or seed != 0:
-                raise DataError("--merge adds up files; it does not go with --corpus, --tokens or --seed.")
-            if out is None:
-                raise DataError("--merge needs --out: a file or folder for the sums.")
-            if not files:
-                raise DataError("--merge needs files to add up: locate-edit stats --merge FILES --out FILE.")
-            place = out.resolve()
-            taken = {place, place.parent} if out.suffix == SUFFIX else {place}
-            if any(one in taken or one.parent == place for one in map(Path.resolve, files)):
-                raise DataError(f"--out {out} is among what is merged, and would count itself next time. Give another.")
-            found = add_up(statistics_files(files))
-        else:
-            if files:
-                raise DataError(f"Files are only read with --merge; found {str(files[0])!r}.")
-            if layers is None:
-                raise DataError("Give the layers to collect key statistics of, such as --layers 3-7.")
-            if shard is not None and out is None:
-                raise DataError("--shard needs --out: a file or folder to merge the shards from.")
-            chosen, part = read_numbers(layers, "--layers"), _read_shard(shard)
-            _check_out(out, len(set(chosen)))
-            found = collect_statistics(
-                load_model(model), chosen, corpus=corpus, tokens=tokens, seed=seed, shard=part
-            )  # fmt: skip
-        _check_out(out, len(found))
-        saved = {layer: one.save(path) for layer, one in found.items() if (path := _place(out, one)) is not None}
-        rows = _described(found, spectrum, console)
-        for row in rows:
-            row["file"] = str(saved[row["layer"]]) if saved else None
-        if as_json:
-            print_json(to_plain(rows))
-            return
-        console.print(_table(rows, spectrum))
-        for path in saved.values():
-            print(path)
+    """
+    if merge:
+        if layers is not None or shard is not None:
+            raise DataError("--merge adds up files; it does not go with --layers or --shard.")
+        if corpus != SAMPLED or tokens is not None or seed != 0:
+            raise DataError("--merge adds up files; it does not go with --corpus, --tokens or --seed.")
+        found = add_up(_to_merge(files, out))
+    else:
+        if files:
+            raise DataError(f"Files are only read with --merge; found {str(files[0])!r}.")
+        if layers is None:
+            raise DataError("Give the layers to collect key statistics of, such as --layers 3-7.")
+        if shard is not None and out is None:
+            raise DataError("--shard needs --out: a file or folder to merge the shards from.")
+        chosen, part = read_numbers(layers, "--layers"), _read_shard(shard)
+        _check_out(out, len(set(chosen)))
+        found = edit.collect_statistics(
+            locate.load_model(model), chosen, corpus=corpus, tokens=tokens, seed=seed, shard=part
+        )
+    _check_out(out, len(found))
+    saved = {layer: one.save(path) for layer, one in found.items() if (path := _place(out, one)) is not None}
+    rows: list[dict[str, Any]] = []
+    with progress_bar(console, shown=spectrum) as progress:
+        for layer in progress.track(found, description="eigenvalues"):
+            file = str(saved[layer]) if saved else None
+            described = asdict(edit.spectrum(found[layer])) if spectrum else {}
+            rows.append({**_row(found[layer]), **described, "file": file})
+    return Outcome(value=rows, shown=[_table(rows, spectrum)], results=list(saved.values()))
+
+
+def _to_merge(files: list[Path] | None, out: Path | None) -> list[Path]:
+    """The files to add up, if their sum has another place than they have."""
+    if out is None:
+        raise DataError("--merge needs --out: a file or folder for the sums.")
+    if not files:
+        raise DataError("--merge needs files to add up: locate-edit stats --merge FILES --out FILE.")
+    place = out.resolve()
+    taken = {place, place.parent} if out.suffix == SUFFIX else {place}
+    if any(one in taken or one.parent == place for one in map(Path.resolve, files)):
+        raise DataError(f"--out {out} is among what is merged, and would count itself next time. Give another.")
+    return statistics_files(files)
 
 
 def _read_shard(text: str | None) -> tuple[int, int]:
@@ -127,46 +128,19 @@ def _check_out(out: Path | None, layers: int) -> None:
         raise DataError(f"--out {out} is a file that is no {SUFFIX} file. Give a folder, or a name that ends so.")
 
 
-def _place(out: Path | None, statistics: KeyStatistics) -> Path | None:
+def _place(out: Path | None, statistics: edit.KeyStatistics) -> Path | None:
     if out is None or out.suffix == SUFFIX:
         return out
     shards = "".join(f"-shard-{part.index}-of-{part.of}" for part in statistics.parts if part.of > 1)
     return out / f"layer-{statistics.layer}{shards}{SUFFIX}"
 
 
-def _described(found: dict[int, KeyStatistics], spectrum: bool, console: Console) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, redirect_stdout=False, disable=not spectrum) as progress:
-        for layer in progress.track(found, description="eigenvalues"):
-            one = found[layer]
-            rows.append(
-                {
-                    "layer": layer, "keys": one.count, "dimension": len(one.second_moment), "corpus": one.corpus,
-                    "seed": one.seed, "dtype": one.dtype, "shards": [_shard_name(part) for part in one.parts],
-                    **(_spectrum(one.eigen()[0]) if spectrum else {}),
-                }
-            )  # fmt: skip
-    return rows
-
-
-def _shard_name(part: Part) -> str:
-    return "all" if part.of == 1 else f"{part.index}/{part.of}"
-
-
-def _spectrum(values: Tensor) -> dict[str, Any]:
-    """What the eigenvalues say: how many there are to speak of, how far apart, and how unequal."""
-    values = values.clamp(min=0)
-    largest, smallest = float(values[-1]), float(values[0])
-    shares = values / values.sum()
-    entropy = -float((shares * shares.clamp(min=1e-300).log()).sum())
-    tenth = math.ceil(len(values) / 10)
+def _row(one: edit.KeyStatistics) -> dict[str, Any]:
     return {
-        "rank": int((values > _ROUNDING * largest).sum()),
-        "condition": largest / smallest if smallest > 0 else math.inf,
-        "effective_rank": math.exp(entropy),
-        "share_of_largest_tenth": float(shares[-tenth:].sum()),
-    }
+        "layer": one.layer, "keys": one.count, "dimension": len(one.second_moment), "corpus": one.corpus,
+        "seed": one.seed, "dtype": one.dtype,
+        "shards": ["all" if part.of == 1 else f"{part.index}/{part.of}" for part in one.parts],
+    }  # fmt: skip
 
 
 def _table(rows: list[dict[str, Any]], spectrum: bool) -> Table:

@@ -1,77 +1,39 @@
 """``locate-edit trace``: causal traces of one fact or many."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from transformer_lens.model_bridge import TransformerBridge
 
-from edit.cli.kit.corruptions import make_corruption, over_facts
-from edit.cli.kit.facts import Case, choose_facts
-from edit.cli.kit.jobs import describe_run, end, group_alike, load_results, pending_cases, summarise, work_off
+import locate
+from edit.cli.kit.command import command
+from edit.cli.kit.corruptions import CorruptionOptions
+from edit.cli.kit.facts import Facts
+from edit.cli.kit.jobs import Job, Together
 from edit.cli.kit.options import (
     METHOD,
-    BudgetOption,
-    CorruptionOption,
     DirectionOption,
-    FactOption,
-    FactsOption,
-    FiguresOption,
-    JsonOption,
-    LimitOption,
     MetricOption,
-    ModelOption,
-    OtherOption,
-    OutOption,
+    Place,
     PositionsOption,
     PrecisionOption,
-    PromptOption,
-    RelationOption,
-    RetryOption,
-    SamplesOption,
-    ScaleOption,
-    SeedOption,
-    ShippedOption,
-    StdOption,
-    SubjectOption,
-    SwapOption,
-    TargetOption,
     read_names,
     read_positions,
 )
-from edit.cli.kit.output import print_json, readable_errors
-from locate.contrast.corruption import describe
-from locate.contrast.measures import as_metrics
-from locate.contrast.sweep import check_window
-from locate.engine import DEFAULT_BUDGET
+from edit.cli.kit.output import Outcome
 from locate.errors import DataError
-from locate.figures.style import metric_label
-from locate.model.bundled import DEFAULT_MODEL
-from locate.model.loading import load_model
-from locate.plots import plot_trace_heads, save_figure
-from locate.sites.site import KINDS, TRACED, Site, check_traced
-from locate.store.files import save_json, to_plain
-from locate.store.folders import RunFolder
-from locate.tracing.average import AverageTrace, average_traces
-from locate.tracing.causal import causal_trace
-from locate.tracing.trace import Trace, load_trace
-from locate.tracing.tracer import ROWS_AT_A_TIME
+from locate.sites.site import KINDS, TRACED, check_traced
 
 
+@command
 def run(
-    fact: FactOption = None,
-    prompt: PromptOption = None,
-    subject: SubjectOption = None,
-    target: TargetOption = None,
-    target_new: OtherOption = None,
-    facts: FactsOption = None,
-    shipped: ShippedOption = False,
-    relation: RelationOption = None,
-    limit: LimitOption = None,
-    figures: FiguresOption = False,
-    retry_failed: RetryOption = False,
+    which: Facts,
     kinds: Annotated[
         str | None,
         typer.Option(
@@ -92,71 +54,38 @@ def run(
     ] = None,
     positions: PositionsOption = "all",
     precision: PrecisionOption = "model",
-    corruption: CorruptionOption = None,
-    scale: ScaleOption = None,
-    std: StdOption = None,
-    samples: SamplesOption = None,
-    seed: SeedOption = None,
-    swap: SwapOption = None,
-    model: ModelOption = DEFAULT_MODEL,
-    budget: BudgetOption = DEFAULT_BUDGET,
-    out: OutOption = None,
-    as_json: JsonOption = False,
-) -> None:
+    *,
+    corrupted: CorruptionOptions,
+    place: Place,
+    console: Console,
+) -> Outcome:
     """Trace where the model recalls a fact, or each of many facts and on average.
 
     One fact gives trace.nc and a figure. Several facts (--facts or --shipped) give traces/NAME.nc each, their
     average by role of the token as tables and figures, and summary.json. A run that was stopped goes on where it
     was when the same command is given again.
     """
-    with readable_errors() as console:
-        single = (fact, prompt, subject, target, target_new)
-        chosen = choose_facts(
-            single, file=facts, shipped=shipped, relation=relation, limit=limit, model=model, console=console
-        )
-        made = make_corruption(
-            corruption, usual="gaussian", scale=scale, std=std, samples=samples, seed=seed, swap=swap,
-            reference=chosen.reference,
-        )  # fmt: skip
-        options: dict[str, Any] = {
-            "kinds": _kinds(kinds, severed, direction), "window": window, "metric": metric or ["probability"],
-            "direction": direction, "severed": severed, "positions": read_positions(positions), "precision": precision,
-        }  # fmt: skip
-        as_metrics(options["metric"])
-        bridge = load_model(model)
-        if window is not None:
-            check_window(window, bridge.cfg.n_layers)
-        made = over_facts(made, std, bridge, chosen.reference)
-        how = {**options, "corruption": made, "budget": budget}
-        if chosen.name is None:
-            _trace_one(bridge, chosen.cases[0], how, out or Path("runs/trace"), as_json, console)
-            return
-        described = {**options, "corruption": describe(made)}
-        description = describe_run("trace", model, bridge, chosen.facts, described)
-        size = max(1, ROWS_AT_A_TIME // made.samples)
-        with RunFolder.open(out or Path(f"runs/trace-{chosen.name}"), description) as folder:
-            work_off(
-                folder,
-                group_alike(bridge, pending_cases(folder, chosen, retry_failed, console), size),
-                lambda facts: causal_trace(bridge, facts, **how, progress=False),
-                lambda case, trace: (trace.save(folder.path / "traces" / f"{case.key}.nc"), _found(trace)),
-                label="tracing", console=console,
-            )  # fmt: skip
-            traces = load_results(folder, chosen, load_trace)
-            if figures or len(chosen.cases) == 1:
-                for key, trace in traces.items():
-                    _save_figures(trace, folder.path / "traces", key)
-            averages = _average(list(traces.values()), folder.path)
-            summary = summarise(folder, chosen, description)
-            summary["average"] = {name: _peaks(average) for name, average in averages.items()}
-            save_json(folder.path / "summary.json", to_plain(summary))
-        if as_json:
-            print_json(to_plain(summary))
-        else:
-            for average in averages.values():
-                console.print(_table(average))
-            print(folder.path / "summary.json")
-        end(summary, console)
+    chosen = which.choose(place.model, console)
+
+    from locate.contrast.corruption import describe
+    from locate.contrast.measures import as_metrics
+    from locate.contrast.sweep import check_window
+
+    corruption = corrupted.make("gaussian", chosen.reference)
+    options: dict[str, Any] = {
+        "kinds": _kinds(kinds, severed, direction), "window": window, "metric": metric or ["probability"],
+        "direction": direction, "severed": severed, "positions": read_positions(positions), "precision": precision,
+    }  # fmt: skip
+    as_metrics(options["metric"])
+    model = locate.load_model(place.model)
+    if window is not None:
+        check_window(window, model.cfg.n_layers)
+    corruption = corrupted.over_facts(corruption, model, chosen.reference)
+    job = _Traces(
+        model=model, described={**options, "corruption": describe(corruption)}, console=console,
+        how={**options, "corruption": corruption, "budget": place.budget},
+    )  # fmt: skip
+    return job.run(chosen, which, model=place.model, out=place.out)
 
 
 def _kinds(text: str | None, severed: str | None, direction: str) -> tuple[str, ...]:
@@ -167,76 +96,94 @@ def _kinds(text: str | None, severed: str | None, direction: str) -> tuple[str, 
     return kinds
 
 
-def _trace_one(
-    bridge: TransformerBridge, case: Case, how: dict[str, Any], out: Path, as_json: bool, console: Console
-) -> None:
-    trace = causal_trace(bridge, case.fact, **how)
-    trace.save(out / "trace.nc")
-    _save_figures(trace, out, "trace")
-    found = _found(trace)
-    if as_json:
-        print_json(to_plain(found))
-        return
-    for measured in (found, *found.get("other_metrics", {}).values()):
-        label = metric_label(measured["metric"], trace.info, trace.answer)
-        console.print(f"{label} {measured['clean']:.3f}, corrupted {measured['corrupted']:.3f}")
-        for kind, site in measured["best"].items():
-            head = f", head {site['head']}" if "head" in site else ""
-            console.print(f"  {kind:>9}: layer {site['layer']}{head}, token {site['token'].strip()!r}")
-    print(out / "trace.nc")
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Traces(Job):
+    name: ClassVar[str] = "trace"
+    file: ClassVar[str] = "trace"
+    folder: ClassVar[str] = "traces"
+
+    how: dict[str, Any]
+
+    @property
+    def label(self) -> str:
+        return "tracing"
+
+    def groups(self, facts: list[locate.Fact]) -> list[list[int]]:
+        from locate.tracing.batches import group_facts
+
+        return group_facts(self.model, facts, self.how["corruption"].samples)
+
+    def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[locate.Trace]:
+        return locate.causal_trace(self.model, facts, **self.how, progress=progress)
+
+    def load(self, path: Path) -> locate.Trace:
+        return locate.load_trace(path)
+
+    def found(self, result: locate.Trace) -> dict[str, Any]:
+        asked = {"prompt": result.info["prompt"], "answer": result.answer, "answer_rank": result.answer_rank}
+        others = {name: _measured(result.of(name)) for name in result.metrics[1:]}
+        return {**asked, **_measured(result), **({"other_metrics": others} if others else {})}
+
+    def lines(self, result: locate.Trace, found: dict[str, Any]) -> Iterator[str]:
+        from locate.figures.style import metric_label
+
+        for measured in (found, *found.get("other_metrics", {}).values()):
+            label = metric_label(measured["metric"], result.info, result.answer)
+            yield f"{label} {measured['clean']:.3f}, corrupted {measured['corrupted']:.3f}"
+            for kind, site in measured["best"].items():
+                head = f", head {site['head']}" if "head" in site else ""
+                yield f"  {kind:>9}: layer {site['layer']}{head}, token {site['token'].strip()!r}"
+
+    def draw(self, result: locate.Trace, folder: Path, name: str) -> None:
+        from locate.plots import plot_trace_heads, save_figure
+
+        if "scores" in result.data:
+            save_figure(result.plot(), folder, name)
+        if "head_scores" in result.data:
+            place = _best(result, "attn_head").position
+            assert place is not None
+            save_figure(plot_trace_heads(result, position=place), folder, f"{name}_heads")
+
+    def together(self, results: list[locate.Trace], folder: Path) -> Together:
+        averages: dict[str, locate.AverageTrace] = {}
+        for metric in results[0].metrics if len(results) > 1 else ():
+            averages[metric] = locate.average_traces([trace.of(metric) for trace in results])
+            _save(averages[metric], folder, "average" if len(averages) == 1 else f"average_{metric}")
+        peaks = {name: _peaks(average) for name, average in averages.items()}
+        tables = [_table(average, peaks[name]) for name, average in averages.items()]
+        return Together(summary={"average": peaks}, shown=tables)
 
 
-def _found(trace: Trace) -> dict[str, Any]:
-    asked = {"prompt": trace.info["prompt"], "answer": trace.answer, "answer_rank": trace.answer_rank}
-    others = {name: _measured(trace.of(name)) for name in trace.metrics[1:]}
-    return {**asked, **_measured(trace), **({"other_metrics": others} if others else {})}
-
-
-def _measured(trace: Trace) -> dict[str, Any]:
+def _measured(trace: locate.Trace) -> dict[str, Any]:
     return {
         "metric": trace.metric, "clean": trace.clean, "corrupted": trace.corrupted,
         "best": {kind: _place(trace, _best(trace, kind)) for kind in trace.info["kinds"]},
     }  # fmt: skip
 
 
-def _best(trace: Trace, kind: str) -> Site:
+def _best(trace: locate.Trace, kind: str) -> locate.Site:
     visited = set(trace.info["positions"]) & set(range(*trace.subject_span))
     return trace.best(kind, within="subject" if visited else "all")
 
 
-def _place(trace: Trace, site: Site) -> dict[str, Any]:
+def _place(trace: locate.Trace, site: locate.Site) -> dict[str, Any]:
     head = {} if site.head is None else {"head": site.head}
     return {"layer": site.layer, "position": site.position, "token": trace.tokens[site.position or 0], **head}
 
 
-def _save_figures(trace: Trace, folder: Path, name: str) -> None:
-    if "scores" in trace.data:
-        save_figure(trace.plot(), folder, name)
-    if "head_scores" in trace.data:
-        place = _best(trace, "attn_head").position
-        assert place is not None
-        save_figure(plot_trace_heads(trace, position=place), folder, f"{name}_heads")
+def _save(average: locate.AverageTrace, folder: Path, name: str) -> None:
+    from locate.plots import save_figure
+
+    average.save(folder / f"{name}.nc")
+    average.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
+    if "effect" in average.data:
+        save_figure(average.plot(), folder, name)
+        save_figure(average.plot_lines(), folder, f"{name}_lines")
+    for role in average.roles if "head_effect" in average.data else ():
+        save_figure(average.plot_heads(role=role), folder, f"{name}_heads_{role.replace(' ', '_')}")
 
 
-def _average(traces: list[Trace], folder: Path) -> dict[str, AverageTrace]:
-    """Averages by metric, written to the folder."""
-    if len(traces) < 2:
-        return {}
-    averages: dict[str, AverageTrace] = {}
-    for metric in traces[0].metrics:
-        average = averages[metric] = average_traces([trace.of(metric) for trace in traces])
-        name = "average" if len(averages) == 1 else f"average_{metric}"
-        average.save(folder / f"{name}.nc")
-        average.to_dataframe().to_csv(folder / f"{name}.csv", index=False)
-        if "effect" in average.data:
-            save_figure(average.plot(), folder, name)
-            save_figure(average.plot_lines(), folder, f"{name}_lines")
-        for role in average.roles if "head_effect" in average.data else ():
-            save_figure(average.plot_heads(role=role), folder, f"{name}_heads_{role.replace(' ', '_')}")
-    return averages
-
-
-def _peaks(average: AverageTrace) -> dict[str, Any]:
+def _peaks(average: locate.AverageTrace) -> dict[str, Any]:
     """The largest average effect of every kind and role of the token, with its layer and interval."""
     roles, named = average.roles, ("layer", "effect", "low", "high")
     kinds = [str(kind) for kind in average.data["kind"].values] if "effect" in average.data else []
@@ -250,8 +197,7 @@ def _peaks(average: AverageTrace) -> dict[str, Any]:
     }
 
 
-def _table(average: AverageTrace) -> Table:
-    peaks = _peaks(average)
+def _table(average: locate.AverageTrace, peaks: dict[str, Any]) -> Table:
     table = Table(
         "kind", "token", "layer", "effect", "interval",
         title=f"Largest average indirect effects on {average.metric}, {average.n_facts} facts",

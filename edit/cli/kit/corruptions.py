@@ -1,94 +1,118 @@
-"""From the options of the command line to a corruption."""
+"""The options of a corruption, and the corruption that they make."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
 
-from transformer_lens.model_bridge import TransformerBridge
+import typer
 
-from edit.cli.kit.options import CorruptionName
-from locate.contrast.corruption import Corruption
-from locate.contrast.noise import (
-    GaussianNoise,
-    MeanEmbedding,
-    MultivariateNoise,
-    ResampledEmbedding,
-    UniformNoise,
-    ZeroEmbedding,
-    embedding_std,
-)
-from locate.contrast.swaps import TokenSwap
+import locate
+from edit.cli.kit.options import CORRUPTION
 from locate.errors import DataError
-from locate.facts.facts import Fact
-from locate.facts.files import bundled_facts
 
-_CLASSES: dict[str, type] = {
-    "gaussian": GaussianNoise,
-    "uniform": UniformNoise,
-    "zero": ZeroEmbedding,
-    "mean": MeanEmbedding,
-    "resample": ResampledEmbedding,
-    "multivariate": MultivariateNoise,
-    "swap": TokenSwap,
+CorruptionName = Literal["gaussian", "uniform", "zero", "mean", "resample", "multivariate", "swap"]
+
+# The public name of each.
+_CLASSES: dict[CorruptionName, str] = {
+    "gaussian": "GaussianNoise",
+    "uniform": "UniformNoise",
+    "zero": "ZeroEmbedding",
+    "mean": "MeanEmbedding",
+    "resample": "ResampledEmbedding",
+    "multivariate": "MultivariateNoise",
+    "swap": "TokenSwap",
 }
-# Options by the field that they set.
-_OPTIONS = {"scale": "--scale", "std": "--std", "samples": "--samples", "seed": "--seed", "subject": "--swap"}
 _OF_FACTS = "facts"
 
 
-def make_corruption(
-    name: CorruptionName | None,
-    *,
-    usual: CorruptionName,
-    scale: float | None,
-    std: str | None,
-    samples: int | None,
-    seed: int | None,
-    swap: str | None,
-    reference: Sequence[Fact],
-) -> Corruption:
-    """The corruption that was asked for.
+@dataclass(frozen=True, kw_only=True)
+class CorruptionOptions:
+    """What stands in the subject's place."""
 
-    Args:
-        name: the option's value.
-        usual: what it stands for where there is none, and no other subject either.
-        scale: of noise.
-        std: what it is scaled by: a number, or ``facts``, which ``over_facts`` fills in once there is a model.
-        samples: to average over.
-        seed: of the samples.
-        swap: another subject.
-        reference: facts for the corruptions that need them.
+    corruption: Annotated[
+        CorruptionName | None,
+        typer.Option(
+            help="What stands in the subject's place: noise on its embeddings (gaussian, uniform, or multivariate, as "
+            "the facts' own subjects spread), other embeddings (zero, mean, resample), or another subject (swap).",
+            rich_help_panel=CORRUPTION,
+        ),
+    ] = None
+    scale: Annotated[
+        float | None,
+        typer.Option(
+            "--scale", "--noise", help="Noise, in standard deviations of the embeddings (3; multivariate 1).",
+            rich_help_panel=CORRUPTION,
+        ),
+    ] = None  # fmt: skip
+    std: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|facts",
+            help="What the noise is scaled by: a number (1 makes --scale absolute), or facts for the standard "
+            "deviation of all their subjects; by default that of each subject's own embeddings.",
+            rich_help_panel=CORRUPTION,
+        ),
+    ] = None
+    samples: Annotated[
+        int | None,
+        typer.Option(help="Corrupted versions to average over (10; swap 1).", rich_help_panel=CORRUPTION),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the corruption (1; swap 0).", rich_help_panel=CORRUPTION)
+    ] = None
+    swap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SUBJECT",
+            help="The other subject, instead of one chosen among the facts.",
+            rich_help_panel=CORRUPTION,
+        ),
+    ] = None
 
-    Raises:
-        DataError: an option that this corruption does not have.
-        LocateError: a value that it does not take.
-    """
-    name = name or (usual if swap is None else "swap")
-    made = _CLASSES[name]
-    taken = {field.name for field in fields(made)}
-    given: dict[str, Any] = {"scale": scale, "std": std, "samples": samples, "seed": seed, "subject": swap}
-    given = {field: value for field, value in given.items() if value is not None}
-    for field in given:
-        if field not in taken:
-            raise DataError(f"{_OPTIONS[field]} has no meaning for --corruption {name}; leave it out.")
-    if std == _OF_FACTS:
-        del given["std"]
-    elif std is not None:
-        given["std"] = _positive(std)
-    if "reference" in taken:
-        given["reference"] = tuple(reference)
-    if "pool" in taken and swap is None:
-        given["pool"] = (*reference, *(fact for fact in bundled_facts() if fact not in reference))
-    return made(**given)
+    @property
+    def given(self) -> bool:
+        """Whether any of them is."""
+        return any(value is not None for value in vars(self).values())
 
+    def make(self, usual: CorruptionName, reference: Sequence[locate.Fact]) -> locate.Corruption:
+        """The corruption that was asked for.
 
-def over_facts(
-    corruption: Corruption, std: str | None, model: TransformerBridge, reference: Sequence[Fact]
-) -> Corruption:
-    """The corruption, scaled by the standard deviation over all these facts' subjects where that was asked for."""
-    if std != _OF_FACTS or not isinstance(corruption, GaussianNoise | UniformNoise):
-        return corruption
-    return replace(corruption, std=embedding_std(model, reference))
+        Args:
+            usual: which one where none was named, and no other subject either.
+            reference: facts for the corruptions that need them.
+
+        Raises:
+            DataError: an option that this corruption does not have.
+            LocateError: a value that it does not take.
+        """
+        name = self.corruption or (usual if self.swap is None else "swap")
+        made = getattr(locate, _CLASSES[name])
+        taken = {field.name for field in fields(made)}
+        # Options have the names of the fields that they set, but for --swap, which sets a swap's subject.
+        set_by = {
+            "subject" if field == "swap" else field: field for field in ("scale", "std", "samples", "seed", "swap")
+        }
+        given: dict[str, Any] = {
+            field: value for field, option in set_by.items() if (value := getattr(self, option)) is not None
+        }
+        for field in given:
+            if field not in taken:
+                raise DataError(f"--{set_by[field]} has no meaning for --corruption {name}; leave it out.")
+        if self.std == _OF_FACTS:
+            del given["std"]
+        elif self.std is not None:
+            given["std"] = _positive(self.std)
+        if "reference" in taken:
+            given["reference"] = tuple(reference)
+        if "pool" in taken and self.swap is None:
+            given["pool"] = (*reference, *(fact for fact in locate.bundled_facts() if fact not in reference))
+        return made(**given)
+
+    def over_facts(self, made: Any, model: Any, reference: Sequence[locate.Fact]) -> Any:
+        """What was made, scaled by the standard deviation over all these facts' subjects where that was asked for."""
+        return replace(made, std=locate.embedding_std(model, reference)) if self.std == _OF_FACTS else made
 
 
 def _positive(std: str) -> float:

@@ -1,27 +1,181 @@
-"""Work over several facts, case by case, in a run folder."""
+"""Long jobs over facts: one fact, or many, case by case, in a folder where a run that was stopped goes on."""
 
-from collections.abc import Callable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from transformer_lens.model_bridge import TransformerBridge
+from rich.table import Table
 
-from edit.cli.kit.facts import Case, Chosen
-from locate.errors import FactError, LocateError, listed
-from locate.facts.facts import Fact
-from locate.facts.prompts import encode_fact
-from locate.model.weights import model_fingerprint
-from locate.store.folders import RunFolder
-from locate.store.hashes import fingerprint
+import locate
+from edit.cli.kit.facts import Case, Chosen, Facts
+from edit.cli.kit.output import Outcome, progress_bar
+from locate.errors import LocateError, listed
 
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Together:
+    """What the results of many facts say together.
+
+    Attributes:
+        summary: what is added to the run's summary.
+        shown: tables of it.
+    """
+
+    summary: dict[str, Any]
+    shown: Sequence[Table] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Job(Generic[Result]):
+    """An analysis of facts, one at a time or a few together, each with a result of its own.
+
+    A command says what is computed, how a result is told and drawn, and what many say together. What it runs on
+    and in which folder, what is done already, what failed and the exit code are the same for all.
+
+    Attributes:
+        model: a raw-mode bridge.
+        described: the options that results depend on, as plain data.
+        console: for what is said on the way.
+    """
+
+    # The command; the file of a single result, and the folder of many.
+    name: ClassVar[str]
+    file: ClassVar[str]
+    folder: ClassVar[str]
+
+    model: Any
+    described: dict[str, Any] = field(default_factory=dict)
+    console: Console
+
+    @property
+    def label(self) -> str:
+        """Of the progress bar."""
+        raise NotImplementedError
+
+    def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[Result]:
+        """One result for each of some facts."""
+        raise NotImplementedError
+
+    def load(self, path: Path) -> Result:
+        """A result that was saved."""
+        raise NotImplementedError
+
+    def draw(self, result: Result, folder: Path, name: str) -> None:
+        """Write a result's figures."""
+        raise NotImplementedError
+
+    def found(self, result: Result) -> dict[str, Any]:
+        """What a result says, in short."""
+        raise NotImplementedError
+
+    def lines(self, result: Result, found: dict[str, Any]) -> Iterator[str]:
+        """The same for people."""
+        raise NotImplementedError
+
+    def together(self, results: list[Result], folder: Path) -> Together:
+        """What the results of many facts say together; figures and tables of it go to the folder."""
+        raise NotImplementedError
+
+    def groups(self, facts: list[locate.Fact]) -> list[list[int]]:
+        """Indices of facts that are computed together; by default each by itself."""
+        return [[index] for index in range(len(facts))]
+
+    def run(self, chosen: Chosen, options: Facts, *, model: str, out: Path | None) -> Outcome:
+        """Do it.
+
+        Args:
+            chosen: the facts.
+            options: what becomes of many.
+            model: its name.
+            out: the folder, where one was given.
+
+        Raises:
+            LocateError: the single fact failed, or the folder is another run's.
+        """
+        if chosen.name is None:
+            return self._one(chosen.cases[0].fact, out or Path("runs") / self.name)
+        description = describe_run(self.name, model, self.model, self.described, facts=chosen.facts)
+        return self._many(chosen, options, description, out or Path(f"runs/{self.name}-{chosen.name}"))
+
+    def _one(self, fact: locate.Fact, out: Path) -> Outcome:
+        (result,) = self.compute([fact], progress=True)
+        path = self._save(result, out / f"{self.file}.nc")
+        self.draw(result, out, self.file)
+        found = self._found(result)
+        return Outcome(value=found, shown=list(self.lines(result, found)), results=[path])
+
+    def _many(self, chosen: Chosen, options: Facts, description: dict[str, Any], out: Path) -> Outcome:
+        from locate.store.files import save_json, to_plain
+        from locate.store.folders import RunFolder
+
+        with RunFolder.open(out, description) as run:
+            keys = [case.key for case in chosen.cases]
+            pending = set(run.pending(keys, retry_failed=options.retry_failed))
+            if settled := len(keys) - len(pending):
+                self.console.print(
+                    f"Going on in {run.path}: {settled} of {len(keys)} facts are finished.", soft_wrap=True
+                )
+            self._work_off(run, [case for case in chosen.cases if case.key in pending])
+            done, failed = run.done, run.failed
+            results = {key: self.load(run.path / str(done[key].file)) for key in keys if key in done}
+            if options.figures or len(keys) == 1:
+                for key, result in results.items():
+                    self.draw(result, run.path / self.folder, key)
+            together = self.together(list(results.values()), run.path)
+            summary = to_plain({
+                **description,
+                "done": len(results),
+                "failed": [{"case": key, "error": failed[key].error} for key in keys if key in failed],
+                "cases": [{"case": key, "file": done[key].file, **done[key].found} for key in results],
+                **together.summary,
+            })  # fmt: skip
+            file = save_json(run.path / "summary.json", summary)
+        return Outcome(value=summary, shown=together.shown, results=[file], failed=_failure(summary))
+
+    def _work_off(self, run: Any, cases: Sequence[Case]) -> None:
+        """Compute the cases, recording each once its result is on disk, or why it failed."""
+        groups = [[cases[index] for index in group] for group in self.groups([case.fact for case in cases])]
+        with progress_bar(self.console) as progress:
+            bar = progress.add_task(self.label, total=len(cases))
+            for group in groups:
+                for case, result in self._attempt(group):
+                    if isinstance(result, LocateError):
+                        run.record_failure(case.key, result)
+                    else:
+                        file = self._save(result, run.path / self.folder / f"{case.key}.nc")
+                        run.record(case.key, self._found(result), file=file)
+                    progress.advance(bar)
+
+    def _attempt(self, group: Sequence[Case]) -> Iterator[tuple[Case, Any]]:
+        """Each case with its result, or its error: where several fail together, they are tried one by one."""
+        try:
+            results = self.compute([case.fact for case in group], progress=False)
+        except LocateError as error:
+            if len(group) == 1:
+                yield group[0], error
+                return
+            for case in group:
+                yield from self._attempt([case])
+        else:
+            yield from zip(group, results, strict=True)
+
+    def _save(self, result: Any, path: Path) -> Path:
+        return result.save(path)
+
+    def _found(self, result: Any) -> dict[str, Any]:
+        from locate.store.files import to_plain
+
+        return to_plain(self.found(result))
+
+
 def describe_run(
-    command: str, model: str, bridge: TransformerBridge, facts: Sequence[Any] | None, options: dict[str, Any]
+    command: str, model: str, bridge: Any, options: dict[str, Any], *, facts: Sequence[Any] | None = None
 ) -> dict[str, Any]:
     """Everything that a run depends on; a folder with another description is another run's.
 
@@ -29,9 +183,12 @@ def describe_run(
         command: whose run it is.
         model: its name.
         bridge: the model itself.
-        facts: of the run; None where they may change from one call to the next.
         options: of the command.
+        facts: of the run; None where they may change from one call to the next.
     """
+    from locate.model.weights import model_fingerprint
+    from locate.store.hashes import fingerprint
+
     return {
         "command": command,
         "model": {"name": model, "fingerprint": model_fingerprint(bridge)},
@@ -40,109 +197,12 @@ def describe_run(
     }
 
 
-def pending_cases(run: RunFolder, chosen: Chosen, retry_failed: bool, console: Console) -> list[Case]:
-    """The cases that are still to be worked on, with a word on those that are not."""
-    keys = [case.key for case in chosen.cases]
-    pending = set(run.pending(keys, retry_failed=retry_failed))
-    if settled := len(keys) - len(pending):
-        console.print(f"Going on in {run.path}: {settled} of {len(keys)} facts are finished.", soft_wrap=True)
-    return [case for case in chosen.cases if case.key in pending]
-
-
-def group_alike(model: TransformerBridge, cases: Sequence[Case], size: int) -> list[list[Case]]:
-    """Groups of at most ``size`` facts that can be computed together: prompts of one length, neighbours alike."""
-    shapes = {case.key: _shape(model, case.fact) for case in cases}
-    by_length: dict[int, list[Case]] = {}
-    for case in sorted(cases, key=lambda case: shapes[case.key]):
-        by_length.setdefault(shapes[case.key][0], []).append(case)
-    return [alike[first : first + size] for alike in by_length.values() for first in range(0, len(alike), size)]
-
-
-def work_off(
-    run: RunFolder,
-    groups: Sequence[Sequence[Case]],
-    compute: Callable[[list[Fact]], Sequence[Result]],
-    keep: Callable[[Case, Result], tuple[Path, dict[str, Any]]],
-    *,
-    label: str,
-    console: Console,
-) -> None:
-    """Compute the cases, recording each once its result is on disk, or why it failed.
-
-    Args:
-        run: where they are recorded.
-        groups: cases that are computed together; where a group fails, its cases are tried one by one.
-        compute: from facts to their results.
-        keep: writes a case's result, and gives the file and what was found.
-        label: of the progress bar.
-        console: that shows it.
-    """
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    total = sum(map(len, groups))
-    with Progress(*columns, console=console, redirect_stdout=False) as progress:
-        bar = progress.add_task(label, total=total)
-        for group in groups:
-            for case, result in _attempt(group, compute):
-                if isinstance(result, LocateError):
-                    run.record_failure(case.key, result)
-                else:
-                    file, found = keep(case, result)
-                    run.record(case.key, found, file=file)
-                progress.advance(bar)
-
-
-def load_results(run: RunFolder, chosen: Chosen, load: Callable[[Path], Result]) -> dict[str, Result]:
-    """The results that there are, by key, in the order of the facts."""
-    done = run.done
-    return {case.key: load(run.path / str(done[case.key].file)) for case in chosen.cases if case.key in done}
-
-
-def summarise(run: RunFolder, chosen: Chosen, description: dict[str, Any]) -> dict[str, Any]:
-    """What every summary of a run says: what it is, what each case found, and which failed."""
-    done, failed = run.done, run.failed
-    return {
-        **description,
-        "done": sum(case.key in done for case in chosen.cases),
-        "failed": [{"case": case.key, "error": failed[case.key].error} for case in chosen.cases if case.key in failed],
-        "cases": [
-            {"case": case.key, "file": done[case.key].file, **done[case.key].found}
-            for case in chosen.cases
-            if case.key in done
-        ],
-    }
-
-
-def end(summary: dict[str, Any], console: Console) -> None:
-    """Say which cases failed, and end with exit code 1 if any did."""
+def _failure(summary: dict[str, Any]) -> str | None:
+    """Which cases failed, and what to do."""
     if not (failed := summary["failed"]):
-        return
-    head = (
-        f"Failed: {len(failed)} of {summary['facts']['count']} facts; the results of the others are kept. "
-        "Once the cause is mended, the same command with --retry-failed tries them again."
-    )
+        return None
     errors = listed([f"{one['case']}: {one['error']}" for one in failed])
-    console.print(f"{head}\n{errors}", style="red", soft_wrap=True)
-    raise typer.Exit(1)
-
-
-def _attempt(
-    group: Sequence[Case], compute: Callable[[list[Fact]], Sequence[Result]]
-) -> Iterator[tuple[Case, Result | LocateError]]:
-    try:
-        results = compute([case.fact for case in group])
-    except LocateError as error:
-        if len(group) == 1:
-            yield group[0], error
-            return
-        for case in group:
-            yield from _attempt([case], compute)
-    else:
-        yield from zip(group, results, strict=True)
-
-
-def _shape(model: TransformerBridge, fact: Fact) -> tuple[int, tuple[int, int]]:
-    try:
-        prompt = encode_fact(model, fact)
-    except FactError:
-        return 0, (0, 0)  # what is wrong with it is said when it is computed
-    return len(prompt.tokens), prompt.subject_span
+    return (
+        f"Failed: {len(failed)} of {summary['facts']['count']} facts; the results of the others are kept. "
+        f"Once the cause is mended, the same command with --retry-failed tries them again.\n{errors}"
+    )

@@ -1,16 +1,55 @@
 """What the commands say: results on stdout, everything else on stderr, mistakes in one message."""
 
+from __future__ import annotations
+
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from locate.errors import LocateError, NumericsError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a command found.
+
+    Attributes:
+        value: for machines, where ``--json`` is given.
+        shown: for people, on stderr.
+        results: on stdout: the files that were written, or a table that is itself the result.
+        failed: what went wrong although there are results; the exit code is 1 then.
+    """
+
+    value: Any
+    shown: Sequence[Table | str] = ()
+    results: Sequence[Path | Table] = ()
+    failed: str | None = None
+
+    def tell(self, console: Console, *, as_json: bool) -> None:
+        """Say it, and end with exit code 1 where something failed."""
+        if as_json:
+            _print_json(self.value)
+        else:
+            for one in self.shown:
+                console.print(one)
+            for one in self.results:
+                if isinstance(one, Table):
+                    make_console(stderr=False).print(one)
+                else:
+                    print(one)
+        if self.failed is not None:
+            console.print(self.failed, style="red", soft_wrap=True)
+            raise typer.Exit(1)
 
 
 @contextmanager
@@ -42,8 +81,16 @@ def make_console(*, stderr: bool) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def print_json(value: Any) -> None:
+def progress_bar(console: Console, *, shown: bool = True) -> Progress:
+    """A bar that counts, beside results on stdout."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, console=console, redirect_stdout=False, disable=not shown)
+
+
+def _print_json(value: Any) -> None:
     """The result for machines, alone on stdout."""
+    from locate.store.files import to_plain
+
     # A stream that cannot take every character gets them escaped.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(value, ensure_ascii=not unicode, allow_nan=False))
+    print(json.dumps(to_plain(value), ensure_ascii=not unicode, allow_nan=False))

@@ -1,9 +1,11 @@
 """Files of key statistics on the command line."""
 
+from __future__ import annotations
+
 from collections.abc import Container, Iterable
 from pathlib import Path
 
-from edit.statistics import KeyStatistics, load_statistics
+import edit
 from locate.errors import DataError
 
 SUFFIX = ".safetensors"
@@ -24,15 +26,15 @@ def statistics_files(given: Iterable[Path]) -> list[Path]:
     return files
 
 
-def add_up(files: Iterable[Path], layers: Container[int] | None = None) -> dict[int, KeyStatistics]:
+def add_up(files: Iterable[Path], layers: Container[int] | None = None) -> dict[int, edit.KeyStatistics]:
     """The statistics in some files, by layer, with shards of a layer added up; of some layers, or of all.
 
     Raises:
         DataError: a file is not readable, or does not go with the others; the message names it.
     """
-    found: dict[int, KeyStatistics] = {}
+    found: dict[int, edit.KeyStatistics] = {}
     for path in files:
-        statistics = load_statistics(path)
+        statistics = edit.load_statistics(path)
         if layers is not None and statistics.layer not in layers:
             continue
         try:

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 import locate
 from edit.cli import app
-from edit.cli import patch as command
 from tests.edit.conftest import FACTS, UNMATCHED
 
 runner = CliRunner()
@@ -74,17 +73,17 @@ def test_a_mean_tells_how_often_a_site_was_confirmed(patch, facts_file, tmp_path
 
 
 def test_a_stopped_run_goes_on_without_patching_again(patch, facts_file, tmp_path, monkeypatch):
-    made = []
+    made, real = [], locate.patch
 
     def counted(model, fact, corrupt, **options):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(fact.subject)
-        return locate.patch(model, fact, corrupt, **options)
+        return real(model, fact, corrupt, **options)
 
     out, file = tmp_path / "run", facts_file()
     with monkeypatch.context() as patched:
-        patched.setattr(command, "patch", counted)
+        patched.setattr(locate, "patch", counted)
         result = patch("--facts", file, "--out", out, *HEADS, expect=1)
         assert "Stopped." in result.stderr
         assert made == ["The Louvre", "Big Ben"]
@@ -113,8 +112,8 @@ def test_equal_ends_have_a_value_and_no_score(patch, facts_file, tmp_path, monke
         found = real(*arguments, **options)
         return replace(found, data=found.data.assign(corrupted=found.data["clean"]))
 
-    real = command.patch
-    monkeypatch.setattr(command, "patch", equal)
+    real = locate.patch
+    monkeypatch.setattr(locate, "patch", equal)
     assert ": value " in said(patch(*ONE, *HEADS, "--swap", "The Colosseum", "--out", tmp_path / "one"))
     result = patch("--facts", facts_file(), "--limit", "2", "--out", tmp_path / "several", *HEADS)
     assert "2 of 2 facts have equal ends, and no score that could be averaged" in said(result)

@@ -10,7 +10,6 @@ from typer.testing import CliRunner
 
 import locate
 from edit.cli import app
-from edit.cli import trace as command
 from tests.edit.conftest import FACTS, UNMATCHED
 
 runner = CliRunner()
@@ -32,13 +31,13 @@ def trace(model_folder):
 @pytest.fixture
 def calls(monkeypatch):
     """The subjects that were traced, call by call."""
-    made = []
+    made, real = [], locate.causal_trace
 
     def counted(model, fact, **options):
         made.append([one.subject for one in fact])
-        return locate.causal_trace(model, fact, **options)
+        return real(model, fact, **options)
 
-    monkeypatch.setattr(command, "causal_trace", counted)
+    monkeypatch.setattr(locate, "causal_trace", counted)
     return made
 
 
@@ -87,7 +86,7 @@ def test_a_stopped_run_goes_on_without_tracing_again(trace, facts_file, calls, t
     whole, out, file = tmp_path / "whole", tmp_path / "run", facts_file()
     trace("--facts", file, "--out", whole, *QUICK)
     assert sorted(calls) == [["Big Ben", "The Eiffel Tower"], ["The Louvre", "The Colosseum"]]
-    counted = command.causal_trace
+    counted = locate.causal_trace
     calls.clear()
 
     def stopped(model, fact, **options):
@@ -96,7 +95,7 @@ def test_a_stopped_run_goes_on_without_tracing_again(trace, facts_file, calls, t
         return counted(model, fact, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(command, "causal_trace", stopped)
+        patched.setattr(locate, "causal_trace", stopped)
         result = trace("--facts", file, "--out", out, *QUICK, expect=1)
     assert "Stopped." in result.stderr
     assert not (out / "summary.json").exists()

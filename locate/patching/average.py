@@ -1,0 +1,104 @@
+"""Mean normalised scores of patches over facts."""
+
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from locate.contrast.metrics import hardly_differ
+from locate.errors import LocateError
+from locate.patching.patches import Patches
+from locate.results import Result
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AveragePatches(Result):
+    """Mean scores over facts, 0 for the corrupted run and 1 for the clean one in each.
+
+    Attributes:
+        data: ``score`` and ``standard_error`` (over facts, NaN for a single one) with dims by which sites are told
+            apart; where sites were screened, ``confirmed``, the share of facts in which one was patched and not
+            estimated.
+        metric: what was scored.
+        n_facts: how many facts were averaged.
+
+    >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[9, 10], progress=False)
+    >>> locate.average_patches([heads]).data["score"].dims
+    ('layer', 'head')
+    """
+
+    stored_as = "average_patches"
+
+    metric: str
+    n_facts: int
+
+    def top(self, n: int = 10) -> Any:
+        """The ``n`` sites of the largest mean scores, either way, as a table.
+
+        >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[9, 10], progress=False)
+        >>> list(locate.average_patches([heads]).top(2).columns)
+        ['layer', 'head', 'score', 'standard_error']
+        """
+        table = self.to_dataframe()
+        return table.reindex(table["score"].abs().sort_values(ascending=False).index).head(n).reset_index(drop=True)
+
+
+def average_patches(patches: Sequence[Patches]) -> AveragePatches:
+    """Mean normalised scores over facts, where the sites of all facts can be told to be the same.
+
+    Positions differ from prompt to prompt, so that sites told apart by them have no mean. A single one, such as the
+    last, plays the same part in each. Facts whose clean and corrupted runs measure the same have no score, and are
+    left out with a warning.
+
+    Args:
+        patches: one for each fact, of the metric that each has in view.
+
+    Raises:
+        LocateError: there are none with a score, or their metrics or sites differ.
+
+    >>> how = {"sites": "attn_head_z", "layers": [9, 10], "progress": False}
+    >>> patches = [locate.patch(model, one, locate.TokenSwap(), **how) for one in facts[:2]]
+    >>> locate.average_patches(patches).n_facts
+    2
+    """
+    scored = [one for one in patches if not hardly_differ(one.clean, one.corrupted)]
+    if left_out := len(patches) - len(scored):
+        warnings.warn(
+            f"{left_out} of {len(patches)} facts have equal ends, and no score that could be averaged.", stacklevel=2
+        )
+    if not scored:
+        raise LocateError("There are no scores to average.")
+    metrics = Counter(one.metric for one in scored)
+    if len(metrics) > 1:
+        found = ", ".join(f"{name} of {count}" for name, count in metrics.items())
+        raise LocateError(f"Scores of different metrics ({found}) do not average. Choose one metric for all facts.")
+    kinds = Counter(one.info["sites"] for one in scored)
+    if len(kinds) > 1:
+        raise LocateError(f"Patches of different sites ({', '.join(kinds)}) do not average.")
+    tables = {"score": _same_sites([one.scores for one in scored])}
+    if all("confirmed" in one.data for one in scored):
+        tables["confirmed"] = _same_sites([one.data["confirmed"].astype(float) for one in scored])
+    scores, n = tables["score"], len(scored)
+    error = scores.std("fact", ddof=1) / n**0.5 if n > 1 else xr.full_like(scores[0], np.nan)
+    means = {name: table.mean("fact") for name, table in tables.items()}
+    return AveragePatches(
+        data=xr.Dataset({**means, "standard_error": error}), metric=scored[0].metric, n_facts=n
+    )  # fmt: skip
+
+
+def _same_sites(tables: Sequence[xr.DataArray]) -> xr.DataArray:
+    """The tables of all facts as one, with a dim ``fact``."""
+    if all(table.sizes.get("position") == 1 for table in tables):
+        tables = [table.squeeze("position", drop=True) for table in tables]
+    if any("position" in table.dims for table in tables):
+        raise LocateError(
+            "Sites told apart by position have no mean over facts, whose positions differ. Patch a single one, such as "
+            "the subject's last, or leave position out."
+        )
+    if any(not table.coords.to_dataset().equals(tables[0].coords.to_dataset()) for table in tables):
+        raise LocateError("These patches are not of the same layers, heads or neurons in all facts.")
+    return xr.concat(tables, dim="fact")
