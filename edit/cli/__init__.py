@@ -3,6 +3,7 @@
 Commands import no model library before they run, so that help and mistakes are told at once.
 """
 
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -24,17 +25,16 @@ app.command("stats")(stats.run)
 app.command("doctor")(doctor.run)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
-        from importlib.metadata import version
-
         print(f"locate-edit {version('locate-edit')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
 def options(
-    version: Annotated[
+    show_version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:

@@ -1,8 +1,10 @@
 """What is asked about an edit, and what a model answers, one row per prompt."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from inspect import Parameter, signature
+from typing import Any, TypedDict, TypeVar
 
 import pandas as pd
 from transformer_lens.model_bridge import TransformerBridge
@@ -13,6 +15,8 @@ from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import See, encode_pair, score_targets
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _CHANGED = ("efficacy", "paraphrase")
 
@@ -41,6 +45,33 @@ class Asking:
     def __post_init__(self) -> None:
         if self.references is not None and not self.fluency:
             raise FactError("references: are compared with long texts, which fluency=True lets the models write.")
+
+
+class Settings(TypedDict, total=False):
+    """The same as keywords, for the functions that make one of them."""
+
+    generate: bool
+    max_new_tokens: int
+    fluency: bool
+    seed: int
+    references: ReferenceTexts | None
+
+
+def with_settings(function: Function) -> Function:
+    """Spell the settings out in a signature that has them as ``**settings``: notebooks and ``help`` read them there.
+
+    >>> list(signature(edit.baseline).parameters)[2:5]
+    ['generate', 'max_new_tokens', 'fluency']
+    """
+    own = list(signature(function).parameters.values())
+    spelled = [
+        Parameter(field.name, Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Asking)
+    ]
+    first = [one for one in own if one.kind is Parameter.POSITIONAL_OR_KEYWORD]
+    rest = [one for one in own if one.kind is Parameter.KEYWORD_ONLY]
+    function.__signature__ = signature(function).replace(parameters=[*first, *spelled, *rest])  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
@@ -10,8 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.datasets.texts import ReferenceTexts
-from edit.evaluation.asking import Answers, Asking, Question, ask, check_references, questions_of, write_texts
+from edit.evaluation.asking import (
+    Answers,
+    Asking,
+    Question,
+    Settings,
+    ask,
+    check_references,
+    questions_of,
+    with_settings,
+    write_texts,
+)
 from edit.requests.requests import Cases, EditRequest, as_requests
 from locate.engine.readout import read_logits
 from locate.errors import FactError
@@ -90,16 +100,13 @@ class Baseline:
             return read_logits(model, torch.stack([self.residuals[p] for p in prompts])).float().log_softmax(-1)
 
 
+@with_settings
 def baseline(
     model: TransformerBridge,
     cases: Cases,
     *,
-    generate: bool = True,
-    max_new_tokens: int = 16,
-    fluency: bool = False,
-    seed: int = 0,
-    references: ReferenceTexts | None = None,
     progress: bool = True,
+    **settings: Unpack[Settings],
 ) -> Baseline:
     """Ask the model as it is now, to compare any number of edits with it.
 
@@ -120,8 +127,7 @@ def baseline(
     >>> before.answers.rows["probe"].iloc[0]
     'efficacy'
     """
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
-    return measure(model, as_requests(cases), asking, progress=progress)
+    return measure(model, as_requests(cases), Asking(**settings), progress=progress)
 
 
 def measure(model: TransformerBridge, requests: Sequence[EditRequest], asking: Asking, *, progress: bool) -> Baseline:

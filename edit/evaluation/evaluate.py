@@ -1,6 +1,7 @@
 """Did the edit take, does it generalise, and did it leave the rest alone?"""
 
 from itertools import chain
+from typing import Unpack
 
 import pandas as pd
 from torch import Tensor
@@ -8,8 +9,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.updates import WeightUpdate, within, without
-from edit.datasets.texts import ReferenceTexts
-from edit.evaluation.asking import Asking, ask, check_questions, write_texts
+from edit.evaluation.asking import Asking, Settings, ask, check_questions, with_settings, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import agreement
@@ -22,18 +22,15 @@ from locate.engine.rows import Budget, in_parts
 _TOGETHER = 256
 
 
+@with_settings
 def evaluate(
     model: TransformerBridge,
     update: WeightUpdate,
     cases: Cases,
     *,
-    generate: bool = True,
-    max_new_tokens: int = 16,
-    fluency: bool = False,
-    seed: int = 0,
-    references: ReferenceTexts | None = None,
     baseline: Baseline | None = None,
     progress: bool = True,
+    **settings: Unpack[Settings],
 ) -> Evaluation:
     """Ask the edited and the unedited model every prompt of the cases: their own, paraphrases, neighbours, unrelated.
 
@@ -62,7 +59,7 @@ def evaluate(
     ['edited', 'unedited']
     """
     requests = as_requests(cases)
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
+    asking = Asking(**settings)
     if baseline is None:
         with without(model, update):
             baseline = measure(model, requests, asking, progress=progress)
@@ -85,19 +82,16 @@ def evaluate(
     return Evaluation(rows=pd.concat([edited, plain], ignore_index=True), texts=texts)
 
 
+@with_settings
 def evaluate_each(
     model: TransformerBridge,
     method: EditingMethod,
     cases: Cases,
     *,
     layer: Where | None = None,
-    generate: bool = True,
-    max_new_tokens: int = 16,
-    fluency: bool = False,
-    seed: int = 0,
-    references: ReferenceTexts | None = None,
     baseline: Baseline | None = None,
     progress: bool = True,
+    **settings: Unpack[Settings],
 ) -> Evaluation:
     """Edit one case at a time on the unedited model, evaluate each edit, and put the results together.
 
@@ -108,7 +102,7 @@ def evaluate_each(
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
     requests = as_requests(cases)
-    asking = Asking(generate=generate, max_new_tokens=max_new_tokens, fluency=fluency, seed=seed, references=references)
+    asking = Asking(**settings)
     check_questions(model, requests)
     if baseline is not None:
         baseline.check(requests, asking)

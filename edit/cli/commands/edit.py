@@ -87,32 +87,31 @@ def run(
     batches, each with the earlier ones in place. The folder gets the batches, update.safetensors, evaluation.csv and
     summary.json.
     """
-    from edit.changes.exporting import check_target
-
-    method = how.make()
     if overwrite and export is None:
         raise DataError("--overwrite goes with --export: it replaces the model that is there.")
     if taught != "alt" and form != "zsre":
         raise DataError("--taught goes with --format zsre.")
+    if facts is None and (limit is not None or batch_size is not None or form != "facts" or skip_answered):
+        raise DataError(
+            "--limit, --batch-size, --format and --skip-answered go with a file of several facts: give --facts FILE."
+        )
+    if facts is not None and (which.given or target_new):
+        raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
+    method = how.make()
+
+    from edit.changes.exporting import check_target
+    from edit.cli.kit.editing import ManyEdits
+
     place = None if export is None else check_target(export, overwrite)
     if facts is None:
-        if limit is not None or batch_size is not None or form != "facts" or skip_answered:
-            raise DataError(
-                "--limit, --batch-size, --format and --skip-answered go with a file of several facts: give "
-                "--facts FILE."
-            )
         request = _request(which.read(), target_new)
         file = _check_file(out or Path("runs/update.safetensors"))
         _check_apart(file, place)
         bridge = locate.load_model(model)
         return _edit_one(bridge, how.with_statistics(method, bridge), request, file, place)
-    if which.given or target_new:
-        raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
     requests = _requests(facts, form, taught, limit)
     folder = out or Path(f"runs/edit-{facts.stem}-{how.method}")
     _check_apart(folder, place)
-    from edit.cli.kit.editing import ManyEdits
-
     bridge = locate.load_model(model)
     many = ManyEdits(
         model=bridge, method=how.with_statistics(method, bridge), folder=folder, export=place, batch_size=batch_size,

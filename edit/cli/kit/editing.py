@@ -14,6 +14,7 @@ import edit
 from edit.cli.kit.jobs import describe_run
 from edit.cli.kit.output import Outcome
 from edit.evaluation.asking import check_questions
+from edit.methods import EditingMethod
 from edit.requests.conflicts import check_conflicts
 from edit.values.contexts import already_answered, build_contexts
 from locate.errors import DataError, FactError, NumericsError, listed
@@ -36,7 +37,7 @@ class ManyEdits:
     """
 
     model: TransformerBridge
-    method: Any
+    method: EditingMethod
     folder: Path
     export: Path | None
     batch_size: int | None
@@ -62,7 +63,7 @@ class ManyEdits:
         check_conflicts(requests)
         self.method.check(self.model, requests)
         check_questions(self.model, requests)
-        size = self.batch_size or (self.kept if getattr(self.method, "one_by_one", False) else None)
+        size = self.batch_size or (self.kept if self.method.one_by_one else None)
         # The method's own options stand in the session's description. The facts do not: one that cannot be edited may
         # be left out of a run that it has stopped, and others may follow.
         description = describe_run("edit", model, self.model, {"method": name, "batch_size": size})
@@ -125,7 +126,7 @@ class ManyEdits:
 
     def _check_asked(self, session: edit.EditSession, requests: Sequence[edit.EditRequest]) -> None:
         """Whether all edits of the folder are among the requests, whose prompts that are only asked do not count."""
-        paraphrases = isinstance(self.method, edit.KN)
+        paraphrases = self.method.uses_paraphrases
         asked = {request.change(paraphrases=paraphrases) for request in requests}
         if others := [one for one in session.requests if one.change(paraphrases=paraphrases) not in asked]:
             raise DataError(

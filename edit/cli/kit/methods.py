@@ -102,7 +102,7 @@ class MethodOptions:
         given = {option: value for option, value in given.items() if value is not None}
         made = getattr(edit, _METHODS[self.method])
         taken = {field.name for field in fields(made)}
-        lacking = [option for option, names in _SETS.items() if not taken & {*names}]
+        lacking = [option for option, its in _SETS.items() if not taken & {*its}]
         if any(option in given for option in lacking):
             listed = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
             raise DataError(f"{listed} have no meaning for --method {self.method}; leave them out.")
@@ -123,9 +123,7 @@ class MethodOptions:
         settings = {next(name for name in _SETS[option] if name in taken): value for option, value in given.items()}
         if self.method == "rome-original":
             settings["original"] = True
-        return made(
-            seed=self.seed, stabilisers=tuple(getattr(edit, _STABILISERS[one])() for one in stabilisers), **settings
-        )
+        return made(seed=self.seed, stabilisers=tuple(known[name]() for name in names), **settings)
 
     def with_statistics(self, method: Any, model: Any) -> Any:
         """The method with the statistics in the files given, if there are any, of the layers that it edits.

@@ -60,7 +60,7 @@ def test_a_file_gives_patches_and_their_mean(patch, facts_file, tmp_path):
 def test_scores_of_different_metrics_have_no_mean(patch, facts_file, tmp_path):
     facts = [{name: value for name, value in FACTS[0].items() if name != "target_new"}, *FACTS[1:]]
     result = patch("--facts", facts_file(facts), "--out", tmp_path / "run", *HEADS, "--json")
-    assert "scores of different metrics (probability of 1, logit_diff of 3) do not average" in said(result)
+    assert "No mean: Scores of different metrics (probability of 1, logit_diff of 3) do not average" in said(result)
     assert json.loads(result.stdout)["mean_score"] is None
     assert not (tmp_path / "run" / "mean.csv").exists()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import inspect
 import math
 import re
 from collections import Counter
@@ -14,6 +15,7 @@ import torch
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.evaluation import Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
+from edit.evaluation.asking import Asking, Settings
 from edit.evaluation.fluency import ngram_entropy
 from edit.evaluation.fluency import sample_texts as published_texts
 from edit.evaluation.generation import exact_match, generate_greedily
@@ -707,3 +709,18 @@ def test_one_case_may_be_given_plainly(model):
     update = make(model)
     plain, listed = (evaluate(model, update, cases, generate=False).rows for cases in (TOWER, [TOWER]))
     pd.testing.assert_frame_equal(plain, listed)
+
+
+@pytest.mark.parametrize("function", [evaluate, evaluate_each, baseline])
+def test_settings_are_spelled_out_where_notebooks_read_them(function):
+    parameters = inspect.signature(function).parameters
+    for field in dataclasses.fields(Asking):
+        assert parameters[field.name].default == field.default
+        assert parameters[field.name].kind is inspect.Parameter.KEYWORD_ONLY
+    assert not [one for one in parameters.values() if one.kind is inspect.Parameter.VAR_KEYWORD]
+    assert set(Settings.__annotations__) == {field.name for field in dataclasses.fields(Asking)}
+
+
+def test_a_setting_that_there_is_not_is_refused(model):
+    with pytest.raises(TypeError, match="generat"):
+        evaluate(model, make(model), CASES, generat=False)
