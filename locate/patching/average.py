@@ -43,8 +43,7 @@ class AveragePatches(Result):
         >>> list(locate.average_patches([heads]).top(2).columns)
         ['layer', 'head', 'score', 'standard_error']
         """
-        table = self.to_dataframe()
-        return table.reindex(table["score"].abs().sort_values(ascending=False).index).head(n).reset_index(drop=True)
+        return self.to_dataframe().sort_values("score", ascending=False, key=abs, ignore_index=True).head(n)
 
 
 def average_patches(patches: Sequence[Patches]) -> AveragePatches:
