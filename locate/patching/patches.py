@@ -100,7 +100,7 @@ class Patches(Measured):
         Raises:
             LocateError: these were not screened, or the two do not have the same sites.
 
-        >>> screened.recall(patches, n=5) >= 0
+        >>> screened.recall(patches, n=9) > 0.3
         True
         """
         if "confirmed" not in self.data:
