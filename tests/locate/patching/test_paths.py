@@ -158,10 +158,10 @@ def test_the_best_sender_is_a_site():
     layer, head = np.unravel_index(int(heads.scores.values.argmin()), heads.scores.shape)
     assert heads.best() == Site("attn_head", layer=int(layer), head=int(head))
     mlps = patched("llama", senders="mlps")
-    assert mlps.best() == Site("mlp", layer=int(mlps.scores.argmin()))
+    assert mlps.best() == Site("mlp", layer=int(mlps.scores.values.argmin()))
     names = ["a1.h2", "m0", "a2.h3"]
     named = patched("llama", senders=names)
-    assert named.best() == site_written(names[int(named.scores.argmin())])
+    assert named.best() == site_written(names[int(named.scores.values.argmin())])
     with pytest.raises(SiteError, match="The logits are read from the stream"):
         site_written("logits")
 
