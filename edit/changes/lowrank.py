@@ -1,5 +1,6 @@
 """A change of a matrix as the product of two thin ones."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -74,6 +75,30 @@ class LowRank:
         with torch.autocast(place.type, enabled=False):
             product = self.left.to(place, torch.float64) @ self.right.to(place, torch.float64)
         return product.float().to(device)
+
+
+def factors_of(deltas: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The factors of changes by name, as a file holds them.
+
+    >>> list(factors_of({"weight": LowRank(left=torch.ones(4, 1), right=torch.ones(1, 3))}))
+    ['weight.left', 'weight.right']
+    """
+    return {f"{name}.{side}": getattr(delta, side) for name, delta in deltas.items() for side in _SIDES}
+
+
+def deltas_in(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, LowRank]:
+    """The changes of these names whose factors a file holds.
+
+    Raises:
+        KeyError: it does not hold one.
+
+    >>> deltas_in({"weight.left": torch.ones(4, 1), "weight.right": torch.ones(1, 3)}, ["weight"])["weight"].rank
+    1
+    """
+    return {name: LowRank(**{side: tensors[f"{name}.{side}"] for side in _SIDES}) for name in names}
+
+
+_SIDES = ("left", "right")
 
 
 def thin_svd(delta: LowRank) -> tuple[Float[Tensor, "out rank"], Float[Tensor, "rank"], Float[Tensor, "rank in"]]:

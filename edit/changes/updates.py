@@ -1,6 +1,5 @@
 """Weight updates: low-rank changes of named parameters that can be applied, reverted and saved."""
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -13,19 +12,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.changes.lowrank import LowRank
-from locate.errors import UpdateError, suggest
+from edit.changes.lowrank import LowRank, deltas_in, factors_of
+from locate.errors import DataError, UpdateError, suggest
 from locate.model.held import exchange
 from locate.model.weights import fingerprint, hf_parameters
-from locate.store.files import write_whole
+from locate.store.tensors import Kind, read_tensors, write_tensors
 
-_VERSION = 1
-_KEY = "locate_edit_update"
+UPDATE = Kind(name="update", noun="a weight update", version=1, remedy="save the update again")
 
 
 class _Kept(NamedTuple):
@@ -222,17 +219,11 @@ class WeightUpdate:
         Raises:
             UpdateError: the file cannot be written.
         """
-        path = Path(path)
-        tensors = {}
-        for name, delta in self.deltas.items():
-            tensors[f"{name}.left"], tensors[f"{name}.right"] = delta.left, delta.right
-        content = {"method": self.method, "info": self.info, "before": self.before}
-        header = {"version": _VERSION, **content, "checksum": _checksum(content, tensors)}
+        described = {"method": self.method, "info": self.info, "before": self.before}
         try:
-            write_whole(path, to_safetensors(tensors, metadata={_KEY: json.dumps(header)}))
-        except OSError as error:
+            return write_tensors(Path(path), UPDATE, factors_of(self.deltas), described)
+        except (OSError, SafetensorError) as error:
             raise UpdateError(f"The update could not be written to {path}: {error}.") from error
-        return path
 
     def __repr__(self) -> str:
         names = self.parameters if len(self.deltas) <= 2 else f"[{len(self.deltas)} of them]"
@@ -280,45 +271,16 @@ def load_update(path: str | os.PathLike[str]) -> WeightUpdate:
     if not path.is_file():
         raise UpdateError(f"There is no update file {path}.")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError) as error:
+        tensors, described = read_tensors(path, UPDATE)
+        deltas = deltas_in(tensors, described["before"])
+        _check_finite(deltas)
+        return WeightUpdate(deltas=deltas, **{name: described[name] for name in ("before", "method", "info")})
+    except DataError as error:
+        raise UpdateError(str(error)) from error
+    except (KeyError, TypeError) as error:
         raise UpdateError(
-            f"{path} is not a readable safetensors file: {error}. It may be damaged or cut short; "
-            "save the update again."
+            f"{path} is a safetensors file but not {UPDATE.noun}: its description lacks {error}. {UPDATE.remedy}."
         ) from error
-    content, checksum = _content(path, metadata)
-    if checksum != _checksum(content, tensors):
-        raise UpdateError(f"{path} is damaged: its checksum does not match. Save the update again.")
-    names = content["before"]
-    deltas = {name: LowRank(left=tensors[f"{name}.left"], right=tensors[f"{name}.right"]) for name in names}
-    _check_finite(deltas)
-    return WeightUpdate(deltas=deltas, **content)
-
-
-def _content(path: Path, metadata: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """What a file says about its update, and the checksum over that and the tensors."""
-    try:
-        header = json.loads(metadata[_KEY])
-        version = header.pop("version")
-        if version == _VERSION:
-            checksum = header.pop("checksum")
-            return {key: header[key] for key in ("method", "info", "before")}, checksum
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UpdateError(
-            f"{path} is a safetensors file but not a weight update: its metadata are missing or damaged. "
-            "Give a file that WeightUpdate.save wrote."
-        ) from error
-    raise UpdateError(
-        f"{path} has format version {version!r}; this program reads version {_VERSION}. "
-        "Use the version of the program that wrote it, or save the update again."
-    )
-
-
-def _checksum(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    prints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
-    return hashlib.sha256(json.dumps([content, prints], sort_keys=True).encode()).hexdigest()
 
 
 def _find(model: TransformerBridge, deltas: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:

@@ -1,24 +1,21 @@
 """Batches of a session on disk: each in a safetensors file that its content names, and that names the one before it."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
-from edit.changes.lowrank import LowRank
+from edit.changes.lowrank import deltas_in, factors_of
 from edit.methods import Written
 from edit.requests.requests import EditRequest
 from edit.sessions.batches import Batch
 from locate.errors import DataError
-from locate.store.files import write_whole
+from locate.store.hashes import sha256
+from locate.store.tensors import Kind, read_tensors, write_tensors
 
-_KEY = "locate_edit_batch"
-_SIDES = ("left", "right")
+# Without version and checksum it is one from before there were any, whose name vouches for it.
+_BATCH = Kind(name="batch", noun="a batch of a session", version=1, remedy="begin the session again", unmarked=True)
 
 
 def save_chain(batches: Sequence[Batch], folder: Path) -> list[Batch]:
@@ -61,16 +58,16 @@ def save_batch(batch: Batch, folder: Path) -> Path:
     >>> save_batch(batch, folder).suffix                                            # doctest: +SKIP
     '.safetensors'
     """
-    tensors = {f"{name}.{side}": getattr(delta, side) for name, delta in batch.deltas.items() for side in _SIDES}
+    tensors = factors_of(batch.deltas)
     for layer, one in batch.written.items():
         tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
     described = {
-        "requests": [asdict(request) for request in batch.requests], "anchors": dict(batch.anchors), "info": batch.info,
-        "parameters": list(batch.deltas), "layers": list(batch.written), "before": batch.before,
+        "requests": [asdict(request) for request in batch.requests], "info": batch.info, "before": batch.before,
+        "anchors": {str(layer): norm for layer, norm in batch.anchors.items()},
+        "parameters": list(batch.deltas), "layers": list(batch.written),
     }  # fmt: skip
-    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, {_KEY: json.dumps(described)})
-    path = folder / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
-    return write_whole(path, content)
+    path = folder / f"{_named(_BATCH.checksum(tensors, described))}.safetensors"
+    return write_tensors(path, _BATCH, tensors, described)
 
 
 def load_batch(path: Path) -> Batch:
@@ -79,24 +76,28 @@ def load_batch(path: Path) -> Batch:
     Raises:
         DataError: the file is missing, damaged, or not what its name says.
     """
+    if not path.is_file():
+        raise DataError(f"There is no batch {str(path)!r}, of which the session tells. Begin it again.")
+    tensors, described = read_tensors(path, _BATCH)
+    # Files were named by a hash of themselves once.
+    if path.stem not in (_named(_BATCH.checksum(tensors, described)), _named(sha256(path))):
+        raise DataError(f"{path} is damaged: its content does not match its name. Begin the session again.")
     try:
-        content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:24] != path.stem:
-            raise DataError(f"{path} is damaged: its content does not match its name. Begin the session again.")
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         requests = TypeAdapter(list[EditRequest]).validate_python(described["requests"])
-    except FileNotFoundError as error:
-        raise DataError(f"There is no batch {str(path)!r}, of which the session tells. Begin it again.") from error
-    except (SafetensorError, OSError, KeyError, ValueError, ValidationError) as error:
+        written = {
+            layer: Written(
+                layer=layer, keys=tensors[f"written.{layer}.keys"], values=tensors[f"written.{layer}.values"]
+            )
+            for layer in described["layers"]
+        }
+        return Batch(
+            requests=tuple(requests), file=path.name, before=described["before"], info=described["info"],
+            anchors={int(layer): norm for layer, norm in described["anchors"].items()},
+            deltas=deltas_in(tensors, described["parameters"]), written=written,
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise DataError(f"{path} is not a batch of a session: {error}") from error
-    return Batch(
-        requests=tuple(requests), file=path.name, before=described["before"], info=described["info"],
-        anchors={int(layer): norm for layer, norm in described["anchors"].items()},
-        deltas={n: LowRank(**{s: tensors[f"{n}.{s}"] for s in _SIDES}) for n in described["parameters"]},
-        written={
-            n: Written(layer=n, keys=tensors[f"written.{n}.keys"], values=tensors[f"written.{n}.values"])
-            for n in described["layers"]
-        },
-    )  # fmt: skip
+
+
+def _named(digest: str) -> str:
+    return digest[:24]

@@ -2,19 +2,20 @@
 
 import os
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from edit.statistics.moments import FORMAT
+from edit.statistics.moments import STATISTICS
 from locate.errors import DataError, NumericsError
 from locate.store.tensors import read_tensors, write_tensors
 
 # The sum is symmetric: strips of its rows from the diagonal on take little more than half of the products.
 _STRIPS = 12
+_SUMS = replace(STATISTICS, name="sums", noun="sums of keys")
 
 
 @dataclass(kw_only=True)
@@ -85,7 +86,7 @@ class MomentSum:
         """Keep the unfinished sum, for another run to go on with."""
         if self.path is not None and self.total is not None and self.done > self.saved:
             described = {"done": self.done, "count": self.count}
-            write_tensors(self.path, {"total": self.total.cpu()}, "sums", FORMAT, described)
+            write_tensors(self.path, _SUMS, {"total": self.total.cpu()}, described)
             self.saved = self.done
 
     def resume(self) -> None:
@@ -94,7 +95,7 @@ class MomentSum:
             return
         # A file that cannot be read costs only time: the sum begins anew.
         with suppress(DataError, KeyError, TypeError):
-            tensors, described = read_tensors(self.path, "sums", FORMAT)
+            tensors, described = read_tensors(self.path, _SUMS)
             if tensors["total"].shape == (self.size, self.size):
                 self.done, self.count = described["done"], described["count"]
                 self.total, self.saved = tensors["total"], self.done

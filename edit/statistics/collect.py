@@ -16,7 +16,7 @@ from edit.hyperparameters import whole
 from edit.statistics.accumulate import MomentSum
 from edit.statistics.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokenizer_identity
 from edit.statistics.files import load_statistics
-from edit.statistics.moments import FORMAT, KeyStatistics, Part, kept_beside
+from edit.statistics.moments import STATISTICS, KeyStatistics, Part, kept_beside
 from edit.statistics.text import KeptText
 from locate.engine.rows import WHOLE_BUDGET, Budget
 from locate.errors import DataError, LocateError
@@ -184,7 +184,7 @@ class _Text:
     def digest(self, fingerprint: str, layer: int, batches: int) -> str:
         """Names everything that the statistics depend on."""
         text = f"{self.identity}|{batches} of {ROWS}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
-        return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{FORMAT}".encode()).hexdigest()[:32]
+        return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{STATISTICS.version}".encode()).hexdigest()[:32]
 
     def folder(self, fingerprint: str) -> str:
         """Names what sampled text depends on besides its seed."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edit.statistics.moments import FORMAT, KeyStatistics, Part
+from edit.statistics.moments import STATISTICS, KeyStatistics, Part
 from locate.errors import DataError
 from locate.store.tensors import read_tensors
 
@@ -23,7 +23,7 @@ def load_statistics(path: str | Path) -> KeyStatistics:
     >>> load_statistics(path).layer
     4
     """
-    tensors, described = read_tensors(path, "statistics", FORMAT)
+    tensors, described = read_tensors(path, STATISTICS)
     try:
         return _made(tensors["second_moment"], described)
     except (KeyError, TypeError, ValueError) as error:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,9 +15,10 @@ from torch import Tensor
 from edit.statistics.factorised import Factorised
 from locate.errors import DataError, LocateError, NumericsError
 from locate.model.weights import fingerprint
-from locate.store.tensors import read_tensors, write_tensors
+from locate.store.tensors import Kind, read_tensors, tensor_sum, write_tensors
 
-FORMAT = "2"
+STATISTICS = Kind(name="statistics", noun="key statistics", version=2, remedy="collect them again", digest=tensor_sum)
+_EIGENVECTORS = replace(STATISTICS, name="eigenvectors", noun="eigenvectors of key statistics")
 
 
 class Part(NamedTuple):
@@ -208,7 +209,7 @@ class KeyStatistics:
         """Write the statistics to a safetensors file, whole or not at all."""
         names = ("count", "layer", "corpus", "seed", "fingerprint", "dtype", "parts")
         described = {name: getattr(self, name) for name in names}
-        return write_tensors(path, {"second_moment": self.second_moment}, "statistics", FORMAT, described)
+        return write_tensors(path, STATISTICS, {"second_moment": self.second_moment}, described)
 
     def _check_mergeable(self, other: "KeyStatistics") -> None:
         mine, its = len(self.second_moment), len(other.second_moment)
@@ -269,7 +270,7 @@ def _completed(parts: Iterable[Part]) -> tuple[Part, ...]:
 
 def _read_eigen(path: Path, moment: Tensor) -> tuple[Tensor, Tensor] | None:
     try:
-        tensors, described = read_tensors(path, "eigenvectors", FORMAT)
+        tensors, described = read_tensors(path, _EIGENVECTORS)
         if described["of"] != fingerprint(moment):
             return None
         return tensors["values"], tensors["vectors"]
@@ -278,6 +279,5 @@ def _read_eigen(path: Path, moment: Tensor) -> tuple[Tensor, Tensor] | None:
 
 
 def _write_eigen(path: Path, moment: Tensor, values: Tensor, vectors: Tensor) -> None:
-    # eigh's vectors come with their columns one after the other; files hold rows.
-    tensors = {"values": values, "vectors": vectors.contiguous()}
-    write_tensors(path, tensors, "eigenvectors", FORMAT, {"of": fingerprint(moment)})
+    tensors = {"values": values, "vectors": vectors}
+    write_tensors(path, _EIGENVECTORS, tensors, {"of": fingerprint(moment)})

@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from locate.errors import DataError
-from locate.store.tensors import read_tensors, write_tensors
+from locate.store.tensors import Kind, read_tensors, write_tensors
 
-_FORMAT = "1"
+_TEXT = Kind(name="text", noun="kept text", version=1, remedy="let the model write it again")
 _Batches = Iterator[Int[Tensor, "row position"]]
 
 
@@ -57,12 +57,12 @@ class KeptText:
                     return
                 # Without the file (a full disk, a folder that is read only) the text is only not there next time.
                 with suppress(OSError, SafetensorError):
-                    write_tensors(path, {"tokens": batch.to(torch.int32)}, "text", _FORMAT, {"name": self.name})
+                    write_tensors(path, _TEXT, {"tokens": batch.to(torch.int32)}, {"name": self.name})
             yield batch
 
 
 def _read(path: Path) -> Int[Tensor, "row position"] | None:
     try:
-        return read_tensors(path, "text", _FORMAT)[0]["tokens"].long()
+        return read_tensors(path, _TEXT)[0]["tokens"].long()
     except (DataError, KeyError):
         return None

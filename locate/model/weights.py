@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from locate.errors import ModelError
 from locate.model.anatomy import check_layer, down_module
+from locate.store.tensors import raw_bytes, tensor_hash
 
 _WRAPPED = "_original_component"
 _SAMPLES = 4096
@@ -166,9 +167,7 @@ def fingerprint(tensor: Tensor) -> str:
     False
     """
     _check_present(tensor)
-    digest = _header(tensor)
-    digest.update(_bytes(tensor).cpu().numpy().data)
-    return digest.hexdigest()
+    return tensor_hash(tensor)
 
 
 def model_fingerprint(model: TransformerBridge) -> str:
@@ -190,8 +189,8 @@ def model_fingerprint(model: TransformerBridge) -> str:
     for name, parameter in hf_parameters(model).items():
         _check_present(parameter, name)
         digest.update(name.encode())
-        digest.update(_header(parameter).digest())
-        raw = _bytes(parameter)
+        digest.update(hashlib.sha256(f"{parameter.dtype} {tuple(parameter.shape)}".encode()).digest())
+        raw = raw_bytes(parameter)
         if raw.storage_offset() % 8:  # eight bytes can be read as one word only where a word begins
             raw = raw.clone()
         whole = raw.numel() // 8 * 8
@@ -201,14 +200,6 @@ def model_fingerprint(model: TransformerBridge) -> str:
         digest.update(words.sum().cpu().numpy().tobytes())
         digest.update(raw[whole:].cpu().numpy().data)
     return digest.hexdigest()
-
-
-def _header(tensor: Tensor) -> "hashlib._Hash":
-    return hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _check_present(tensor: Tensor, name: str = "a parameter") -> None:

@@ -2,12 +2,15 @@
 
 import copy
 import gc
+import hashlib
 import json
+import os
 import pickle
 
 import jaxtyping
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edit.changes import updates
@@ -414,7 +417,7 @@ def test_save_replaces_a_file_whole_or_not_at_all(model, path, monkeypatch):
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(updates.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         make(model, seed=5).save(path)
     assert path.read_bytes() == old
@@ -457,7 +460,7 @@ def test_load_refuses_a_flipped_byte_wherever_it_is(model, path):
         damaged = bytearray(data)
         damaged[place] ^= 1
         path.write_bytes(damaged)
-        with pytest.raises(UpdateError, match=r"damaged|format version"):
+        with pytest.raises(UpdateError, match=r"damaged|is a safetensors file but not a weight update"):
             load_update(path)
 
 
@@ -491,8 +494,25 @@ def test_load_refuses_a_safetensors_file_that_is_no_update(path, header):
 
 def test_load_refuses_another_format_version(path):
     _rewrite(path, {"locate_edit_update": json.dumps({"version": 2})})
-    with pytest.raises(UpdateError, match="has format version 2; this program reads version 1"):
+    with pytest.raises(
+        UpdateError, match=r"is a safetensors file but not a weight update of format 1 \(found format 2\); save"
+    ):
         load_update(path)
+
+
+def test_the_files_layout_is_the_one_that_it_always_was(model, tmp_path):
+    """Written out by hand, as the first version of this program wrote it."""
+    update = make(model, layers=(0, 2), request={"subject": "Zürich", "ids": (1, 2)})
+    tensors = {f"{n}.{side}": getattr(delta, side) for n, delta in update.deltas.items() for side in ("left", "right")}
+    content = {"method": update.method, "info": update.info, "before": update.before}
+    prints = {name: fingerprint(tensor) for name, tensor in tensors.items()}
+    checksum = hashlib.sha256(json.dumps([content, prints], sort_keys=True).encode()).hexdigest()
+    path, header = tmp_path / "old.safetensors", {"version": 1, **content, "checksum": checksum}
+    save_file(tensors, path, metadata={"locate_edit_update": json.dumps(header)})
+    loaded = load_update(path)
+    assert (loaded.method, loaded.info, loaded.before) == (update.method, update.info, update.before)
+    with safe_open(update.save(tmp_path / "new.safetensors"), framework="pt") as file:
+        assert json.loads(file.metadata()["locate_edit_update"]) == header
 
 
 def test_load_refuses_values_that_are_not_finite(model, tmp_path):

@@ -1,11 +1,14 @@
 """Sessions: batches with memory, undo and removal by solving again, checkpoints, conflicts."""
 
 import dataclasses
+import hashlib
+import json
 import shutil
 import warnings
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import edit
 from edit.changes.lowrank import LowRank
@@ -15,6 +18,7 @@ from edit.methods.rewriting.stabilisers import BLUE, NAS, PRUNE, RECT, reference
 from edit.requests.conflicts import find_conflicts
 from edit.requests.requests import EditRequest
 from edit.sessions.batches import Memory
+from edit.sessions.files import load_batch
 from edit.values.objective import ValueObjective
 from locate import DataError, Fact, FactError, NumericsError, UpdateError
 from locate.model.weights import down_projection, fingerprint, hf_parameters
@@ -230,10 +234,40 @@ def test_a_folder_belongs_to_one_method_and_undamaged_files(llama, method, tmp_p
         edit.EditSession(llama, method(weight=99.0), folder=folder)
     (file,) = (folder / "batches").glob("*.safetensors")
     content = bytearray(file.read_bytes())
+    other = file.with_name(f"{'0' * 24}.safetensors")
+    other.write_bytes(content)
+    with pytest.raises(DataError, match="is damaged: its content does not match its name"):
+        load_batch(other)
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(DataError, match="is damaged: its content does not match its name"):
+    with pytest.raises(DataError, match=r"is damaged: its checksum does not match.*begin the session again"):
         edit.EditSession(llama, method(), folder=folder)
+
+
+def test_batches_that_were_named_by_a_hash_of_their_file_are_read(llama, method, tmp_path):
+    """Written out by hand, as sessions wrote them before files had a version and a checksum."""
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        edited(session, REQUESTS[:2])
+        (batch,) = session._batches
+    tensors = {f"{n}.{side}": getattr(delta, side) for n, delta in batch.deltas.items() for side in ("left", "right")}
+    for layer, one in batch.written.items():
+        tensors |= {f"written.{layer}.keys": one.keys, f"written.{layer}.values": one.values}
+    described = {
+        "requests": [dataclasses.asdict(request) for request in batch.requests], "anchors": dict(batch.anchors),
+        "info": batch.info, "parameters": list(batch.deltas), "layers": list(batch.written), "before": None,
+    }  # fmt: skip
+    content = save(tensors, {"locate_edit_batch": json.dumps(described)})
+    path = tmp_path / f"{hashlib.sha256(content).hexdigest()[:24]}.safetensors"
+    path.write_bytes(content)
+    loaded = load_batch(path)
+    assert (loaded.requests, loaded.info, loaded.anchors) == (batch.requests, batch.info, batch.anchors)
+    assert all(torch.equal(loaded.deltas[name].dense(), own.dense()) for name, own in batch.deltas.items())
+    assert torch.equal(loaded.written[1].values, batch.written[1].values)
+    damaged = bytearray(content)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(DataError, match="is damaged: its content does not match its name"):
+        load_batch(path)
 
 
 def test_conflicts_are_found_and_refused_before_anything_changes(llama, method):
