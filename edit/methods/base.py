@@ -245,7 +245,7 @@ class EditingMethod:
     def described(self, model: TransformerBridge, layer: Where | None = None) -> dict[str, Any]:
         """What its edits of a model depend on besides the requests, as a session's folder notes it.
 
-        >>> edit.ROME().described(model)["method"]["layers"]
+        >>> edit.ROME(layer=4).described(model)["method"]["layers"]
         '(4,)'
         """
         own = {one.name: repr(getattr(self, one.name)) for one in fields(self) if one.name not in _NOT_DESCRIBED}

@@ -26,7 +26,7 @@ class AveragePatches(Result):
         metric: what was scored.
         n_facts: how many facts were averaged.
 
-    >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[9, 10], progress=False)
+    >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[3, 4], progress=False)
     >>> locate.average_patches([heads]).data["score"].dims
     ('layer', 'head')
     """
@@ -39,7 +39,7 @@ class AveragePatches(Result):
     def top(self, n: int = 10) -> Any:
         """The ``n`` sites of the largest mean scores, either way, as a table.
 
-        >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[9, 10], progress=False)
+        >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[3, 4], progress=False)
         >>> list(locate.average_patches([heads]).top(2).columns)
         ['layer', 'head', 'score', 'standard_error']
         """
