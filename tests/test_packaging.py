@@ -17,14 +17,14 @@ def test_a_wheel_carries_the_code_the_facts_and_the_template(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"locate/facts.json", "edit/templates/report.html"} <= set(names)
+    assert {"locate/facts.json", "edit/report/templates/report.html"} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "data"))]
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     code = (
         "import locate, edit, pathlib; print(pathlib.Path(locate.__file__).parent); "
         "print(len(locate.bundled_facts())); from edit.report.report import Environment, PackageLoader; "
-        "print(bool(PackageLoader('edit').list_templates()))"
+        "print(bool(PackageLoader('edit.report').list_templates()))"
     )
     environment = {**os.environ, "PYTHONPATH": str(site)}
     ran = subprocess.run(

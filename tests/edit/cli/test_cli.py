@@ -1,10 +1,12 @@
 """The command line: what it does, and what it says to a user's mistake."""
 
+import html
 import json
 
 import pytest
 from typer.testing import CliRunner
 
+import locate
 from edit.cli import app
 
 runner = CliRunner()
@@ -28,14 +30,49 @@ def test_demo_writes_the_whole_folder(model_folder, tmp_path):
     )
     result = runner.invoke(app, ["demo", "--config", str(config), "--out", str(out), "--json"])
     assert result.exit_code == 0, result.output
-    expected = {"trace.nc", "update.safetensors", "evaluation.csv", "propagation.nc", "summary.json", "report.html"}
+    expected = {
+        "trace.nc",
+        "patches.nc",
+        "neurons.nc",
+        "update.safetensors",
+        "evaluation.csv",
+        "propagation.nc",
+        "summary.json",
+        "report.html",
+    }
     figures = {f"{name}.{kind}" for name in ("trace", "propagation", "footprint") for kind in ("png", "pdf")}
     assert expected | figures <= {path.name for path in out.iterdir()}
     summary = json.loads((out / "summary.json").read_text())
     assert summary["request"] == "The Louvre is located in the city of: Paris → Rome"
     assert summary["edit"]["layers"] == [1]
     assert json.loads(result.stdout.strip().splitlines()[-1]) == summary
+    where = summary["where"]
+    trace, patches = locate.load_trace(out / "trace.nc"), locate.load_patches(out / "patches.nc")
+    best = trace.best("mlp")
+    assert where["trace"]["site"] == {
+        "kind": "mlp", "layer": best.layer, "position": best.position, "token": trace.tokens[best.position],
+    }  # fmt: skip
+    assert where["trace"]["score"] == pytest.approx(float(trace.scores.sel(kind="mlp").max("layer")[best.position]))
+    assert (where["patches"]["site"]["layer"], where["patches"]["site"]["position"]) == (
+        patches.best().layer,
+        patches.best().position,
+    )
+    top = patches.to_dataframe().set_index(["layer", "position"])["value"]
+    assert where["patches"]["score"] == pytest.approx(top[(patches.best().layer, patches.best().position)])
+    neurons = locate.load_neurons(out / "neurons.nc")
+    assert where["neurons"]["site"] == {
+        "kind": "neuron",
+        "layer": neurons.best().layer,
+        "neuron": neurons.best().neuron,
+    }
+    assert where["neurons"]["score"] == pytest.approx(float(neurons.scores.max()))
+    assert "in 5 steps, mean over 1 prompt" in where["neurons"]["meaning"]
+    assert where["edited"] == {"layers": [1], "why": "this layer was asked for"}
     page = (out / "report.html").read_text()
+    for one in ("trace", "patches", "neurons"):
+        assert where[one]["meaning"] in html.unescape(page)
+    assert f"neuron {neurons.best().neuron}</td>" in page
+    assert "this layer was asked for" in page
     assert "The Louvre" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from anywhere
     assert page.count("data:image/png;base64,") == 4
