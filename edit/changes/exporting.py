@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
-from edit.changes.updates import WeightUpdate
+from edit.changes.change import Change, check_in_weights, within
 from locate.errors import ModelError, UpdateError
 from locate.model.weights import hf_modules
 
@@ -25,7 +25,7 @@ _RECORD = "edit.json"
 
 def export(
     model: TransformerBridge,
-    update: WeightUpdate | None,
+    update: Change | None,
     folder: str | os.PathLike[str],
     *,
     overwrite: bool = False,
@@ -42,19 +42,17 @@ def export(
         overwrite: replace a folder that already holds a model.
 
     Raises:
-        UpdateError: the folder is in the way, or the update does not fit the model.
+        UpdateError: the folder is in the way, or the update does not fit the model, or is not one of its weights.
         ModelError: the model cannot be written in its original form.
 
     >>> sorted(path.name for path in export(model, update, folder / "edited").glob("*.json"))[:2]
     ['config.json', 'edit.json']
     """
+    if update is not None:
+        check_in_weights(update, "An export")
     target = check_target(folder, overwrite)
-    edited = nullcontext() if update is None or update.is_applied(model) else update.applied(model)
-    record = {
-        "method": update.method if update else None,
-        "parameters": update.parameters if update else [],
-        "info": update.info if update else {},
-    }
+    edited = nullcontext() if update is None else within(model, update)
+    record = {"method": None, "parameters": [], "info": {}} if update is None else update.describe()
     with _appearing_whole(target) as workplace, edited:
         plain = _plain_model(model)
         try:

@@ -1,9 +1,7 @@
 """Weight updates: low-rank changes of named parameters that can be applied, reverted and saved."""
 
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.changes.change import Change
 from edit.changes.lowrank import LowRank, deltas_in, factors_of
 from locate.errors import DataError, UpdateError, suggest
 from locate.model.held import exchange
@@ -33,7 +32,7 @@ class _Kept(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class WeightUpdate:
+class WeightUpdate(Change):
     """A change of some of a model's parameters, as low-rank factors in the orientation they are stored in.
 
     ``before`` holds the fingerprint of each parameter that the update was made for; ``info`` what a
@@ -199,21 +198,7 @@ class WeightUpdate:
         exchange(model, [(parameter, kept[name].original) for name, parameter in parameters.items()])
         del self._kept[model]
 
-    @contextmanager
-    def applied(self, model: TransformerBridge) -> Iterator[TransformerBridge]:
-        """The model with the update, for the length of a ``with`` block.
-
-        Raises:
-            UpdateError: as ``apply`` and ``revert`` do.
-        """
-        self.apply(model)
-        try:
-            yield model
-        finally:
-            if self.is_applied(model):
-                self.revert(model)
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
+    def save(self, path: str | Path) -> Path:
         """Write the update to one safetensors file, whole or not at all.
 
         Raises:
@@ -221,7 +206,7 @@ class WeightUpdate:
         """
         described = {"method": self.method, "info": self.info, "before": self.before}
         try:
-            return write_tensors(Path(path), UPDATE, factors_of(self.deltas), described)
+            return write_tensors(path, UPDATE, factors_of(self.deltas), described)
         except (OSError, SafetensorError) as error:
             raise UpdateError(f"The update could not be written to {path}: {error}.") from error
 
@@ -235,30 +220,7 @@ class WeightUpdate:
         return partial(WeightUpdate, **arguments), ()
 
 
-@contextmanager
-def within(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
-    """The model with the update, whether or not it is applied now; as it was afterwards."""
-    if update.is_applied(model):
-        yield
-    else:
-        with update.applied(model):
-            yield
-
-
-@contextmanager
-def without(model: TransformerBridge, update: WeightUpdate) -> Iterator[None]:
-    """The model without the update, whether or not it is applied now; as it was afterwards."""
-    if not update.is_applied(model):
-        yield
-        return
-    update.revert(model)
-    try:
-        yield
-    finally:
-        update.apply(model)
-
-
-def load_update(path: str | os.PathLike[str]) -> WeightUpdate:
+def load_update(path: str | Path) -> WeightUpdate:
     """Read an update that ``WeightUpdate.save`` wrote.
 
     Raises:

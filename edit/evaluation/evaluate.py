@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.changes.updates import WeightUpdate, within, without
+from edit.changes.change import Change, within, without
 from edit.evaluation.asking import Asking, Settings, ask, check_questions, with_settings, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
@@ -25,7 +25,7 @@ _TOGETHER = 256
 @with_settings
 def evaluate(
     model: TransformerBridge,
-    update: WeightUpdate,
+    update: Change,
     cases: Cases,
     *,
     baseline: Baseline | None = None,
@@ -121,9 +121,7 @@ def evaluate_each(
     return Evaluation.join(parts)
 
 
-def _judge(
-    model: TransformerBridge, update: WeightUpdate, before: Baseline, part: slice, progress: bool
-) -> pd.DataFrame:
+def _judge(model: TransformerBridge, update: Change, before: Baseline, part: slice, progress: bool) -> pd.DataFrame:
     """The edited model's rows for some of the questions."""
     questions = before.questions[part]
     prompts = list(dict.fromkeys(question.prompt for question in questions))

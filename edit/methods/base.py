@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.changes.change import Change
 from edit.changes.lowrank import LowRank
-from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Whole, hyperparameters
 from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import check_conflicts
@@ -18,6 +18,9 @@ from edit.requests.requests import Cases, EditRequest, as_requests
 from edit.statistics import KeyStatistics
 from edit.values.contexts import check_answered
 from locate.engine import DEFAULT_BUDGET
+
+# What a method leaves behind.
+Left = TypeVar("Left", bound=Change)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -84,29 +87,31 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """An update, with what later edits need to know of it.
+class Fitted(Generic[Left]):
+    """A change, with what later edits need to know of it.
 
     Attributes:
-        update: for the model as it was.
+        update: of the model as it was.
         written: by layer, what it writes.
         anchors: by the layer at which values are optimised, their mean norm before any stabiliser.
     """
 
-    update: WeightUpdate
+    update: Left
     written: Mapping[int, Written] = field(default_factory=dict)
     anchors: Mapping[int, float] = field(default_factory=dict)
 
 
 @hyperparameters
-class EditingMethod:
-    """Anything that finds updates for requests: one that is new fills in ``fit_with``, and says what it can.
+class EditingMethod(Generic[Left]):
+    """Anything that finds changes for requests: one that is new fills in ``fit_with``, and says what it can.
 
     Args:
         seed: of what is sampled.
         budget: the most tokens in one pass.
     """
 
+    # Whether what it leaves is a ``WeightUpdate``, as sessions add them up.
+    changes_weights: ClassVar[bool] = True
     # Whether an edit depends on its fact's paraphrases: with others it is another edit.
     uses_paraphrases: ClassVar[bool] = False
     # Whether it needs the key statistics of the unedited model, and has a field ``statistics`` to be given them.
@@ -140,8 +145,8 @@ class EditingMethod:
         layer: Where | None = None,
         earlier: EarlierEdits | None = None,
         progress: bool = True,
-    ) -> WeightUpdate:
-        """Find the update that makes the model answer every request with its new target; the model stays as it was.
+    ) -> Left:
+        """Find the change that makes the model answer every request with its new target; the model stays as it was.
 
         Args:
             model: a raw-mode bridge, with earlier edits applied if there are any.
@@ -163,15 +168,15 @@ class EditingMethod:
         asked = as_requests(requests)
         return self.fit_with(Job(model=model, requests=asked, layer=layer, earlier=before, progress=progress)).update
 
-    def fit_with(self, job: Job) -> Fitted:
+    def fit_with(self, job: Job) -> Fitted[Left]:
         """The same, with what later edits need to know."""
         raise NotImplementedError
 
     def fit_each(
         self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
         progress: bool = True,
-    ) -> Iterator[WeightUpdate]:  # fmt: skip
-        """For each request by itself an update of the model as it is: what ``fit`` gives, one request at a time.
+    ) -> Iterator[Left]:  # fmt: skip
+        """For each request by itself a change of the model as it is: what ``fit`` gives, one request at a time.
 
         Methods that optimise values do so for all requests together, which is much faster. Requests may repeat or
         contradict each other.
@@ -214,7 +219,7 @@ class EditingMethod:
         """
         return {}
 
-    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple["EditingMethod", dict[str, Any]]:
+    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple["EditingMethod[Left]", dict[str, Any]]:
         """The method with all that it takes from an unedited model, so that every batch of a session takes the same.
 
         Args:

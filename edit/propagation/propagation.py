@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.changes.updates import WeightUpdate, within, without
+from edit.changes.change import Change, check_in_weights, within, without
 from edit.requests.probes import ROLES, Probe, probes_for
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
@@ -124,7 +124,7 @@ def load_propagation(path: str | Path) -> Propagation:
 
 def propagate(
     model: TransformerBridge,
-    update: WeightUpdate,
+    update: Change,
     probes: Sequence[Probe] | EditRequest,
     *,
     mediate: Sequence[str] | str = ("edit", "paraphrase", "consequence"),
@@ -149,7 +149,7 @@ def propagate(
 
     Raises:
         FactError: no probes, or one whose answers no token tells apart.
-        UpdateError: the update does not fit the model.
+        UpdateError: the update does not fit the model, or is not one of its weights.
 
     >>> flow = edit.propagate(model, update, request, mediate=("edit",), kinds=["mlp"])
     >>> bool(flow.totals.loc[0, "total_effect"] > 0)
@@ -162,6 +162,7 @@ def propagate(
     mediate = (mediate,) if isinstance(mediate, str) else tuple(mediate)
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    check_in_weights(update, "Propagation")
     keep = kept_hooks(kinds, model.cfg.n_layers)
     layers = edited_layers(model, update.parameters)
     reached = range(min(layers, default=0), model.cfg.n_layers)

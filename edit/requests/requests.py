@@ -97,7 +97,7 @@ class EditRequest:
         """One line that says what changes."""
         return f"{self.fact.text}: {self.fact.target} → {self.target_new}"
 
-    def change(self, *, paraphrases: bool = False) -> "Change":
+    def change(self, *, paraphrases: bool = False) -> "Identity":
         """What the edit itself depends on, and not what is only asked about it afterwards.
 
         Args:
@@ -107,14 +107,14 @@ class EditRequest:
         >>> other == request, other.change() == request.change()
         (False, True)
         """
-        return Change(
+        return Identity(
             prompt=self.fact.prompt, subject=self.fact.subject, target=self.fact.target, target_new=self.target_new,
             id=self.fact.id, relation=self.fact.relation, paraphrases=self.fact.paraphrases if paraphrases else (),
         )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class Identity:
     """What an edit depends on, and what it goes by.
 
     >>> request.change().target_new

@@ -15,7 +15,7 @@ from edit.hyperparameters import whole
 from edit.methods import EarlierEdits, EditingMethod, Job
 from edit.methods.where import Where
 from edit.requests.conflicts import check_conflicts, find_conflicts
-from edit.requests.requests import Cases, Change, EditRequest, as_requests
+from edit.requests.requests import Cases, EditRequest, Identity, as_requests
 from edit.sessions.batches import Batch, Memory, left_out
 from edit.sessions.checkpoints import Checkpoints, description
 from edit.sessions.replacements import Replacements
@@ -39,6 +39,7 @@ class EditSession:
 
     Raises:
         DataError: the folder belongs to another session, or is damaged.
+        UpdateError: the method changes no weights.
 
     >>> with edit.EditSession(model, edit.MEMIT(layers=(3, 4))) as session:
     ...     done = session.edit([request])
@@ -49,11 +50,16 @@ class EditSession:
     def __init__(
         self,
         model: TransformerBridge,
-        method: EditingMethod,
+        method: EditingMethod[WeightUpdate],
         *,
         folder: str | Path | None = None,
         layer: Where | None = None,
     ) -> None:
+        if not method.changes_weights:
+            raise UpdateError(
+                f"{method.name} leaves no change of weights, and a session adds those up. Fit all requests together: "
+                "method.fit(model, requests)."
+            )
         self.model = model
         self.method = method
         self._layer = layer
@@ -239,7 +245,7 @@ class EditSession:
             return found[0]
         raise UpdateError(f"There is no edit {name!r} in this session. Its edits are listed in session.requests.")
 
-    def _change(self, request: EditRequest) -> Change:
+    def _change(self, request: EditRequest) -> Identity:
         return request.change(paraphrases=self.method.uses_paraphrases)
 
     def _edit_batch(self, requests: list[EditRequest], progress: bool) -> None:

@@ -78,7 +78,7 @@ class KN(Rewriting):
                 f"Nothing was changed. Use another method, or drop them:\n{listed([one.describe() for one in alike])}"
             )
 
-    def fit_with(self, job: Job) -> Fitted:
+    def fit_with(self, job: Job) -> Fitted[WeightUpdate]:
         """See ``EditingMethod.fit``. ``layer`` keeps to neurons of some layers; a ``NeuronScores`` of the same facts
         gives the neurons themselves.
 

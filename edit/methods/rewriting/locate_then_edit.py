@@ -91,7 +91,7 @@ class LocateThenEdit(Rewriting):
         """The change of a layer that adds residuals to what its down-projection gives at keys, as two factors."""
         raise NotImplementedError
 
-    def write(self, prepared: Prepared) -> Fitted:
+    def write(self, prepared: Prepared) -> Fitted[WeightUpdate]:
         """Find the values that are not known, and write them."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class LocateThenEdit(Rewriting):
             objective = stabiliser.objective(objective)
         return objective
 
-    def fit_with(self, job: Job) -> Fitted:
+    def fit_with(self, job: Job) -> Fitted[WeightUpdate]:
         """See ``EditingMethod.fit``."""
         layers = self.edited_layers(job.model, job.layer)
         prepared = self._prepared(job)
@@ -154,7 +154,7 @@ class LocateThenEdit(Rewriting):
         job = Job(model=model, requests=(), layer=layer, progress=progress)
         return self._statistics(job, self.edited_layers(model, layer))
 
-    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod, dict[str, Any]]:
+    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod[WeightUpdate], dict[str, Any]]:
         """See ``EditingMethod.on_unedited``; statistics that differ from those of the record are warned of."""
         method, _ = super().on_unedited(job, known)
         if self.statistics is not None:

@@ -43,7 +43,7 @@ class _First:
 
 
 @hyperparameters
-class Rewriting(EditingMethod, _First):
+class Rewriting(EditingMethod[WeightUpdate], _First):
     """A method that rewrites down-projections.
 
     Args:
@@ -63,7 +63,7 @@ class Rewriting(EditingMethod, _First):
             return sample_prefixes(model, self.prefix_lengths, self.seed)
         return ["", *self.prefixes]
 
-    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod, dict[str, Any]]:
+    def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod[WeightUpdate], dict[str, Any]]:
         """See ``EditingMethod.on_unedited``; the prefixes known are taken, because another device may sample others."""
         return replace(self, prefixes=tuple(known.get("prefixes") or self.texts_before(job.model)[1:])), {}
 

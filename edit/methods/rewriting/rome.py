@@ -85,7 +85,7 @@ class ROME(LocateThenEdit):
         """The layer that ``fit`` would edit."""
         return self.resolve_layer(model, where)
 
-    def write(self, prepared: Prepared) -> Fitted:
+    def write(self, prepared: Prepared) -> Fitted[WeightUpdate]:
         """Write one request after the other, each on the model with the earlier ones in place."""
         job, known = prepared.job, list(prepared.values)
         model, earlier, anchors = job.model, job.earlier, job.earlier.anchors

@@ -75,7 +75,7 @@ class Spreading(LocateThenEdit):
         """The last layer of the first stage."""
         return self._stages(model, where)[0][-1]
 
-    def write(self, prepared: Prepared) -> Fitted:
+    def write(self, prepared: Prepared) -> Fitted[WeightUpdate]:
         """Write the requests stage by stage, and layer by layer."""
         job, contexts, requests = prepared.job, prepared.contexts, prepared.job.requests
         model, earlier, known = job.model, job.earlier, list(prepared.values)
