@@ -1,7 +1,8 @@
 """Did the edit take, does it generalise, and did it leave the rest alone?"""
 
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Unpack
+from typing import Any, Protocol, Unpack, runtime_checkable
 
 import pandas as pd
 from torch import Tensor
@@ -15,11 +16,20 @@ from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import agreement
 from edit.methods import EditingMethod
 from edit.methods.where import Where
-from edit.requests.requests import Cases, as_requests
+from edit.requests.requests import Cases, EditRequest, as_requests
 from locate.engine.rows import Budget, in_parts
 
 # Edits whose values are found, and kept, at a time.
 _TOGETHER = 256
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """Anything that fits a change, of this toolkit or not."""
+
+    def fit(self, model: TransformerBridge, requests: Sequence[EditRequest], *, progress: bool = True) -> Change:
+        """Find the change."""
+        ...
 
 
 @with_settings
@@ -85,7 +95,7 @@ def evaluate(
 @with_settings
 def evaluate_each(
     model: TransformerBridge,
-    method: EditingMethod,
+    method: EditingMethod | Fitting,
     cases: Cases,
     *,
     layer: Where | None = None,
@@ -97,7 +107,7 @@ def evaluate_each(
 
     The unedited model is asked once for all cases, and a method of this toolkit optimises the values of all of them
     together, which changes nothing but speed. ``layer`` is where to edit instead of the method's own layers, as ``fit``
-    takes it; the other settings are those of ``evaluate``.
+    takes it; the other settings are those of ``evaluate``. A method of one's own needs no more than ``fit``.
 
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
@@ -107,9 +117,9 @@ def evaluate_each(
     if baseline is not None:
         baseline.check(requests, asking)
     # Before much is done, so that what cannot be edited is told at once.
-    method.check(model, requests)
-    groups = in_parts(requests, _TOGETHER)
-    updates = (one for group in groups for one in method.fit_each(model, group, layer=layer, progress=progress))
+    if (check := getattr(method, "check", None)) is not None:
+        check(model, requests)
+    updates = _each(model, method, requests, {} if layer is None else {"layer": layer}, progress)
     updates = chain([next(updates)], updates)  # the first shows whether layers and statistics fit
     if baseline is None:
         baseline = measure(model, requests, asking, progress=progress)
@@ -119,6 +129,19 @@ def evaluate_each(
         for case, (request, update) in enumerate(pairs)
     ]
     return Evaluation.join(parts)
+
+
+def _each(
+    model: TransformerBridge, method: EditingMethod | Fitting, requests: Sequence[EditRequest], where: dict[str, Any],
+    progress: bool,
+) -> Iterator[Change]:  # fmt: skip
+    """A change for each request by itself, many found together where the method can."""
+    together = getattr(method, "fit_each", None)
+    for group in in_parts(requests, _TOGETHER):
+        if together is None:
+            yield from (method.fit(model, [request], progress=False, **where) for request in group)
+        else:
+            yield from together(model, group, progress=progress, **where)
 
 
 def _judge(model: TransformerBridge, update: Change, before: Baseline, part: slice, progress: bool) -> pd.DataFrame:

@@ -41,10 +41,6 @@ class BlockCall:
     batch: int
     length: int
 
-    def hidden_states(self) -> Float[Tensor, "batch position d_model"]:
-        """The residual stream that entered the block."""
-        return self.args[0] if self.args else self.kwargs["hidden_states"]
-
     def without_states(self) -> "BlockCall":
         """The same call with the states left out, to be kept."""
         if self.args:

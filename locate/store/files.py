@@ -37,19 +37,6 @@ def to_plain(value: Any) -> Any:
     return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
-def write_whole(path: str | Path, content: bytes) -> Path:
-    """Write bytes as a file that reaches the disk whole or not at all.
-
-    >>> write_whole("greeting.txt", b"hello").read_bytes()
-    b'hello'
-    """
-    with whole_file(path) as partial, partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    return Path(path)
-
-
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
     """A file to write to, which takes the place of ``path`` once it is complete; its folder is made if need be.

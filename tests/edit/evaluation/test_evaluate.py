@@ -79,6 +79,18 @@ def always(update):
     return finding(lambda *_: update)
 
 
+def test_a_method_of_ones_own_needs_no_more_than_fit(model):
+    update = make(model)
+
+    class Own:
+        def fit(self, model, requests, *, progress=True):
+            assert len(requests) == 1
+            return update
+
+    plain, method = (evaluate_each(model, one, CASES, progress=False).rows for one in (Own(), always(update)))
+    pd.testing.assert_frame_equal(plain, method)
+
+
 def sample_texts(model, prompts, seeds, **how):
     """Shorter than the published ones, to save time."""
     return published_texts(model, prompts, seeds, tokens=24, **how)

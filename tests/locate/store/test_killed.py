@@ -17,12 +17,14 @@ WORK = """
 import sys
 from pathlib import Path
 from locate.store.folders import RunFolder
-from locate.store.files import write_whole
+from locate.store.files import whole_file
 
 cases = [f"case-{i}" for i in range(400)]
 with RunFolder.open(sys.argv[1], {"command": "work"}) as run:
     for case in run.pending(cases):
-        file = write_whole(run.path / "results" / f"{case}.txt", case.encode() * 2000)
+        file = run.path / "results" / f"{case}.txt"
+        with whole_file(file) as partial:
+            partial.write_bytes(case.encode() * 2000)
         run.record(case, {"length": len(case)}, file=file)
         print(case, flush=True)
 """
