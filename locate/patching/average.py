@@ -59,7 +59,7 @@ def average_patches(patches: Sequence[Patches]) -> AveragePatches:
     Raises:
         LocateError: there are none with a score, or their metrics or sites differ.
 
-    >>> how = {"sites": "attn_head_z", "layers": [9, 10], "progress": False}
+    >>> how = {"sites": "attn_head_z", "layers": [3, 4], "progress": False}
     >>> patches = [locate.patch(model, one, locate.TokenSwap(), **how) for one in facts[:2]]
     >>> locate.average_patches(patches).n_facts
     2
