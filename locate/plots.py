@@ -6,7 +6,7 @@
 """
 
 from locate.figures.style import save_figure
-from locate.patching.figures import plot_knockout, plot_patches
+from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
 from locate.tracing.figures import plot_trace, plot_trace_heads
 
@@ -14,6 +14,7 @@ __all__ = [
     "plot_average",
     "plot_average_heads",
     "plot_average_lines",
+    "plot_average_patches",
     "plot_knockout",
     "plot_patches",
     "plot_trace",

@@ -2,17 +2,21 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
 
 from locate.contrast.metrics import hardly_differ
 from locate.errors import LocateError
-from locate.patching.patches import Patches
-from locate.results import Result
+from locate.patching.patches import Patches, site_patched
+from locate.results import Result, place_of_largest
+from locate.sites.site import Site
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,6 +29,7 @@ class AveragePatches(Result):
             estimated.
         metric: what was scored.
         n_facts: how many facts were averaged.
+        info: what was patched, and which way.
 
     >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[3, 4], progress=False)
     >>> locate.average_patches([heads]).data["score"].dims
@@ -32,9 +37,12 @@ class AveragePatches(Result):
     """
 
     stored_as = "average_patches"
+    format = 2
+    figures: ClassVar[Mapping[str, str]] = {"plot": "locate.patching.figures:plot_average_patches"}
 
     metric: str
     n_facts: int
+    info: dict[str, Any]
 
     def top(self, n: int = 10) -> Any:
         """The ``n`` sites of the largest mean scores, either way, as a table.
@@ -44,6 +52,28 @@ class AveragePatches(Result):
         ['layer', 'head', 'score', 'standard_error']
         """
         return self.to_dataframe().sort_values("score", ascending=False, key=abs, ignore_index=True).head(n)
+
+    def best(self) -> Site:
+        """The site of the largest mean effect in the direction that restores the answer.
+
+        Of patches that break, the one that takes away most. Sites that screening left out in all facts do not count.
+        Of paths to receivers, the best sender.
+
+        Raises:
+            SiteError: what was patched has no name among sites, as a hook point of one's own.
+
+        >>> heads = locate.patch(model, fact, locate.TokenSwap(), sites="attn_head_z", layers=[3, 4], progress=False)
+        >>> locate.average_patches([heads]).best() == heads.best()
+        True
+        """
+        gained = self.data["score"] if self.info["direction"] == "restore" else -self.data["score"]
+        if "confirmed" in self.data:
+            gained = gained.where(self.data["confirmed"] > 0)
+        return site_patched(self.info, place_of_largest(gained))
+
+    def plot(self, **options: Any) -> "Figure":
+        """A heat map; see ``locate.plots.plot_average_patches``."""
+        return self.draw(**options)
 
 
 def average_patches(patches: Sequence[Patches]) -> AveragePatches:
@@ -57,7 +87,7 @@ def average_patches(patches: Sequence[Patches]) -> AveragePatches:
         patches: one for each fact, of the metric that each has in view.
 
     Raises:
-        LocateError: there are none with a score, or their metrics or sites differ.
+        LocateError: there are none with a score, or their metrics, sites or directions differ.
 
     >>> how = {"sites": "attn_head_z", "layers": [3, 4], "progress": False}
     >>> patches = [locate.patch(model, one, locate.TokenSwap(), **how) for one in facts[:2]]
@@ -75,18 +105,20 @@ def average_patches(patches: Sequence[Patches]) -> AveragePatches:
     if len(metrics) > 1:
         found = ", ".join(f"{name} of {count}" for name, count in metrics.items())
         raise LocateError(f"Scores of different metrics ({found}) do not average. Choose one metric for all facts.")
-    kinds = Counter(one.info["sites"] for one in scored)
-    if len(kinds) > 1:
-        raise LocateError(f"Patches of different sites ({', '.join(kinds)}) do not average.")
+    for what, name in (("sites", "sites"), ("directions", "direction")):
+        if len(kinds := Counter(one.info[name] for one in scored)) > 1:
+            raise LocateError(f"Patches of different {what} ({', '.join(kinds)}) do not average.")
     tables = {"score": _same_sites([one.scores for one in scored])}
     if all("confirmed" in one.data for one in scored):
         tables["confirmed"] = _same_sites([one.data["confirmed"].astype(float) for one in scored])
     scores, n = tables["score"], len(scored)
     error = scores.std("fact", ddof=1) / n**0.5 if n > 1 else xr.full_like(scores[0], np.nan)
     means = {name: table.mean("fact") for name, table in tables.items()}
-    return AveragePatches(
-        data=xr.Dataset({**means, "standard_error": error}), metric=scored[0].metric, n_facts=n
-    )  # fmt: skip
+    first = scored[0].info
+    info = {name: first[name] for name in ("model", "sites", "by", "direction", "receivers") if name in first}
+    info["label"] = first["metrics"][scored[0].metric]
+    data = xr.Dataset({**means, "standard_error": error})
+    return AveragePatches(data=data, metric=scored[0].metric, n_facts=n, info=info)
 
 
 def _same_sites(tables: Sequence[xr.DataArray]) -> xr.DataArray:

@@ -1,7 +1,8 @@
 """Figures of activation patching and attention knockout."""
 
+from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -22,9 +23,12 @@ from locate.figures.style import (
     shown_number,
     token_label,
 )
+from locate.patching.average import AveragePatches
 from locate.patching.knockout import Knockout
 from locate.patching.patches import Patches
 from locate.sites.table import site_title
+
+_SCORE = "normalised score (0 corrupted, 1 clean)"
 
 
 def plot_patches(
@@ -52,14 +56,10 @@ def plot_patches(
     >>> figure = patches.plot()
     """
     shown = patches.scores if values == "score" else patches.values
-    sites: str = patches.info["sites"]
-    title = site_title(sites)
-    if "receivers" in patches.info:
-        title = f"paths to {', '.join(patches.info['receivers'])}"
     corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
-    unit = _unit_of(patches, values)
+    title, unit = _title(patches.info), _unit_of(patches, values)
     if "sender" in shown.dims:
-        return _plot_senders(patches, shown, clean, title, unit, figsize)
+        return _plot_senders(shown, clean, title, unit, _headline(patches), figsize)
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
         if position is None or position % len(patches.info["tokens"]) not in places:
@@ -69,8 +69,78 @@ def plot_patches(
         position %= len(patches.info["tokens"])
         shown = shown.sel(position=position)
         title += f" at “{token_label(patches.info['tokens'][position], False)}”"
-    restoring = patches.info["direction"] == "restore"
-    centre = corrupted if restoring else clean
+    labels = None
+    if shown.dims == ("layer", "position"):
+        start, end = patches.info["subject_span"]
+        labels = [
+            token_label(patches.info["tokens"][int(place)], start <= int(place) < end)
+            for place in shown["position"].values
+        ]
+    title += f" {_verb(patches.info)}"
+    centre = corrupted if _restores(patches.info) else clean
+    return _plot_map(shown, centre, title, unit, _headline(patches), cmap, figsize, labels)
+
+
+def plot_average_patches(
+    average: AveragePatches, *, cmap: str | Colormap = "RdBu_r", figsize: tuple[float, float] | None = None
+) -> Figure:
+    """A heat map of mean scores over facts: layers across; heads or neurons down. Named senders are bars.
+
+    The colours diverge from the run that was patched, which is white; bars have the standard error over facts.
+
+    Args:
+        average: what ``average_patches`` gave.
+        cmap: a diverging colour map.
+        figsize: width and height in inches.
+
+    >>> figure = locate.average_patches([heads]).plot()                                # doctest: +SKIP
+    """
+    scores, facts = average.data["score"], f"{average.n_facts} fact{'s' * (average.n_facts > 1)}"
+    label = average.info["label"].replace("{answer}", "answer").replace("{new}", "new answer")
+    headline, unit = f"{label}: mean over {facts}", _SCORE
+    title = _title(average.info)
+    if "sender" in scores.dims:
+        error = average.data["standard_error"].values
+        return _plot_senders(scores, 1.0, title, unit, headline, figsize, error)
+    centre = 0.0 if _restores(average.info) else 1.0
+    return _plot_map(scores, centre, f"{title} {_verb(average.info)}", unit, headline, cmap, figsize)
+
+
+def _title(info: Mapping[str, Any]) -> str:
+    return f"paths to {', '.join(info['receivers'])}" if "receivers" in info else site_title(info["sites"])
+
+
+def _restores(info: Mapping[str, Any]) -> bool:
+    return info["direction"] == "restore"
+
+
+def _verb(info: Mapping[str, Any]) -> str:
+    return "clean in the corrupted run" if _restores(info) else "corrupted in the clean run"
+
+
+def _headline(patches: Patches) -> str:
+    label = metric_label(patches.metric, patches.info, patches.info["answer"])
+    return f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
+
+
+def _unit_of(patches: Patches, values: str) -> str:
+    """What the colours or bars of a figure say."""
+    if values == "score":
+        return _SCORE
+    return metric_label(patches.metric, patches.info, patches.info["answer"])
+
+
+def _plot_map(
+    shown: xr.DataArray,
+    centre: float,
+    title: str,
+    unit: str,
+    headline: str,
+    cmap: str | Colormap,
+    figsize: tuple[float, float] | None,
+    labels: Sequence[str] | None = None,
+) -> Figure:
+    """Layers across, whatever else sites are told apart by down: under its labels, or its own numbers."""
     rows = [str(dim) for dim in shown.dims if dim != "layer"]
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
@@ -82,12 +152,7 @@ def plot_patches(
         layers = [int(layer) for layer in shown["layer"].values]
         if layers != list(range(len(layers))):
             axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-        if rows == ["position"]:
-            start, end = patches.info["subject_span"]
-            labels = [
-                token_label(patches.info["tokens"][int(place)], start <= int(place) < end)
-                for place in shown["position"].values
-            ]
+        if labels is not None:
             axes.set_yticks(range(len(labels)), labels, parse_math=False)
         elif rows:
             axes.set_ylabel(rows[0])
@@ -96,42 +161,38 @@ def plot_patches(
         else:
             axes.set_yticks([])
         axes.invert_yaxis()
-        verb = "clean in the corrupted run" if restoring else "corrupted in the clean run"
-        axes.set_title(fitted(f"{title} {verb}", 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.set_title(fitted(title, 0.95 * figure.get_figwidth()), parse_math=False)
         add_units(figure, [(mesh, axes)], unit)
-        add_headline(figure, _headline(patches))
+        add_headline(figure, headline)
     plt.close(figure)
     return figure
 
 
-def _headline(patches: Patches) -> str:
-    label = metric_label(patches.metric, patches.info, patches.info["answer"])
-    return f"{label}: {shown_number(patches.clean)} clean, {shown_number(patches.corrupted)} corrupted"
-
-
-def _unit_of(patches: Patches, values: str) -> str:
-    """What the colours or bars of a figure say."""
-    if values == "score":
-        return "normalised score (0 corrupted, 1 clean)"
-    return metric_label(patches.metric, patches.info, patches.info["answer"])
-
-
 def _plot_senders(
-    patches: Patches, shown: xr.DataArray, start: float, title: str, unit: str, figsize: tuple[float, float] | None
+    shown: xr.DataArray,
+    start: float,
+    title: str,
+    unit: str,
+    headline: str,
+    figsize: tuple[float, float] | None,
+    error: np.ndarray | None = None,
 ) -> Figure:
     """A bar for each sender, from the run that was patched, where bars start."""
     names, numbers = [str(name) for name in shown["sender"].values], shown.values
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
         axes = figure.subplots()
-        axes.barh(range(len(names)), numbers - start, left=start, color=STYLES[0][0], height=0.7)
+        axes.barh(
+            range(len(names)), numbers - start, left=start, xerr=error, color=STYLES[0][0], height=0.7,
+            error_kw={"linewidth": 0.6},
+        )  # fmt: skip
         axes.axvline(start, color="black", linewidth=0.5)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel(fitted(unit, 0.95 * figure.get_figwidth()), parse_math=False)
         axes.set_title(fitted(f"{title} corrupted in the clean run", 0.95 * figure.get_figwidth()), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-        add_headline(figure, _headline(patches))
+        add_headline(figure, headline)
     plt.close(figure)
     return figure
 

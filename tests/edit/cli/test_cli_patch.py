@@ -38,7 +38,9 @@ def test_a_file_gives_patches_and_their_mean(patch, facts_file, tmp_path):
     summary = json.loads(result.stdout)
     assert summary == json.loads((out / "summary.json").read_text())
     assert summary["done"] == 4
-    assert {"run.json", "cases.jsonl", "patches", "mean.csv"} <= {path.name for path in out.iterdir()}
+    assert {"run.json", "cases.jsonl", "patches", "mean.csv", "mean.png", "mean.pdf"} <= {
+        path.name for path in out.iterdir()
+    }
     several = [locate.load_patches(out / case["file"]) for case in summary["cases"]]
     assert [patches.metric for patches in several] == ["logit_diff"] * 4
     scores = np.stack([patches.scores.values for patches in several])

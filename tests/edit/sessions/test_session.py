@@ -732,6 +732,13 @@ def test_memory_may_change_between_turns_and_a_difference_is_named(llama, method
         edit.EditSession(llama, method(weight=30.0), folder=tmp_path / "session")
     with pytest.raises(DataError, match=r'another run: method\.layers was "\(1, 2\)" and is "\(0, 1\)" now\. Give'):
         edit.EditSession(llama, method(), layer=1, folder=tmp_path / "session")
+    with edit.EditSession(llama, method(weight=20), folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:2]
+    noted = tmp_path / "session" / "run.json"  # by an earlier version, which kept the integer that it was given
+    assert noted.read_text().count('"20.0"') == 1
+    noted.write_text(noted.read_text().replace('"20.0"', '"20"'))
+    with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
+        assert session.requests == REQUESTS[:2]
     # The same layers, said in another way.
     with edit.EditSession(llama, method(layers=None), layer=(1, 2), folder=tmp_path / "session") as session:
         assert session.requests == REQUESTS[:2]

@@ -5,11 +5,11 @@ import pytest
 import xarray as xr
 
 import locate
-from locate import LocateError, Patches
+from locate import LocateError, Patches, Site
 
 
 def patches(values, *, dims=("layer", "head"), clean=1.0, corrupted=0.0, metric="probability", sites="attn_head_z",
-            **columns):  # fmt: skip
+            direction="restore", **columns):  # fmt: skip
     """Made-up patches of one metric."""
     table = np.asarray(values, dtype=float)
     data = {
@@ -17,7 +17,9 @@ def patches(values, *, dims=("layer", "head"), clean=1.0, corrupted=0.0, metric=
         **{name: (dims, np.asarray(column)) for name, column in columns.items()},
     }  # fmt: skip
     coords = {"metric": [metric], **{dim: np.arange(size) for dim, size in zip(dims, table.shape, strict=True)}}
-    info = {"sites": sites, "direction": "restore", "by": list(dims)}
+    info = {
+        "model": "tiny", "sites": sites, "direction": direction, "by": list(dims), "metrics": {metric: "p({answer})"},
+    }  # fmt: skip
     return Patches(data=xr.Dataset(data, coords=coords), metric=metric, info=info)
 
 
@@ -57,7 +59,7 @@ def test_facts_with_equal_ends_are_left_out_with_a_warning():
 def test_one_position_of_each_fact_plays_one_part_and_several_do_not():
     last = [patches([[0.2], [0.4]], dims=("layer", "position")).data for _ in range(2)]
     moved = [data.assign_coords(position=[place]) for data, place in zip(last, (3, 7), strict=True)]
-    info = {"sites": "resid_pre", "direction": "restore", "by": ["layer", "position"]}
+    info = patches([[0.2]], dims=("layer", "position"), sites="resid_pre").info
     average = locate.average_patches([Patches(data=data, metric="probability", info=info) for data in moved])
     assert average.data["score"].dims == ("layer",)
     with pytest.raises(LocateError, match="told apart by position have no mean"):
@@ -70,9 +72,29 @@ def test_the_share_of_facts_in_which_a_site_was_patched():
     assert "confirmed" not in locate.average_patches([*screened, patches([[0.2, 0.3]])]).data
 
 
+def test_the_best_site_restores_or_takes_away_most():
+    restored = locate.average_patches([patches([[0.5, -0.9], [0.6, 0.1]]), patches([[0.7, -0.9], [0.5, 0.1]])])
+    assert restored.best() == Site("attn_head_z", layer=0, head=0)
+    broken = locate.average_patches([patches([[0.5, 0.9], [1.0, 0.1]], direction="break")])
+    assert broken.best() == Site("attn_head_z", layer=1, head=1)
+    left_out = patches([[0.9, 0.2], [0.3, 0.1]], confirmed=[[False, True], [True, True]])
+    assert locate.average_patches([left_out]).best() == Site("attn_head_z", layer=1, head=0)
+    # The rank of the answer is restored by going down.
+    assert locate.average_patches([patches([[40.0, 5.0]], clean=1.0, corrupted=50.0)]).best().head == 1
+
+
+def test_it_comes_back_from_its_file(tmp_path):
+    average = locate.average_patches([patches([[0.5, -0.9], [0.6, 0.1]])])
+    again = locate.AveragePatches.load(average.save(tmp_path / "mean.nc"))
+    assert again.data.equals(average.data)
+    assert (again.metric, again.n_facts, again.info) == (average.metric, 1, average.info)
+    assert again.best() == average.best()
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
+        (patches([[0.1, 0.2]], direction="break"), r"different directions \(restore, break\)"),
         (patches([[0.1, 0.2]], metric="rank"), r"different metrics \(probability of 1, rank of 1\) do not average"),
         (patches([[0.1, 0.2]], sites="attn_head_v"), r"different sites \(attn_head_z, attn_head_v\)"),
         (patches([[0.1, 0.2, 0.3]]), "not of the same layers, heads or neurons"),

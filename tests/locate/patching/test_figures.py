@@ -6,6 +6,7 @@ from functools import cache
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
 
 import locate
 from locate import Fact, SiteError
@@ -51,6 +52,41 @@ def test_colours_diverge_from_the_patched_run(sites, direction):
     np.testing.assert_allclose(shown, found.scores.transpose(other, "layer").values)
     verb = "clean in the corrupted run" if direction == "restore" else "corrupted in the clean run"
     assert figure.axes[0].get_title().endswith(verb)
+
+
+@pytest.mark.parametrize("direction", ["restore", "break"])
+def test_means_over_facts_are_drawn_as_those_of_one(direction):
+    average = locate.average_patches([patches("attn_head_z", direction)] * 2)
+    figure, one = average.plot(), patches("attn_head_z", direction).plot()
+    check_fits(figure)
+    mesh, its = figure.axes[0].collections[0], one.axes[0].collections[0]
+    np.testing.assert_allclose(mesh.get_array(), its.get_array())
+    assert mesh.get_clim() == pytest.approx(its.get_clim())
+    assert figure.axes[0].get_title() == one.axes[0].get_title()
+    assert figure.get_suptitle() == "logit(answer) − logit(new answer): mean over 2 facts"
+
+
+def test_means_of_senders_have_their_errors():
+    def of(first, second):
+        values = (("metric", "sender"), np.array([[first, second]]))
+        ends = {"clean": ("metric", [1.0]), "corrupted": ("metric", [0.0])}
+        coords = {"metric": ["probability"], "sender": ["a1.h2", "m0"]}
+        info = {
+            "model": "tiny", "sites": "paths_to_logits", "receivers": ["logits"], "direction": "break",
+            "by": ["sender"], "metrics": {"probability": "p({answer})"},
+        }  # fmt: skip
+        return locate.Patches(
+            data=xr.Dataset({"values": values, **ends}, coords=coords), metric="probability", info=info
+        )
+
+    average = locate.average_patches([of(0.5, 0.8), of(0.7, 1.2)])
+    assert average.best() == locate.Site("attn_head", layer=1, head=2)
+    figure = average.plot()
+    check_fits(figure)
+    bars = figure.axes[0].patches
+    np.testing.assert_allclose([bar.get_x() + bar.get_width() for bar in bars], [0.6, 1.0])
+    (whiskers,) = figure.axes[0].collections
+    np.testing.assert_allclose(whiskers.get_segments()[0][:, 0], [0.5, 0.7])
 
 
 def test_tokens_are_starred_and_on_top():
