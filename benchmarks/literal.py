@@ -34,7 +34,7 @@ def causal_trace(
     """
     corruption = corruption or GaussianNoise()
     prompt = encode_fact(model, fact)
-    answer = int(encode_target(model, prompt.text, fact.target)[0])
+    answer = int(encode_target(model, prompt, fact.target)[0])
     start, end = prompt.subject_span
     n_layers, length = model.cfg.n_layers, len(prompt.tokens)
     batch = prompt.tokens.to(input_device(model))[None].expand(1 + corruption.samples, -1)

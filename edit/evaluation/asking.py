@@ -7,14 +7,16 @@ from inspect import Parameter, signature
 from typing import Any, TypedDict, TypeVar
 
 import pandas as pd
+import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
-from edit.evaluation.scoring import See, encode_pair, score_targets
+from edit.evaluation.scoring import Pair, See, encode_pair, score_targets
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
+from locate.facts.prompts import token_strings
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -86,6 +88,7 @@ class Question:
         target_new: the edit's new object.
         target: the fact's own object, or the prompt's own answer where it is unrelated.
         answers: what a generation should be, with other names of it.
+        joined: whether targets follow the prompt exactly as they are given.
     """
 
     case: int
@@ -95,11 +98,16 @@ class Question:
     target_new: str
     target: str
     answers: tuple[str, ...]
+    joined: bool = False
 
     @property
     def wants_new(self) -> bool:
         """Whether the edit should bring the new object here."""
         return self.probe in _CHANGED
+
+    def with_answer(self, target: str) -> Pair:
+        """The prompt and a target, to be scored."""
+        return (self.prompt, target, True) if self.joined else (self.prompt, target)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -133,7 +141,7 @@ def questions_of(requests: Sequence[EditRequest]) -> list[Question]:
         asked += [("unrelated", o.prompt, o.target, (o.target, *o.aliases)) for o in request.unrelated]
         questions += [
             Question(case=case, probe=probe, subject=fact.subject, prompt=prompt, target_new=request.target_new,
-                     target=target, answers=answers)
+                     target=target, answers=answers, joined=fact.joined and probe != "unrelated")
             for probe, prompt, target, answers in asked
         ]  # fmt: skip
     return questions
@@ -149,7 +157,7 @@ def check_questions(model: TransformerBridge, requests: Sequence[EditRequest]) -
     for question in questions_of(requests):
         try:
             for target in (question.target_new, question.target):
-                encode_pair(model, question.prompt, target)
+                encode_pair(model, *question.with_answer(target))
         except FactError as error:
             wrong.append(f"{requests[question.case].describe()}, {question.probe}: {error}")
     if wrong:
@@ -162,7 +170,7 @@ def ask(
     """Score both objects after every prompt and let the model speak; one pass serves all that is scored."""
     columns = ("case", "subject", "target", "target_new", "probe", "prompt")
     rows = pd.DataFrame({name: [getattr(question, name) for question in questions] for name in columns})
-    pairs = [(q.prompt, q.target_new) for q in questions] + [(q.prompt, q.target) for q in questions]
+    pairs = [q.with_answer(q.target_new) for q in questions] + [q.with_answer(q.target) for q in questions]
     scores = score_targets(model, pairs, see=see, progress=progress)
     new, true = scores[: len(questions)], scores[len(questions) :]
     wanted = [new[i] if question.wants_new else true[i] for i, question in enumerate(questions)]
@@ -177,6 +185,8 @@ def ask(
         n.mean_logprob > t.mean_logprob if q.wants_new else t.mean_logprob > n.mean_logprob
         for q, n, t in zip(questions, new, true, strict=True)
     ]
+    for name, own in (("new", new), ("true", true)):
+        rows[f"tokens_{name}"] = ["|".join(token_strings(model, torch.tensor(score.tokens))) for score in own]
     rows["token_accuracy"] = [score.token_accuracy for score in wanted]
     if how.generate:
         unique = list(dict.fromkeys(question.prompt for question in questions))

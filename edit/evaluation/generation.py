@@ -15,9 +15,9 @@ from locate.engine.rows import WRITING_BUDGET, Budget, Extent, passes
 from locate.facts.prompts import encode_text
 from locate.model.context import check_room, room_of
 
-# White space after a sentence or around a line break. A full stop after one or two letters with a capital
-# ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends no sentence.
-_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=\S)\s*\n")
+# White space after a sentence or around a line break, or the end of a sentence in a script that has no space after it.
+# A full stop after one or two letters with a capital ("St. Petersburg", "J. R. R. Tolkien") abbreviates, and ends none.
+_END = re.compile(r"(?<=[.!?])(?<!\b[A-Z]\.)(?<!\b[A-Z][a-z]\.)\s|(?<=[。！？])|(?<=\S)\s*\n")
 
 
 def generate_greedily(
@@ -66,7 +66,7 @@ def exact_match(generation: str, answers: Sequence[str]) -> bool:
 
 def _normal(text: str) -> str:
     line = unicodedata.normalize("NFC", text).strip().partition("\n")[0]
-    line = line.casefold().replace("’", "'").lstrip("\"'“‘( ")
+    line = line.casefold().replace("’", "'").lstrip("\"'“‘(「『《（ ")
     return re.sub(r"^(?:the|an?) ", "", " ".join(line.split()))
 
 

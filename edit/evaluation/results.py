@@ -63,10 +63,11 @@ class Evaluation:
 
     Attributes:
         rows: columns ``case, subject, target, target_new, probe, prompt, logprob_new, logprob_true,
-            probability_new, probability_true, rank_new, rank_true, success, token_accuracy, generation,
-            exact_match, model, same_answer, same_tokens, kl``. ``model`` is ``"edited"`` or ``"unedited"``;
+            probability_new, probability_true, rank_new, rank_true, success, tokens_new, tokens_true, token_accuracy,
+            generation, exact_match, model, same_answer, same_tokens, kl``. ``model`` is ``"edited"`` or ``"unedited"``;
             ``probe`` is ``"efficacy"``, ``"paraphrase"``, ``"neighbourhood"`` or ``"unrelated"``, whose
-            ``target`` is its own answer. Log-probabilities are means per token in nats, probabilities and ranks
+            ``target`` is its own answer. ``tokens_new`` and ``tokens_true`` show how the answers are spelled, token by
+            token with ``|`` between. Log-probabilities are means per token in nats, probabilities and ranks
             those of the first token; ``success`` is o* over o, and o over o* for neighbours and unrelated
             prompts; ``token_accuracy`` is the share of the wanted answer's tokens that are predicted,
             teacher-forced. ``same_answer``, ``same_tokens`` and ``kl`` (in nats) compare with the unedited

@@ -16,6 +16,7 @@ from locate.facts.prompts import encode_target, encode_text
 from locate.model.context import check_room
 from locate.model.devices import input_device
 
+Pair = tuple[str, str] | tuple[str, str, bool]
 See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
 
 
@@ -56,9 +57,9 @@ def agreement(tokens: Sequence[int], others: Sequence[int]) -> float:
 
 
 def score_targets(
-    model: TransformerBridge, pairs: Sequence[tuple[str, str]], *, see: See | None = None, progress: bool = False
+    model: TransformerBridge, pairs: Sequence[Pair], *, see: See | None = None, progress: bool = False
 ) -> list[Score]:
-    """Score every (prompt, target) pair.
+    """Score every (prompt, target) pair; with a third member, True for targets that follow exactly as they are given.
 
     Batching and padding change nothing but rounding: padding stands on the right, where causality hides it.
 
@@ -76,7 +77,7 @@ def score_targets(
     >>> score_targets(model, [("The Eiffel Tower is located in the city of", "Paris")])[0].rank
     1
     """
-    encoded = [encode_pair(model, prompt, target) for prompt, target in pairs]
+    encoded = [encode_pair(model, *pair) for pair in pairs]
     # What is run: the prompt and all but the target's last token.
     runs: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, target) in enumerate(encoded):
@@ -114,7 +115,7 @@ def score_targets(
 
 
 def encode_pair(
-    model: TransformerBridge, prompt: str, target: str
+    model: TransformerBridge, prompt: str, target: str, joined: bool = False
 ) -> tuple[Int[Tensor, "position"], Int[Tensor, "token"]]:
     """Prompt and target as tokens that fit into the model's context together.
 
@@ -124,7 +125,7 @@ def encode_pair(
     >>> [len(part) for part in encode_pair(model, "The capital of France is", "Paris")]
     [5, 1]
     """
-    text, answer = encode_text(model, prompt), encode_target(model, prompt, target)
+    text, answer = encode_text(model, prompt), encode_target(model, prompt, target, joined=joined)
     check_room(model, len(text) + len(answer) - 1, prompt, beside="its target" if len(answer) > 1 else "")
     return text, answer
 

@@ -22,7 +22,8 @@ from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze, refreeze
 from locate.errors import FactError, SiteError
-from locate.facts.prompts import Prompt, encode_target, encode_text, rank_of, token_strings
+from locate.facts.answers import tell_apart
+from locate.facts.prompts import Prompt, answer_strings, encode_text, rank_of, token_strings
 from locate.facts.questions import Questions
 from locate.model.held import HeldWeights
 from locate.model.weights import edited_layers
@@ -40,9 +41,9 @@ class Propagation(Result):
     """What an edit changes per probe, and through which states.
 
     Attributes:
-        totals: one row per probe: ``role, text, old, new``, the logit difference o* − o of both models
-            (``base``, ``edited``), their difference (``total_effect``, in logits), log-probabilities in nats,
-            ranks of o*, and each model's first answer.
+        totals: one row per probe: ``role, text, old, new`` and how these are spelled in tokens (``old_tokens``,
+            ``new_tokens``), the logit difference o* − o of both models (``base``, ``edited``), their difference
+            (``total_effect``, in logits), log-probabilities in nats, ranks of o*, and each model's first answer.
         tokens: each probe's tokens as text.
         layers: the edited layers.
         info: how it was made.
@@ -241,21 +242,13 @@ def _asked(model: TransformerBridge, probes: Sequence[Probe] | EditRequest) -> l
 
 def _ask(model: TransformerBridge, probe: Probe) -> _Asked:
     """Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt."""
-    new = encode_target(model, probe.text, probe.new).tolist()
-    old = encode_target(model, probe.text, probe.old).tolist()
-    prompt = encode_text(model, probe.text)
-    for index, (a, b) in enumerate(zip(new, old, strict=False)):
-        if a != b:
-            tokens = torch.cat([prompt, torch.tensor(new[:index], dtype=torch.long)])
-            return _Asked(probe=probe, tokens=tokens, new=a, old=b)
-    raise FactError(
-        f"{probe.text!r}: of the answers {probe.new!r} and {probe.old!r} one begins with all of the other, so no "
-        "token tells them apart. Choose other answers."
-    )
+    apart = tell_apart(model, probe.text, probe.new, probe.old, joined=probe.joined)
+    tokens = torch.cat([encode_text(model, probe.text), apart.shared])
+    return _Asked(probe=probe, tokens=tokens, new=apart.one, old=apart.other)
 
 
 def _questions(model: TransformerBridge, probe: Probe, tokens: Tensor, new: int, base: FrozenRun) -> Questions:
-    prompt = Prompt(text=probe.text, tokens=tokens, subject_span=(0, 0))
+    prompt = Prompt(text=probe.text, tokens=tokens, subject_span=(0, 0), joined=probe.joined)
     return Questions(
         model=model, prompts=(prompt,), answers=torch.tensor([new]), targets_new=(probe.old,), clean=base.logits
     )
@@ -277,6 +270,8 @@ def _totals(
     model: TransformerBridge, probe: Probe, base: FrozenRun, edited: FrozenRun, new: int, old: int
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"role": probe.role, "text": probe.text, "old": probe.old, "new": probe.new}
+    asked = Prompt(text=probe.text, tokens=base.tokens[0], subject_span=(0, 0), joined=probe.joined)
+    row |= {f"{name}_tokens": "|".join(answer_strings(model, asked, row[name]) or ()) for name in ("old", "new")}
     for name, run in (("base", base), ("edited", edited)):
         logits = run.logits[0].float()
         logprobs = logits.log_softmax(-1)

@@ -20,6 +20,7 @@ class Probe:
         text: the prompt.
         new: the answer o* whose gain is measured.
         old: the answer o that it is measured against.
+        joined: whether answers follow the prompt exactly as they are given.
 
     >>> Probe(role="paraphrase", text="To visit The Eiffel Tower, fly to", new="Rome", old="Paris").role
     'paraphrase'
@@ -30,6 +31,7 @@ class Probe:
     text: str
     new: str
     old: str
+    joined: bool = False
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -59,11 +61,16 @@ def probes_for(request: EditRequest) -> list[Probe]:
     ]
 
     def made(groups: list[tuple[Role, Sequence[str]]]) -> list[Probe]:
-        return [Probe(role=role, text=text, new=new, old=fact.target) for role, texts in groups for text in texts]
+        return [
+            Probe(role=role, text=text, new=new, old=fact.target, joined=fact.joined)
+            for role, texts in groups
+            for text in texts
+        ]
 
     # A consequence was written for the fact's own counterfactual and says nothing about another one.
     follows = fact.consequences if new == fact.target_new else ()
     consequences = [
-        Probe(role="consequence", text=fact.fill(one.prompt), new=one.target, old=one.target_before) for one in follows
+        Probe(role="consequence", text=fact.fill(one.prompt), new=one.target, old=one.target_before, joined=fact.joined)
+        for one in follows
     ]
     return [*made(own), *consequences, *made(rest)]

@@ -13,11 +13,11 @@ class Unrelated:
 
     Args:
         prompt: the prompt, written out.
-        target: its answer, without a leading space.
+        target: its answer, given as a fact's target is.
         aliases: other names of the answer.
 
     Raises:
-        FactError: the prompt or an answer is empty, or an answer has space around it.
+        FactError: the prompt or an answer is empty, or an answer has space after it.
 
     >>> Unrelated(prompt="nq question: who wrote the iliad?", target="Homer").target
     'Homer'
@@ -40,7 +40,7 @@ class EditRequest:
 
     Args:
         fact: the fact to change.
-        target_new: the new object, without a leading space; by default the fact's own counterfactual.
+        target_new: the new object, given as a fact's target is; by default the fact's own counterfactual.
         aliases: other names of the new object; a generation may give any.
         aliases_before: other names of the fact's present object.
         paraphrase_texts: paraphrases written out, for those that do not name the subject as the fact does
@@ -77,7 +77,7 @@ class EditRequest:
                 "Give target_new=…, or a fact that carries one."
             )
         _check_answers("target_new", [new])
-        if new == self.fact.target:
+        if new.strip() == self.fact.target.strip():
             raise FactError(f"target_new: {new!r} is the present answer, so there is nothing to change.")
         object.__setattr__(self, "target_new", new)
         object.__setattr__(self, "unrelated", tuple(self.unrelated))
@@ -109,7 +109,8 @@ class EditRequest:
         """
         return Identity(
             prompt=self.fact.prompt, subject=self.fact.subject, target=self.fact.target, target_new=self.target_new,
-            id=self.fact.id, relation=self.fact.relation, paraphrases=self.fact.paraphrases if paraphrases else (),
+            joined=self.fact.joined, id=self.fact.id, relation=self.fact.relation,
+            paraphrases=self.fact.paraphrases if paraphrases else (),
         )  # fmt: skip
 
 
@@ -125,6 +126,7 @@ class Identity:
     subject: str
     target: str
     target_new: str
+    joined: bool = False
     id: str | None = None
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()
@@ -155,8 +157,8 @@ def _check_answers(name: str, answers: "list[str] | tuple[str, ...]") -> None:
     for answer in answers:
         if not answer.strip():
             raise FactError(f"{name}: is empty; give the answer's text, such as 'Rome'.")
-        if answer != answer.strip():
-            raise FactError(f"{name}: {answer!r} has space around it; give it bare.")
+        if answer != answer.rstrip():
+            raise FactError(f"{name}: {answer!r} has space after it; give it bare.")
 
 
 def _check_prompts(name: str, prompts: "list[str] | tuple[str, ...]") -> None:

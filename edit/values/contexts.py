@@ -14,7 +14,8 @@ from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
 from locate.engine.rows import Budget, Extent, aligned, padded, passes
 from locate.errors import FactError, listed
-from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
+from locate.facts.answers import first_difference
+from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
 from locate.model.context import check_room
 from locate.model.devices import input_device
 
@@ -81,12 +82,14 @@ class Contexts:
         essence: ``"{subject} is a"``, under which the model should stay as it is.
         target: ids of the new target.
         label: says which request it is, in messages.
+        spelled: the new target's tokens as text.
     """
 
     asking: tuple[Context, ...]
     essence: Context
     target: Int[Tensor, "token"]
     label: str = ""
+    spelled: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[Context, ...]:
@@ -145,16 +148,39 @@ class AlignedContexts:
 def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: list[str]) -> Contexts:
     """Tokenise a request under its prefixes.
 
+    Raises:
+        FactError: a text is too long or cannot be used, or the new target begins with white space alone.
+
     >>> len(build_contexts(model, request, sample_prefixes(model)).rows)
     22
     """
     fact = request.fact
-    target = encode_target(model, fact.text, request.target_new)
+    target = _taught(model, request)
     asking = tuple(_context(encode_fact(model, fact, prefix=prefix), target[:-1]) for prefix in prefixes)
     longest = max(len(row.tokens) for row in asking)
     check_room(model, longest, fact.text, beside="its longest prefix and the target")
     essence = _context(encode_fact(model, fact, template=_ESSENCE), target[:0])
-    return Contexts(asking=asking, essence=essence, target=target, label=request.describe())
+    return Contexts(
+        asking=asking,
+        essence=essence,
+        target=target,
+        label=request.describe(),
+        spelled=tuple(token_strings(model, target)),
+    )
+
+
+def _taught(model: TransformerBridge, request: EditRequest) -> Int[Tensor, "token"]:
+    """The new target's tokens, of which the first that is its own says something."""
+    prompt = encode_fact(model, request.fact)
+    new, old = (encode_target(model, prompt, answer) for answer in (request.target_new, request.fact.target))
+    place = first_difference(new.tolist(), old.tolist())
+    if place == 0 and not (spelled := token_strings(model, new))[0].strip():
+        raise FactError(
+            f"{request.describe()}: the new answer's first token is white space alone ({spelled}), so that an edit "
+            "would teach the model to write a space there. Where none belongs, say joined=True; where one does, put "
+            "it at the end of the prompt."
+        )
+    return new
 
 
 def _context(prompt: Prompt, continuation: Int[Tensor, "_"]) -> Context:

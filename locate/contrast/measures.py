@@ -113,7 +113,7 @@ class LogitDifference:
                 f"A logit difference needs a second answer, and {questions.texts[index]!r} has no target_new. "
                 'Name both: logit_diff("Paris", "Rome").'
             )
-        return encode_target(questions.model, questions.texts[index], new)[0]
+        return encode_target(questions.model, questions.prompts[index], new)[0]
 
 
 @dataclass(frozen=True)
@@ -211,8 +211,8 @@ def rank(target: str | None = None) -> Metric:
 
 def usual_metric(questions: Questions) -> Metric:
     """The logit difference of the two answers where all are known and differ, else the answer's probability."""
-    for text, answer, new in zip(questions.texts, questions.answers.tolist(), questions.targets_new, strict=True):
-        if new is None or int(encode_target(questions.model, text, new)[0]) == answer:
+    for prompt, answer, new in zip(questions.prompts, questions.answers.tolist(), questions.targets_new, strict=True):
+        if new is None or int(encode_target(questions.model, prompt, new)[0]) == answer:
             return probability()
     return logit_diff()
 

@@ -102,8 +102,8 @@ def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> 
         differs[slice(*prompt.subject_span)] = True
     if not bool(differs.any()):
         raise FactError(f"The clean and the corrupted prompt are the same: {prompt.text!r}.")
-    answer = int(encode_target(model, prompt.text, clean.target)[0]) if isinstance(clean, Fact) else None
-    if isinstance(clean, Fact) and target_new == clean.target:
+    answer = int(encode_target(model, prompt, clean.target)[0]) if isinstance(clean, Fact) else None
+    if isinstance(clean, Fact) and target_new is not None and target_new.strip() == clean.target.strip():
         target_new = None
     return Pair(
         clean=prompt, corrupted=corrupted, answer=answer, target_new=target_new, first=int(differs.nonzero()[0])

@@ -73,7 +73,7 @@ class TokenSwap:
     def _candidates(self, fact: Fact) -> list[str]:
         pool = bundled_facts() if self.pool is None else list(self.pool)
         # A subject with the same answer would not be a corruption.
-        same_answer = {one.subject for one in pool if one.target == fact.target} | {fact.subject}
+        same_answer = {one.subject for one in pool if one.target.strip() == fact.target.strip()} | {fact.subject}
         related = {one.subject for one in pool if fact.relation is not None and one.relation == fact.relation}
         groups = [sorted(related - same_answer), sorted({one.subject for one in pool} - related - same_answer)]
         generator = random.Random(self.seed)

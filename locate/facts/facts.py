@@ -55,8 +55,10 @@ class Fact:
     Args:
         prompt: text with exactly one ``{}``, which the subject replaces; the object comes next.
         subject: the entity that the fact is about.
-        target: the true object, without a leading space.
-        target_new: a counterfactual object, for editing.
+        target: the true object. Bare, it follows the prompt after a space where running text has one there; with a
+            leading space, it keeps it.
+        target_new: a counterfactual object, for editing; likewise.
+        joined: whether targets follow the prompts exactly as they are given, without a space between.
         paraphrases: other templates (one ``{}`` each) that ask for the same object.
         neighbours: full prompts about other subjects that have the same true object.
         other_relations: other facts about the same subject.
@@ -78,6 +80,7 @@ class Fact:
     subject: str
     target: str
     target_new: str | None = None
+    joined: bool = False
     id: str | None = None
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()
@@ -92,7 +95,7 @@ class Fact:
         _check_text("target", self.target)
         if self.target_new is not None:
             _check_text("target_new", self.target_new)
-            if self.target_new == self.target:
+            if self.target_new.strip() == self.target.strip():
                 raise FactError(
                     f"target_new: equals the target ({self.target!r}), so there would be nothing to change."
                 )
@@ -159,7 +162,7 @@ def _check_template(name: str, template: str) -> None:
 def _check_text(name: str, text: str) -> None:
     if not text.strip():
         raise FactError(f"{name}: is empty; give the text without a leading space.")
-    if name.startswith("target") and text != text.strip():
+    if name.startswith("target") and text != text.rstrip():
         raise FactError(
-            f"{name}: {text!r} has space around it; give it bare, the space is added where the prompt needs it."
+            f"{name}: {text!r} has space after it; give it bare, the space before it is added where it belongs."
         )

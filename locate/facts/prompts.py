@@ -1,7 +1,7 @@
 """From text to tokens: where the subject stands, and how the answer is spelled."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -10,11 +10,10 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import FactError, SiteError
 from locate.facts.facts import Fact
+from locate.facts.joining import continuation
 from locate.names import PositionName
 
 Positions = PositionName | str | Sequence[int | str]
-
-_OPENING = "\"'“‘«(["
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +24,7 @@ class Prompt:
         text: the prompt as written.
         tokens: ids from the model's own tokenizer called plainly, shape ``position``.
         subject_span: half-open range of the subject's token positions.
+        joined: whether answers follow exactly as they are given, without a space between.
 
     >>> prompt = encode_fact(model, fact)
     >>> prompt.last_subject_position
@@ -34,6 +34,7 @@ class Prompt:
     text: str
     tokens: Int[Tensor, "position"]
     subject_span: tuple[int, int]
+    joined: bool = False
 
     @property
     def last_subject_position(self) -> int:
@@ -56,7 +57,7 @@ def encode_fact(model: TransformerBridge, fact: Fact, template: str | None = Non
     template = fact.prompt if template is None else template
     text = prefix + fact.fill(template)
     start = len(prefix) + template.index("{}")
-    return encode_with_span(model, text, start, start + len(fact.subject))
+    return replace(encode_with_span(model, text, start, start + len(fact.subject)), joined=fact.joined)
 
 
 def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) -> Prompt:
@@ -115,30 +116,65 @@ def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
-def encode_target(model: TransformerBridge, prompt: str, target: str) -> Int[Tensor, "token"]:
-    """Token ids of ``target`` as they follow ``prompt``, with a space between where one is needed.
+def encode_target(
+    model: TransformerBridge, prompt: Prompt | str, target: str, *, joined: bool = False
+) -> Int[Tensor, "token"]:
+    """Token ids of ``target`` as they follow ``prompt``, with a space between where one belongs (``continuation``).
+
+    Args:
+        model: whose tokenizer.
+        prompt: as text, or encoded, which says itself whether it is joined.
+        target: the answer.
+        joined: whether it follows exactly as it is given.
 
     Raises:
-        FactError: the target is empty, merges with the prompt, or is unknown to the tokenizer.
+        FactError: the target is empty, merges with the prompt's last space, or is unknown to the tokenizer.
 
     >>> encode_target(model, "The Eiffel Tower is located in the city of", "Paris").shape
     torch.Size([1])
     """
+    if isinstance(prompt, Prompt):
+        prompt, joined = prompt.text, prompt.joined
     if not target.strip():
         raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
-    space = "" if not prompt or prompt[-1].isspace() or prompt[-1] in _OPENING else " "
+    tokenizer = model.tokenizer
+    # What follows a special token, such as one that opens a turn, follows it at once.
+    at_once = joined or (not target[0].isspace() and prompt.endswith(tuple(tokenizer.all_special_tokens)))
+    follows = continuation(prompt, target, joined=at_once)
     # Special tokens are left out: one that the tokenizer puts at the end would stand between the two.
-    base = model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    ids = model.tokenizer(prompt + space + target.strip(), add_special_tokens=False)["input_ids"]
-    found = ids[len(base) :]
-    if not found or ids[: len(base)] != base:
+    base = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(prompt + follows, add_special_tokens=False)["input_ids"]
+    found = ids[len(base) :] if ids[: len(base)] == base else _by_itself(model, prompt, base, follows)
+    if not found:
         raise FactError(
             f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. "
             "End the prompt at a word boundary, without a trailing space."
         )
-    if model.tokenizer.unk_token_id in found and model.tokenizer.unk_token not in target:
+    if tokenizer.unk_token_id in found and tokenizer.unk_token not in target:
         raise FactError(f"The target {target!r} is unknown to the model's tokenizer.")
     return torch.tensor(found)
+
+
+def _by_itself(model: TransformerBridge, prompt: str, base: list[int], follows: str) -> list[int]:
+    """The tokens of an answer whose first ones would merge with the prompt's last; none where it has none of its own.
+
+    Words that are joined, as in scripts without spaces, may share a token when they are written together. A model that
+    has been given the prompt's own tokens goes on after them.
+    """
+    tokenizer = model.tokenizer
+
+    def decoded(ids: list[int]) -> str:
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+    if prompt[-1:].isspace():
+        return []
+    for anchor in ("", "\n"):  # the second where a tokenizer puts a space before every text
+        before = tokenizer(anchor, add_special_tokens=False)["input_ids"] if anchor else []
+        ids = tokenizer(anchor + follows, add_special_tokens=False)["input_ids"]
+        found = ids[len(before) :]
+        if ids[: len(before)] == before and found and decoded(base + found) == decoded(base) + follows:
+            return found
+    return []
 
 
 def rank_of(logits: Float[Tensor, "vocab"], token: int) -> int:
@@ -149,6 +185,15 @@ def rank_of(logits: Float[Tensor, "vocab"], token: int) -> int:
 def token_strings(model: TransformerBridge, tokens: Int[Tensor, "position"]) -> list[str]:
     """Readable text of each token, for labels."""
     return [model.tokenizer.decode([token]) for token in tokens.tolist()]
+
+
+def answer_strings(model: TransformerBridge, prompt: Prompt, target: str | None) -> list[str] | None:
+    """The tokens of an answer as text, for the record of a result; None without one.
+
+    >>> answer_strings(model, encode_fact(model, fact), "Paris")
+    [' Paris']
+    """
+    return None if target is None else token_strings(model, encode_target(model, prompt, target))
 
 
 def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -35,4 +35,4 @@ class Questions:
 
     def first_tokens(self, target: str) -> Int[Tensor, "question"]:
         """The first token of a text after each of the prompts."""
-        return torch.stack([encode_target(self.model, text, target)[0] for text in self.texts])
+        return torch.stack([encode_target(self.model, prompt, target)[0] for prompt in self.prompts])

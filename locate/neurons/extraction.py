@@ -58,7 +58,7 @@ def attribute_extraction_rate(
     for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
         prompt = encode_fact(model, fact)
         run = freeze(model, prompt.tokens[None], keep=names)
-        answer = int(encode_target(model, prompt.text, fact.target)[0])
+        answer = int(encode_target(model, prompt, fact.target)[0])
         updates = torch.stack([run.kept[name][0, -1] for name in names])
         with torch.no_grad():
             projected = model.unembed(updates[:, None])[:, 0].float()

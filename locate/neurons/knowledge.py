@@ -17,7 +17,7 @@ from locate.engine import DEFAULT_BUDGET, Branch, Pin, freeze
 from locate.engine.rows import Budget, in_parts
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.facts import Fact
-from locate.facts.prompts import encode_target, encode_text
+from locate.facts.prompts import answer_strings, encode_fact, encode_target, encode_text
 from locate.model.parameters import frozen_parameters
 from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
@@ -150,7 +150,7 @@ def knowledge_neurons(
         for fact, texts in zip(facts, asked, strict=True):
             found = []
             for text in texts:
-                answer = int(encode_target(model, text, fact.target)[0])
+                answer = int(encode_target(model, text, fact.target, joined=fact.joined)[0])
                 found.append(attribute_neurons(model, encode_text(model, text), answer, steps=steps, budget=budget))
                 bar.update()
             each = torch.stack(found)
@@ -159,7 +159,11 @@ def knowledge_neurons(
     dims = ("fact", "layer", "neuron")
     data = xr.Dataset({"scores": (dims, torch.stack(scores).numpy()), "kept": (dims, torch.stack(kept).numpy())})
     data = data.assign_coords(fact=[fact.text for fact in facts], layer=range(model.cfg.n_layers))
-    info = {"model": str(model.cfg.model_name), "steps": steps, "threshold": threshold, "prompts": asked}
+    spelled = [answer_strings(model, encode_fact(model, fact), fact.target) for fact in facts]
+    info = {
+        "model": str(model.cfg.model_name), "steps": steps, "threshold": threshold, "prompts": asked,
+        "answer_tokens": spelled,
+    }  # fmt: skip
     return NeuronScores(data=data, info=info)
 
 

@@ -19,7 +19,7 @@ from locate.contrast.sweep import check_window, window_layers
 from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, check_live, freeze
 from locate.errors import SiteError
 from locate.facts.facts import Fact
-from locate.facts.prompts import Positions, encode_fact, encode_target, resolve_positions, token_strings
+from locate.facts.prompts import Positions, answer_strings, encode_fact, encode_target, resolve_positions, token_strings
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured, place_of_largest
@@ -145,7 +145,7 @@ def attention_knockout(
     check_live(model, hook_name("attn_scores", 0))
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)
-    answer = encode_target(model, prompt.text, fact.target)[:1]
+    answer = encode_target(model, prompt, fact.target)[:1]
     questions = Questions(
         model=model, prompts=(prompt,), answers=answer, targets_new=(fact.target_new,), clean=run.logits
     )
@@ -183,7 +183,8 @@ def attention_knockout(
     }  # fmt: skip
     info = {
         "model": str(model.cfg.model_name), "prompt": prompt.text, "subject": fact.subject,
-        "answer": model.tokenizer.decode(answer.tolist()), "target_new": fact.target_new, "window": window,
+        "answer": model.tokenizer.decode(answer.tolist()), "answer_tokens": answer_strings(model, prompt, fact.target),
+        "target_new": fact.target_new, "window": window,
         "tokens": token_strings(model, prompt.tokens), "precision": precision,
         "target": target if isinstance(target, str) else "positions " + ", ".join(map(str, target)),
         "positions": {name: list(keys) for name, keys in named.items()},

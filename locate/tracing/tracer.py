@@ -22,7 +22,7 @@ from locate.contrast.pairs import Pair
 from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
 from locate.errors import LocateError
 from locate.facts.facts import Fact
-from locate.facts.prompts import Prompt, rank_of, token_strings
+from locate.facts.prompts import Prompt, answer_strings, rank_of, token_strings
 from locate.model.precision import computing_in
 from locate.sites.site import Kind, check_kind, hook_name
 from locate.tracing.trace import Trace
@@ -176,7 +176,8 @@ class Tracer:
             subject_span=one.prompt.subject_span,
             info={
                 "model": str(self.model.cfg.model_name), "prompt": one.prompt.text, "subject": one.fact.subject,
-                "target": one.fact.target, "target_new": one.fact.target_new,
+                "target": one.fact.target, "answer_tokens": answer_strings(self.model, one.prompt, one.fact.target),
+                "target_new": one.fact.target_new,
                 "relation": one.fact.relation, "id": one.fact.id,
                 "kinds": list(self.kinds), "window": self.window, "direction": self.direction, "severed": self.severed,
                 "positions": positions, "precision": self.precision,

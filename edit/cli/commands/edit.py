@@ -24,7 +24,8 @@ Taught = Literal["alt", "answers"]
 
 # Of a method that makes edits one after the other in any case: so many are kept at a time.
 _KEPT = 10
-_COLUMNS = ["model", "probe", "prompt", "generation", "probability_new", "probability_true", "success"]
+_COLUMNS = ["model", "probe", "prompt", "generation", "tokens_new", "tokens_true", "probability_new",
+            "probability_true", "success"]  # fmt: skip
 
 
 @command
@@ -175,8 +176,9 @@ def _edit_one(model: Any, method: Any, request: edit.EditRequest, file: Path, ex
         "request": request.describe(), "method": update.method, "update": str(file),
         "norm": {name: update.norm(name) for name in update.parameters}, "rows": rows,
     }  # fmt: skip
-    table = Table("probe", "prompt", "answer", "P(first new token)", title=request.describe())
+    table = Table("probe", "prompt", "answer", "new object's tokens", "P(first)", title=request.describe())
     for row in rows:
         if row["model"] == "edited":
-            table.add_row(row["probe"], row["prompt"], row["generation"].strip(), f"{row['probability_new']:.3f}")
+            said = row["probe"], row["prompt"], row["generation"].strip(), row["tokens_new"]
+            table.add_row(*said, f"{row['probability_new']:.3f}")
     return Outcome(value=told, shown=[table], results=[file])

@@ -120,13 +120,15 @@ class _Traces(Job):
         return locate.load_trace(path)
 
     def found(self, result: locate.Trace) -> dict[str, Any]:
-        asked = {"prompt": result.info["prompt"], "answer": result.answer, "answer_rank": result.answer_rank}
+        asked = {"prompt": result.info["prompt"], "answer": result.answer, "answer_rank": result.answer_rank,
+                 "answer_tokens": result.info["answer_tokens"]}  # fmt: skip
         others = {name: _measured(result.of(name)) for name in result.metrics[1:]}
         return {**asked, **_measured(result), **({"other_metrics": others} if others else {})}
 
     def lines(self, result: locate.Trace, found: dict[str, Any]) -> Iterator[str]:
         from locate.figures.style import metric_label
 
+        yield f"answer: {'|'.join(found['answer_tokens'] or [])!r}"
         for measured in (found, *found.get("other_metrics", {}).values()):
             label = metric_label(measured["metric"], result.info, result.answer)
             yield f"{label} {measured['clean']:.3f}, corrupted {measured['corrupted']:.3f}"

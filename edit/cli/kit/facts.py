@@ -58,13 +58,18 @@ class OneFact:
     ] = None
     subject: Annotated[str | None, typer.Option(help="The subject.", rich_help_panel=ONE)] = None
     target: Annotated[
-        str | None, typer.Option(help="The true object, without a leading space.", rich_help_panel=ONE)
+        str | None,
+        typer.Option(help="The true object; a space comes before it where one belongs.", rich_help_panel=ONE),
     ] = None
+    joined: Annotated[
+        bool,
+        typer.Option("--joined", help="The objects follow the prompt without a space.", rich_help_panel=ONE),
+    ] = False
 
     @property
     def given(self) -> bool:
         """Whether any of them is."""
-        return any((self.fact, self.prompt, self.subject, self.target))
+        return any((self.fact, self.prompt, self.subject, self.target, self.joined))
 
     def read(self, target_new: str | None = None, *, usual: locate.Fact | None = None) -> locate.Fact:
         """The fact of ``--fact``, or of ``--prompt``, ``--subject`` and ``--target``; else the usual one.
@@ -80,9 +85,11 @@ class OneFact:
                 raise DataError(f"A fact on the command line needs --prompt, --subject and --target: {what}.")
             prompt, subject, target = map(str, spelled.values())
             if "{}" in prompt:
-                fact = locate.Fact(prompt=prompt, subject=subject, target=target)
+                fact = locate.Fact(prompt=prompt, subject=subject, target=target, joined=self.joined)
             else:
-                fact = locate.Fact.from_text(prompt, subject=subject, target=target)
+                fact = locate.Fact.from_text(prompt, subject=subject, target=target, joined=self.joined)
+        elif self.joined:
+            raise DataError("--joined goes with --prompt, --subject and --target; a fact in a file says it itself.")
         elif self.fact is None:
             fact = usual or locate.bundled_facts()[0]
         else:

@@ -15,7 +15,7 @@ from edit.methods.rewriting.rewriting import Rewriting, stored
 from edit.methods.where import Where, layers_at
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, NumericsError, listed
-from locate.facts.prompts import encode_target
+from locate.facts.prompts import answer_strings, encode_fact, encode_target
 from locate.model.weights import down_projection
 from locate.neurons.knowledge import NeuronScores, knowledge_neurons
 from locate.sites.site import Site
@@ -124,6 +124,7 @@ class KN(Rewriting):
                 {
                     "request": request.describe(), "prompt": fact.prompt, "subject": fact.subject,
                     "target": fact.target, "target_new": request.target_new,
+                    "answer_tokens": answer_strings(model, encode_fact(model, fact), request.target_new),
                     "neurons": [[site.layer, site.neuron] for site in sites],
                 }
             )  # fmt: skip
@@ -157,7 +158,7 @@ class KN(Rewriting):
 def _first_tokens(model: TransformerBridge, request: EditRequest) -> list[int]:
     """Of the old and the new target."""
     targets = request.fact.target, request.target_new
-    return [int(encode_target(model, request.fact.text, target)[0]) for target in targets]
+    return [int(encode_target(model, request.fact.text, target, joined=request.fact.joined)[0]) for target in targets]
 
 
 def _places(scores: NeuronScores, requests: Sequence[EditRequest]) -> dict[int, int]:

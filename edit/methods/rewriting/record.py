@@ -6,6 +6,7 @@ from typing import Any
 
 from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared
 from edit.requests.requests import EditRequest
+from edit.values.contexts import Contexts
 from edit.values.objective import Value
 
 # What is said in another way, or depends on the machine.
@@ -26,12 +27,13 @@ def record(method: LocateThenEdit, prepared: Prepared, edits: Sequence[Mapping[s
     }  # fmt: skip
 
 
-def described_edit(request: EditRequest, value: Value) -> dict[str, Any]:
+def described_edit(request: EditRequest, context: Contexts, value: Value) -> dict[str, Any]:
     """Of one request, and how its value was found."""
     return {
         "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
-        "target": request.fact.target, "target_new": request.target_new, "losses": value.losses,
-        "stopped": value.stopped, "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
+        "target": request.fact.target, "target_new": request.target_new, "answer_tokens": list(context.spelled),
+        "losses": value.losses, "stopped": value.stopped,
+        "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
     }  # fmt: skip
 
 

@@ -109,7 +109,7 @@ class ROME(LocateThenEdit):
                 values.append(value)
                 so_far = replace(earlier, changes=changes, anchors=anchors)
                 delta, own = self._write(down, request, value, statistics, so_far)
-            edits.append(described_edit(request, value))
+            edits.append(described_edit(request, context, value))
             written.append(own)
             for joint in (deltas, changes):
                 joint[down.name] = joint[down.name].joined(delta) if down.name in joint else delta

@@ -87,7 +87,7 @@ class Spreading(LocateThenEdit):
             with under(model, deltas):
                 values = known or self._values(job, contexts, stage[-1])
             known = []
-            edits = [described_edit(request, value) for request, value in zip(requests, values, strict=True)]
+            edits = [described_edit(*one) for one in zip(requests, contexts, values, strict=True)]
             anchors[stage[-1]] = reference_norm(values)
             for stabiliser in self.stabilisers:
                 values = stabiliser.values(values, earlier.anchors.get(stage[-1]))

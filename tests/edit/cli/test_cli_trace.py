@@ -254,6 +254,7 @@ def test_one_fact_gives_a_trace_and_its_figure(trace, tmp_path):
     arguments = [*ONE, "--out", tmp_path, "--window", "2", "--samples", "2", "--kinds", "resid,attn_head"]
     result = trace(*arguments)
     assert "p(Paris)" in result.stderr
+    assert "answer: ' Paris'" in result.stderr
     assert "attn_head: layer" in result.stderr
     assert result.stdout.split() == [str(tmp_path / "trace.nc")]
     names = {"trace.nc", "trace.png", "trace.pdf", "trace_heads.png", "trace_heads.pdf"}
@@ -265,6 +266,11 @@ def test_one_fact_gives_a_trace_and_its_figure(trace, tmp_path):
     assert "p(Paris)" in said_of
     trace(*arguments, "--metric", "rank")  # a single fact's results are replaced
     assert locate.load_trace(tmp_path / "trace.nc").metric == "rank"
+
+
+def test_an_answer_may_follow_without_a_space(trace, tmp_path):
+    result = trace(*ONE, "--joined", "--kinds", "resid", "--positions", "last", "--samples", "1", "--out", tmp_path)
+    assert "answer: 'Pa|ris'" in result.stderr
 
 
 def test_the_shipped_facts_of_a_relation(trace, tmp_path):
@@ -284,6 +290,7 @@ MISTAKES = {
     "no file": (["--facts", "none.json"], "There is no facts file 'none.json'"),
     "two sources": (["--facts", "FILE", "--shipped"], "--facts and --shipped exclude each other"),
     "one and many": ([*ONE, "--facts", "FILE"], "A single fact and several exclude each other"),
+    "joined twice": (["--fact", "FILE", "--joined"], "--joined goes with --prompt, --subject and --target"),
     "limit of one": ([*ONE, "--limit", "2"], "--relation and --limit choose among several facts"),
     "unknown relation": (["--facts", "FILE", "--relation", "x"], "no fact has the relation 'x'. Known: city."),
     "unknown kind": (["--facts", "FILE", "--kinds", "mpl"], "There is no kind of site 'mpl'. Did you mean mlp?"),

@@ -736,3 +736,19 @@ def test_settings_are_spelled_out_where_notebooks_read_them(function):
 def test_a_setting_that_there_is_not_is_refused(model):
     with pytest.raises(TypeError, match="generat"):
         evaluate(model, make(model), CASES, generat=False)
+
+
+def test_an_answer_without_a_space_is_scored_where_it_begins(model):
+    """By literal whole passes: 上海 right after the prompt, and after a space only where the fact says so."""
+    fact = Fact(prompt="{}的首都是", subject="中国", target="北京", neighbours=("The city of",))
+    joined = Fact(prompt="{} sank in 19", subject="The Titanic", target="12", joined=True)
+    cases = [EditRequest(fact, "上海"), EditRequest(fact, " 上海"), EditRequest(joined, "85")]
+    rows = baseline(model, cases, generate=False).answers.rows.query("probe == 'efficacy'")
+    for row, prompt, text in zip(
+        rows.itertuples(), ["中国的首都是"] * 2 + ["The Titanic sank in 19"], ["上海", " 上海", "85"], strict=True
+    ):
+        before, answer = (tiny.tokenizer()(one)["input_ids"] for one in (prompt, text))
+        logprobs = model(torch.tensor([[*before, *answer]]))[0].log_softmax(-1)
+        own = [float(logprobs[len(before) - 1 + place, token].detach()) for place, token in enumerate(answer)]
+        assert row.logprob_new == pytest.approx(sum(own) / len(own), abs=1e-4)
+        assert row.tokens_new == "|".join(tiny.tokenizer().decode([one]) for one in answer)

@@ -85,6 +85,7 @@ def test_large_batches_are_split(model, monkeypatch):
     [
         (" Rome. The city", " Rome."),
         (" Rome! The city", " Rome!"),
+        ("北京。上海是", "北京。"),
         (" Rome? No", " Rome?"),
         (" Rome.\nThe city", " Rome."),
         (" Rome\nThe city", " Rome"),
@@ -137,6 +138,10 @@ def test_says_no_more_than_it_may_and_no_more_than_it_needs(model):
         (" Rome - the capital", "Rome", True),
         (' "Rome" is it', "Rome", True),
         (" “Rome”", "Rome", True),
+        ("北京。", "北京", True),
+        ("「北京」、", "北京", True),
+        ("北京大学", "北京", False),
+        ("Rome", " Rome", True),
         (" Rome\n\nThe city", "Rome", True),
         ("\n\nRome", "Rome", True),
         (" ROME!", "rome", True),

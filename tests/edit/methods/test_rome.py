@@ -166,6 +166,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
         "subject": "The Eiffel Tower",
         "target": "Paris",
         "target_new": "Rome",
+        "answer_tokens": [" Rome"],
         "losses": pytest.approx(value.losses),
         "stopped": "after 4 steps",
         "value_norm": pytest.approx(float(value.value.norm())),
@@ -285,7 +286,7 @@ def test_a_key_orthogonal_to_the_direction_is_an_error(llama, rome):
         ("Paris", r"'Paris' is the present answer, so there is nothing to change"),
         ("", r"'The Eiffel Tower is in' has no new target. Give target_new"),
         ("  ", r"has no new target"),
-        (" Rome", r"' Rome' has space around it; give it bare"),
+        ("Rome ", r"'Rome ' has space after it; give it bare"),
     ],
 )
 def test_refuses_requests_without_a_new_target(target_new, message):

@@ -25,7 +25,12 @@ def test_the_facts_own_counterfactual_is_the_default():
 
 @pytest.mark.parametrize(
     ("target_new", "message"),
-    [("Paris", "is the present answer"), (" Rome", "has space around it"), ("  ", "has no new target")],
+    [
+        ("Paris", "is the present answer"),
+        ("Rome ", "has space after it"),
+        (" Paris", "is the present answer"),
+        ("  ", "has no new target"),
+    ],
 )
 def test_unusable_targets_are_refused(target_new, message):
     with pytest.raises(locate.FactError, match=message):
@@ -71,7 +76,7 @@ def test_a_change_is_what_the_edit_depends_on():
     ("fields", "message"),
     [
         ({"aliases": ("Roma", " ")}, "aliases: is empty"),
-        ({"aliases_before": ("Paname ",)}, "aliases_before: 'Paname ' has space around it"),
+        ({"aliases_before": ("Paname ",)}, "aliases_before: 'Paname ' has space after it"),
         ({"paraphrase_texts": ("",)}, "paraphrase_texts: a prompt is empty"),
         ({"generation_prompts": (" ",)}, "generation_prompts: a prompt is empty"),
         ({"attribute_prompts": ("",)}, "attribute_prompts: a prompt is empty"),
@@ -87,7 +92,7 @@ def test_empty_texts_are_refused(fields, message):
     [
         ({"prompt": " "}, "prompt: a prompt is empty"),
         ({"target": ""}, "target: is empty"),
-        ({"target": " Homer"}, "target: ' Homer' has space around it"),
+        ({"target": "Homer "}, "target: 'Homer ' has space after it"),
         ({"aliases": ("",)}, "aliases: is empty"),
     ],
 )

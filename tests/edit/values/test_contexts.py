@@ -1,11 +1,13 @@
 """The texts that a value is optimised under: alignment at the subject, mask, targets and readouts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from edit.requests.requests import EditRequest
 from edit.values.contexts import align_contexts, build_contexts, sample_prefixes
-from locate import Fact
+from locate import Fact, FactError
 from tests import tiny
 
 PREFIXES = ["", "I am. ", "The Louvre is located in the city of Paris too. ", "You. "]
@@ -143,3 +145,16 @@ def test_prefixes_are_among_the_five_likeliest(model):
     for opener in openers:
         tails = [tail.removeprefix(opener) for tail in tails]
     assert set("".join(tails)) == set(letters)
+
+
+def test_an_answer_that_begins_with_white_space_alone_is_refused(model):
+    fact = Fact(prompt="{}的首都是", subject="中国", target="北京")
+    assert build_contexts(model, EditRequest(fact, "上海"), [""]).spelled[0].strip()
+    with pytest.raises(
+        FactError, match=r"上海: the new answer's first token is white space alone \(\[' ',.*joined=True"
+    ):
+        build_contexts(model, EditRequest(fact, " 上海"), [""])
+    # What both answers begin with is not what is taught.
+    numbers = Fact(prompt="{} sank in the year", subject="The Titanic", target="1912")
+    assert build_contexts(model, EditRequest(numbers, "1985"), [""]).spelled[0] == " "
+    assert build_contexts(model, EditRequest(replace(numbers, prompt="{} sank in the year "), "1985"), [""])

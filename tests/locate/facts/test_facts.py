@@ -46,8 +46,9 @@ def test_a_fact_fills_templates():
         ({"prompt": "{} and {} are in"}, "prompt: needs exactly one {}.*found 2"),
         ({"subject": " "}, "subject: is empty"),
         ({"target": ""}, "target: is empty"),
-        ({"target": " Paris"}, "target: ' Paris' has space around it; give it bare"),
-        ({"target_new": "Rome\n"}, "target_new: .*has space around it"),
+        ({"target": "Paris "}, "target: 'Paris ' has space after it; give it bare"),
+        ({"target_new": " Paris"}, "target_new: equals the target"),
+        ({"target_new": "Rome\n"}, "target_new: .*has space after it"),
         ({"target_new": ""}, "target_new: is empty"),
         ({"target_new": "Paris"}, "target_new: equals the target"),
         ({"paraphrases": ("{} is", "is")}, r"paraphrases\[1\]: needs exactly one {}"),
@@ -63,7 +64,7 @@ def test_a_fact_that_cannot_be_used_is_refused(change, message):
     ("make", "message"),
     [
         (lambda: Consequence(prompt="It", target="a", target_before="b"), "prompt: needs exactly one"),
-        (lambda: Consequence(prompt="{}", target="a", target_before=" b"), "target_before: .*space around"),
+        (lambda: Consequence(prompt="{}", target="a", target_before="b "), "target_before: .*space after"),
         (
             lambda: Consequence(prompt="{}", target="a", target_before="b", hops=0),
             "hops: must be 1 or more, found 0",
