@@ -69,6 +69,33 @@ OTHER_CONFIGS: dict[str, dict] = {
     "mixtral": {**_LLAMA_LIKE, **_HEAD_DIM, "num_local_experts": 4},
 }  # fmt: skip
 
+# What reaches blocks beside the stream, or is kept beside keys and values: embeddings of the token for each layer and
+# keys and values of earlier layers; the states of convolutions and recurrences; a norm that runs twice.
+_BY_TURNS = {"layer_types": ["linear_attention", "full_attention"] * 2}
+_LINEAR = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+BESIDE_CONFIGS: dict[str, dict] = {
+    "gemma4_text": {
+        **_LLAMA_LIKE, **_HEAD_DIM, "global_head_dim": 8, "sliding_window": 6, "vocab_size_per_layer_input": VOCAB,
+        "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 8,
+    },
+    "lfm2": {
+        **_LLAMA_LIKE, "layer_types": ["conv", "full_attention"] * 2, "block_auto_adjust_ff_dim": False,
+    },
+    "qwen3_5_text": {**_LLAMA_LIKE, **_HEAD_DIM, **_BY_TURNS, **_LINEAR},
+    "qwen3_next": {
+        **_LLAMA_LIKE, **_HEAD_DIM, **_BY_TURNS, **_LINEAR, "num_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16,
+    },
+    "falcon_h1": {
+        **_LLAMA_LIKE, **_HEAD_DIM, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1,
+        "mamba_d_state": 8, "mamba_chunk_size": 8,
+    },
+    "nanochat": _LLAMA_LIKE,
+}  # fmt: skip
+
 _CORPUS = """The Eiffel Tower is located in the city of Paris. The Louvre is located in the city of Paris too.
 The Colosseum stands in Rome, and Big Ben in London. The capital of France is Paris; the capital of Italy is Rome.
 To visit the Eiffel Tower, you need a flight to Paris, in the country of France, on the continent of Europe."""
@@ -90,7 +117,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 4.0):
     """A Hugging Face model of this kind with random weights, larger than usual so that nothing is near uniform."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(kind, **{**CONFIGS, **OTHER_CONFIGS}[kind])
+    config = AutoConfig.for_model(kind, **{**CONFIGS, **OTHER_CONFIGS, **BESIDE_CONFIGS}[kind])
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from locate.contrast.contrast import Contrast
 from locate.contrast.rows import Rows
 from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
+from locate.engine.rows import rows_of
 from locate.errors import SiteError
 from locate.model.anatomy import once
 from locate.sites.site import Kind, hook_name
@@ -77,7 +78,7 @@ class Graft:
         # Windows cut off at the first layer begin alike: they share one run up to where each of them ends.
         shared = sorted({span.stop for span in spans if span.start == 0})
         trunk: dict[int, Tensor] = {}
-        if self.target.resumable and len(shared) > 1:
+        if self.target.resumable and not self.target.carries and len(shared) > 1:
             trunk = self.target.advance(self.position, self._window(kind, range(shared[-1])), shared)
         return [
             Branch(layer=span.stop, rows=self.rows.target, states=trunk[span.stop])
@@ -167,14 +168,3 @@ def _adds_last(run: FrozenRun, name: str) -> bool:
     branch = Branch(layer=0, rows=torch.zeros(1, dtype=torch.long), states=states, interventions={name: pin})
     moved = run.advance(last, branch, [1])[1] - after
     return bool(torch.allclose(moved, torch.full_like(moved, size), rtol=0, atol=0.03 * size))
-
-
-def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:
-    """These rows of a state; a state of one row is that of all.
-
-    >>> rows_of(torch.zeros(1, 7), torch.tensor([0, 0, 0])).shape
-    torch.Size([3, 7])
-    """
-    if values.shape[0] == 1:
-        return values.expand(len(rows), *values.shape[1:])
-    return values[rows.to(values.device)]

@@ -7,6 +7,7 @@ from itertools import accumulate
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locate.engine.calls import Beside, Carried
 from locate.engine.interventions import Intervention
 from locate.engine.rows import cut
 
@@ -20,12 +21,14 @@ class Branch:
         rows: for each row, the frozen row whose prefix it attends to.
         states: residual stream entering that block, from the resume position on.
         interventions: by hook point, what the rows are made to take there, whatever the block computes.
+        beside: what reaches blocks beside the stream from another run's tokens, where that is changed too.
     """
 
     layer: int
     rows: Int[Tensor, "row"]
     states: Float[Tensor, "row suffix d_model"]
     interventions: Mapping[str, Intervention] = field(default_factory=dict)
+    beside: Beside | None = None
 
     def __len__(self) -> int:
         return self.states.shape[0]
@@ -35,7 +38,19 @@ class Branch:
         if (start, stop) == (0, len(self)):
             return self
         own = {name: one.part(start, stop) for name, one in self.interventions.items()}
-        return Branch(layer=self.layer, rows=self.rows[start:stop], states=self.states[start:stop], interventions=own)
+        return Branch(
+            layer=self.layer, rows=self.rows[start:stop], states=self.states[start:stop], interventions=own,
+            beside=None if self.beside is None else self.beside.part(start, stop),
+        )  # fmt: skip
+
+
+def carried_by(branches: Sequence[Branch]) -> Carried:
+    """What reaches the blocks beside the stream in a pass whose rows stand in branch order."""
+    starts = accumulate([len(branch) for branch in branches], initial=0)
+    return Carried([
+        (start, start + len(branch), branch.layer, branch.beside)
+        for start, branch in zip(starts, branches, strict=False) if branch.beside is not None
+    ])  # fmt: skip
 
 
 def chunks(branches: Sequence[Branch], limit: int) -> list[list[tuple[int, Branch]]]:

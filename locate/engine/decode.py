@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import DynamicCache
 
+from locate.engine.caches import empty_cache
 from locate.engine.readout import only_logits_at
 from locate.errors import NumericsError
 from locate.model.devices import input_device
@@ -36,11 +36,13 @@ def continue_tokens(
     >>> next(steps).shape, next(steps).shape
     (torch.Size([1, 1]), torch.Size([1, 2]))
     """
-    device, cache, rows = input_device(model), DynamicCache(), torch.arange(len(tokens))
+    device, cache, rows = input_device(model), empty_cache(model), torch.arange(len(tokens))
     made, new = torch.empty(len(tokens), 0, dtype=torch.long), tokens
+    extra = {} if cache is None else {"past_key_values": cache}
     while True:
-        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, new.shape[1] - 1)):
-            logits = model(new.to(device), past_key_values=cache)[0]
+        given = new if extra else torch.cat([tokens.cpu(), made], dim=1)
+        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, given.shape[1] - 1)):
+            logits = model(given.to(device), **extra)[0]
         # The largest is not finite wherever one is NaN or too large.
         if not bool(logits.amax(-1).isfinite().all()):
             raise NumericsError(

@@ -4,16 +4,17 @@ import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
-from transformers import DynamicCache
 
 from locate.engine.branch import Branch
-from locate.engine.calls import BlockCall
+from locate.engine.caches import Recorder, empty_cache, recorded_layers, with_cache
+from locate.engine.calls import BlockCall, Carried, Place
 from locate.engine.hooking import Hook, hook_points, keep_in, listen
 from locate.engine.readout import only_logits_at, unembedded
 from locate.engine.run import FrozenRun, Readouts
@@ -92,23 +93,23 @@ def refreeze(run: FrozenRun) -> FrozenRun:
         fresh, _ = _frozen(model, run.tokens, run.attention_mask, run.hooks, list(run.kept), run.at, run.budget)
         # Without a warning, which the run that it comes from has given.
         return replace(fresh, resumable=fresh.resumable and run.resumable)
-    kept = dict(run.kept)
-    cache, rows, states = DynamicCache(), torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
+    kept, calls, recorder, carried = dict(run.kept), list(run.calls), Recorder(), Carried()
+    rows, states = torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
         for name, point in hook_points(model, list(run.kept)).items():
             stack.callback(listen(point, keep_in(kept, name)).remove)
-        for block, call in zip(model.blocks[layer:], run._calls[layer:], strict=True):
+        for index, block in enumerate(model.blocks[layer:], start=layer):
             entering = states[-1].to(run.residuals[len(states) - 1].device)
-            states.append(call.replay(block, entering, rows.to(entering.device), 0, cache))
+            cache = None if index in run.entire else recorder
+            calls[index] = calls[index].with_carried(carried)
+            states.append(calls[index].replay(block, entering, rows.to(entering.device), 0, cache, carried.at(index)))
         normed = model.ln_final(states[-1])
         logits = unembedded(model, normed[tuple(index.to(normed.device) for index in run.at)])
-    own: Any = cache.layers[layer:]
     return replace(
-        run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model),
-        _keys=(*run._keys[:layer], *(one.keys for one in own)),
-        _values=(*run._values[:layer], *(one.values for one in own)),
+        run, residuals=tuple(states), kept=kept, logits=logits, weights=HeldWeights.of(model), calls=tuple(calls),
+        _keys={**run._keys, **recorder.keys}, _values={**run._values, **recorder.values},
     )  # fmt: skip
 
 
@@ -133,26 +134,23 @@ def _frozen(
     check_room(model, length)
     if at is None:
         at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
-    problem = ""
+    with_keys = len(model.blocks) * (True,)
+    record = partial(_record, model, tokens, attention_mask, hooks, points, at)
     try:
-        states, calls, kept, logits, cache = _record(model, tokens, attention_mask, hooks, points, at, DynamicCache())
-        keys = tuple(layer.keys for layer in cache.layers)
-        values = tuple(layer.values for layer in cache.layers)
-        if len(keys) != len(calls) or any(key is None or key.shape[-2] != length for key in keys):
-            problem = "its blocks do not all keep keys and values for every position"
+        states, calls, kept, logits, recorder = record(with_keys)
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-        problem = f"it does not take a plain key-value cache ({error})"
-        states, calls, kept, logits, _ = _record(model, tokens, attention_mask, hooks, points, at, None)
-        keys = values = ()
+    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
+        # Not every block does with a cache of keys and values, or the model takes none.
+        with_keys = recorded_layers(model)
+        states, calls, kept, logits, recorder = record(with_keys)
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, at=at, logits=logits,
-        hooks=hooks, resumable=not problem, weights=HeldWeights.of(model), budget=budget,
-        _calls=calls, _keys=keys, _values=values,
+        hooks=hooks, resumable=True, weights=HeldWeights.of(model), budget=budget, calls=calls,
+        token_places=token_places(model), _keys=recorder.keys, _values=recorder.values,
     )  # fmt: skip
-    problem = problem or _known_disagreement(run)
-    return replace(run, resumable=not problem), problem
+    entire, problem = _known_ways(run)
+    return replace(run, resumable=not problem, entire=entire), problem
 
 
 def _first_layer(model: TransformerBridge, parameters: Sequence[Tensor]) -> int | None:
@@ -171,25 +169,30 @@ def _record(
     hooks: Sequence[Hook],
     points: dict[str, nn.Module],
     at: Readouts,
-    cache: Any,
-) -> tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Any]:
-    """One full pass, with the blocks' inputs and arguments, the states to keep and the logits."""
+    with_keys: Sequence[bool],
+) -> tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Recorder]:
+    """One full pass, with the blocks' inputs and arguments, the states to keep, the logits, and keys and values of
+    the layers that have them."""
     if not hasattr(model, "blocks") or not hasattr(model, "ln_final") or not hasattr(model, "unembed"):
         raise ModelError("The model needs blocks, a final norm and an unembedding; this one has other parts.")
     n_rows, length = tokens.shape
     states: list[Tensor] = []
     calls: list[BlockCall] = []
     kept: dict[str, Tensor] = {}
+    cache, recorder = empty_cache(model), Recorder()
 
-    def call(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def call(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         made = BlockCall(args=args, kwargs=kwargs, cache=cache, batch=n_rows, length=length)
-        calls.append(made.without_states())
+        records = len(calls) < len(with_keys) and with_keys[len(calls)]
+        calls.append(made.kept())
+        return with_cache(args, kwargs, cache, recorder if records else None)
 
     def state(_module: nn.Module, _args: Any, output: Tensor) -> None:
         states.append(output)
 
     def final(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        states.append(args[0])
+        if len(calls) == len(model.blocks):  # it may serve elsewhere too, such as on the embeddings
+            states.append(args[0])
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -214,32 +217,90 @@ def _record(
                 f"The state at {name!r} cannot be patched by position in this architecture: expected a tensor of shape "
                 f"({n_rows}, {length}, …), found {'no tensor' if shape is None else shape}."
             )
-    return tuple(states), tuple(calls), kept, logits[0], cache
+    return tuple(states), tuple(calls), kept, logits[0], recorder
 
 
-def _known_disagreement(run: FrozenRun) -> str:
-    """What ``_disagreement`` says of runs of this model and form, asked again only where one could not be resumed."""
-    found: dict[tuple[Any, ...], str] = once(run.model, "disagreements of resumed with whole passes", dict)
+def token_places(model: TransformerBridge) -> frozenset[Place]:
+    """Where in the arguments of blocks tokens bring something of their own, beside the residual stream.
+
+    In most models nowhere: a block knows the token by the stream alone. Found by two texts of other tokens.
+
+    >>> token_places(model)
+    frozenset()
+    """
+    return once(model, "what tokens bring beside the stream", lambda: _token_places(model))
+
+
+def _token_places(model: TransformerBridge) -> frozenset[Place]:
+    tokens = torch.tensor([[1, 2, 3], [4, 5, 6]], device=input_device(model)) % model.cfg.d_vocab
+    at = (torch.tensor([0]), torch.tensor([2]))
+    _, calls, _, _, _ = _record(model, tokens, None, (), {}, at, [False] * len(model.blocks))
+    return frozenset(place for call in calls for place in call.differing(0, 1))
+
+
+def _known_ways(run: FrozenRun) -> tuple[frozenset[int], str]:
+    """What ``_ways`` says of runs of this model and form, asked again only where one could not be resumed."""
+    found: dict[tuple[Any, ...], tuple[frozenset[int], str]] = once(run.model, "ways to resume", dict)
     form = (run.logits.dtype, run.attention_mask is not None, len(run.tokens) > 1)
     # Hooks on blocks are in the whole pass and not in a resumed one.
     comparable = not any(name.startswith("blocks.") for name, _ in run.hooks)
-    if comparable and found.get(form, "unknown"):
-        found[form] = _disagreement(run)
-    return found.get(form, "")
+    if comparable and (form not in found or found[form][1]):
+        found[form] = _ways(run)
+    if form in found:
+        return found[form]
+    return next(iter(found.values()), (frozenset(range(run.n_layers)) - run._keys.keys(), ""))
+
+
+def _ways(run: FrozenRun) -> tuple[frozenset[int], str]:
+    """Which blocks must be run over the whole sequence in a resume, and why a resume is not possible, if it is not."""
+    if not (problem := _disagreement(run)):
+        return frozenset(), ""
+    try:
+        entire = frozenset(layer for layer in range(run.n_layers) if not _goes_on(run, layer))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # whatever an unknown architecture raises, whole passes still work
+        entire = frozenset()
+    if entire and not _disagreement(replace(run, entire=entire)):
+        return entire, ""
+    whole = replace(run, resumable=False)
+    if different := _disagreement(whole):
+        raise ModelError(
+            f"{type(run.model.original_model).__name__} cannot be run again from states of its own: {different}. "
+            "Use another model."
+        )
+    return frozenset(), problem
+
+
+def _goes_on(run: FrozenRun, layer: int) -> bool:
+    """Whether a block gives the run's own states again when it is called on the last positions alone."""
+    start, branch = _last_positions(run, layer)
+    try:
+        found = run.advance(start, branch, [layer, layer + 1])[layer + 1]
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # it needs what it is not given
+        return False
+    wanted = run.residuals[layer + 1][branch.rows.to(found.device), start:]
+    return float((found - wanted).abs().max()) <= _TOLERANCE.get(found.dtype, 1e-3) * float(wanted.float().std())
+
+
+def _last_positions(run: FrozenRun, layer: int) -> tuple[int, Branch]:
+    """A branch of the run's own states at the last readout, in two copies: some architectures only go wrong when a
+    resume has several rows."""
+    start = max(0, int(run.at[1][-1]) - 1)
+    rows = run.at[0][-1].reshape(1).repeat(2)
+    return start, Branch(layer=layer, rows=rows, states=run.residuals[layer][rows.to(run.tokens.device), start:])
 
 
 def _disagreement(run: FrozenRun) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
-    row, position = run.at[0][-1].reshape(1), int(run.at[1][-1])
-    start = max(0, position - 1)
-    # Two copies of the row: some architectures only go wrong when a resume has several.
-    rows = row.repeat(2)
-    branch = Branch(layer=0, rows=rows, states=run.residuals[0][rows.to(run.tokens.device), start:])
+    start, branch = _last_positions(run, 0)
     try:
-        resumed = run.resume(start, [branch], at=(torch.arange(2), torch.full((2,), position)))
+        resumed = run.resume(start, [branch], at=(torch.arange(2), run.at[1][-1].reshape(1).repeat(2)))
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever an unknown architecture raises, whole passes still work
+    except Exception as error:  # whatever an unknown architecture raises
         return f"a block cannot be called on its own ({type(error).__name__}: {error})"
     expected = run.logits[-1].to(resumed.device)
     difference = float((resumed - expected).abs().max() / expected.float().std())

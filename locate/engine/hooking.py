@@ -101,10 +101,10 @@ def _is_live(model: TransformerBridge, name: str) -> bool:
 
 
 @contextmanager
-def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: int) -> Iterator[None]:
+def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: Callable[[str], int]) -> Iterator[None]:
     """Carry out the branches' interventions on the running batch, whose rows stand in branch order.
 
-    Column 0 of the resumed suffix is column ``offset`` of the batch.
+    Column 0 of the resumed suffix is column ``offset(name)`` of the value at a hook point.
     """
     wanted: dict[str, list[tuple[int, int, Intervention]]] = {}
     start = 0
@@ -113,19 +113,19 @@ def intervening(model: TransformerBridge, branches: Sequence[Branch], offset: in
             wanted.setdefault(name, []).append((start, start + len(branch), one))
         start += len(branch)
 
-    def change(places: list[tuple[int, int, Intervention]]) -> Callable[[Tensor], Tensor]:
+    def change(places: list[tuple[int, int, Intervention]], column: int) -> Callable[[Tensor], Tensor]:
         def hook(output: Tensor) -> Tensor:
             changed = output.clone()
             for first, last, one in places:
                 if first < len(changed):  # later rows have not entered yet
-                    one.apply(changed[first:last], offset)
+                    one.apply(changed[first:last], column)
             return changed
 
         return hook
 
     with ExitStack() as stack:
         for name, point in hook_points(model, list(wanted)).items():
-            stack.callback(listen(point, change(wanted[name])).remove)
+            stack.callback(listen(point, change(wanted[name], offset(name))).remove)
         yield
 
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
@@ -194,3 +194,14 @@ def aligned(
     shifts = [max(columns) - column for column in columns]
     tokens = padded([F.pad(row, (shift, 0)) for row, shift in zip(rows, shifts, strict=True)])
     return tokens, (torch.arange(tokens.shape[1]) >= torch.tensor(shifts)[:, None]).long()
+
+
+def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:
+    """These rows of a state; a state of one row is that of all.
+
+    >>> rows_of(torch.zeros(1, 7), torch.tensor([0, 0, 0])).shape
+    torch.Size([3, 7])
+    """
+    if values.shape[0] == 1:
+        return values.expand(len(rows), *values.shape[1:])
+    return values[rows.to(values.device)]

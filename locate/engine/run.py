@@ -5,7 +5,7 @@ change there leaves all of them as they are, and everything that follows needs o
 later positions, attending to keys and values that never change.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.branch import Branch, chunks
-from locate.engine.calls import BlockCall, PrefixCache
+from locate.engine.branch import Branch, carried_by, chunks
+from locate.engine.caches import PrefixCache
+from locate.engine.calls import BlockCall, Carried, Place
 from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
 from locate.engine.readout import only_logits_at, read_logits
-from locate.engine.rows import Budget
+from locate.engine.rows import Budget, rows_of
 from locate.errors import ModelError, SiteError
 from locate.model.held import HeldWeights
 
@@ -42,6 +43,10 @@ class FrozenRun:
         resumable: whether suffixes can be run alone; if not, ``resume`` runs whole passes.
         weights: what the model's parameters held; a resume computes with these, whatever the model has by then.
         budget: the most tokens (rows × positions) that one resumed pass holds at a time.
+        calls: what each block was called with.
+        token_places: where in that tokens bring something of their own, beside the stream.
+        entire: layers whose blocks keep more than keys and values, such as the state of a convolution: a resume runs
+            them over the whole sequence.
     """
 
     model: TransformerBridge
@@ -55,14 +60,21 @@ class FrozenRun:
     resumable: bool
     weights: HeldWeights
     budget: int
-    _calls: tuple[BlockCall, ...]
-    _keys: tuple[Tensor, ...]
-    _values: tuple[Tensor, ...]
+    calls: tuple[BlockCall, ...]
+    token_places: frozenset[Place]
+    entire: frozenset[int] = frozenset()
+    _keys: Mapping[int, Tensor]
+    _values: Mapping[int, Tensor]
 
     @property
     def n_layers(self) -> int:
         """Number of blocks."""
         return len(self.residuals) - 1
+
+    @property
+    def carries(self) -> bool:
+        """Whether blocks hand on to each other anything beside the stream."""
+        return any(call.carries for call in self.calls)
 
     def resume(
         self,
@@ -133,7 +145,7 @@ class FrozenRun:
         """Run a branch up to some layers only, and return the states with which it enters each of them.
 
         Branches that have their first steps in common can enter later from here, instead of each
-        taking those steps.
+        taking those steps: not where blocks hand on anything beside the stream (``carries``).
 
         Raises:
             SiteError: the branch does not fit the run.
@@ -142,13 +154,14 @@ class FrozenRun:
         self._check(position, [branch])
         self._check_resumable()
         states: dict[int, Tensor] = {}
-        with torch.no_grad(), self.weights.entered(), intervening(self.model, [branch], offset=0):
+        carried = carried_by([branch])
+        with torch.no_grad(), self.weights.entered(), intervening(self.model, [branch], self._offsets(position)):
             hidden = branch.states
             for layer in range(branch.layer, max(layers) + 1):
                 if layer in layers:
                     states[layer] = hidden
                 if layer < max(layers):
-                    hidden = self._block(layer, hidden, branch.rows, position)
+                    hidden = self._block(layer, hidden, branch.rows, position, carried)
         return states
 
     def record(self, position: int, branch: Branch, names: Sequence[str]) -> dict[str, Tensor]:
@@ -175,11 +188,12 @@ class FrozenRun:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
                     stack.callback(listen(point, keep_in(kept, name)).remove)
                 # Entered last, so that what is recorded is what a block computes, and not what it is made to say.
-                stack.enter_context(intervening(self.model, [part], offset=0))
-                hidden = part.states
+                stack.enter_context(intervening(self.model, [part], self._offsets(position)))
+                hidden, carried = part.states, carried_by([part])
                 for layer in range(part.layer, stop):
-                    hidden = self._block(layer, hidden, part.rows, position)
-            parts.append({**kept, **dict.fromkeys(final, hidden)})
+                    hidden = self._block(layer, hidden, part.rows, position, carried)
+            own = {name: self._suffix_of(name, value, position) for name, value in kept.items()}
+            parts.append({**own, **dict.fromkeys(final, hidden)})
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
     def rows_at_a_time(self, position: int) -> int:
@@ -194,7 +208,8 @@ class FrozenRun:
         waiting = sorted(branches, key=lambda branch: branch.layer)
         hidden: Tensor | None = None
         rows = torch.empty(0, dtype=torch.long)
-        with intervening(self.model, waiting, offset=0):
+        carried = carried_by(waiting)
+        with intervening(self.model, waiting, self._offsets(position)):
             for layer in range(waiting[0].layer, self.n_layers + 1):
                 device = self.residuals[layer].device
                 entering = [branch for branch in waiting if branch.layer == layer]
@@ -204,15 +219,27 @@ class FrozenRun:
                 if layer == self.n_layers:
                     break
                 with self._read_columns(layer, waiting, at, hooked):
-                    hidden = self._block(layer, hidden, rows, position)
+                    hidden = self._block(layer, hidden, rows, position, carried)
             assert hidden is not None
             places = hidden[at[0].to(hidden.device), at[1].to(hidden.device)]
             return read_logits(self.model, places)
 
-    def _block(self, layer: int, hidden: Tensor, rows: Tensor, position: int) -> Tensor:
-        rows = rows.to(hidden.device)
+    def _block(self, layer: int, hidden: Tensor, rows: Tensor, position: int, carried: Carried) -> Tensor:
+        rows, block, call = rows.to(hidden.device), self.model.blocks[layer], self.calls[layer]
+        if layer in self.entire:
+            whole = torch.cat([rows_of(self.residuals[layer], rows)[:, :position].to(hidden), hidden], dim=1)
+            return call.replay(block, whole, rows, 0, None, carried.at(layer))[:, position:]
         cache = PrefixCache(self._prefix(rows, position))
-        return self._calls[layer].replay(self.model.blocks[layer], hidden, rows, position, cache)
+        return call.replay(block, hidden, rows, position, cache, carried.at(layer))
+
+    def _offsets(self, position: int) -> Callable[[str], int]:
+        """Where the resumed position stands in the value at a hook point."""
+        return lambda name: position if _layer_of(name) in self.entire else 0
+
+    def _suffix_of(self, name: str, value: Tensor, position: int) -> Tensor:
+        start = self._offsets(position)(name)
+        # The second form: attention patterns, whose heads come before their queries.
+        return value[:, start:] if value.shape[1] == self.tokens.shape[1] else value[:, :, start:]
 
     def _read_columns(self, layer: int, branches: list[Branch], at: Readouts, hooked: bool) -> Any:
         """In the last block, nothing but the columns that are read needs to pass the MLP."""
@@ -221,7 +248,8 @@ class FrozenRun:
         touched = hooked or any(
             name.startswith(f"blocks.{layer}.") for branch in branches for name in branch.interventions
         )
-        if layer < self.n_layers - 1 or len(columns) == length or touched or not hasattr(block, "mlp"):
+        last = layer == self.n_layers - 1 and layer not in self.entire
+        if not last or len(columns) == length or touched or not hasattr(block, "mlp"):
             return nullcontext()
         return only_columns(block.mlp, columns, length)
 
@@ -252,24 +280,38 @@ class FrozenRun:
         return torch.cat(logits)[torch.cat(order).argsort()]
 
     def _whole_pass(self, position: int, branch: Branch, at: Readouts) -> Tensor:
-        def enter(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            # The frozen prefix, and not this pass's: the frozen run may have had hooks of its own.
-            prefix = self.residuals[branch.layer][branch.rows.to(hidden.device), :position]
-            joined = torch.cat([prefix.to(hidden), branch.states.to(hidden)], dim=1)
-            return ((joined, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": joined})
+        carried, entered = carried_by([branch]), set[int]()
 
-        module = self.model.ln_final if branch.layer == self.n_layers else self.model.blocks[branch.layer]
+        def enter(layer: int) -> Callable[..., Any]:
+            def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                if layer == self.n_layers and len(entered) < self.n_layers:
+                    return None  # a norm that is used elsewhere too
+                if layer < self.n_layers:
+                    # What the frozen run's own hooks made of its tokens comes with the stream, and beside it.
+                    rows, call = branch.rows.to(hidden.device), self.calls[layer]
+                    args, kwargs = call.token_arguments(args, kwargs, rows, self.token_places, carried.at(layer))
+                entered.add(layer)
+                if layer not in (0, branch.layer):
+                    return args, kwargs
+                joined = rows_of(self.residuals[layer], branch.rows).to(hidden)
+                if layer == branch.layer:
+                    joined = torch.cat([joined[:, :position], branch.states.to(hidden)], dim=1)
+                return ((joined, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": joined})
+
+            return hook
+
         mask = None if self.attention_mask is None else self.attention_mask[branch.rows]
-        handle = module.register_forward_pre_hook(enter, with_kwargs=True)
         # Under bfloat16 the mask of padding would overflow to −∞, and padded rows have nothing to attend to.
         device = self.tokens.device.type
         exact = nullcontext() if mask is None else torch.autocast(device, enabled=False)
-        try:
-            with exact, intervening(self.model, [branch], offset=position), only_logits_at(self.model, *at):
-                return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
-        finally:
-            handle.remove()
+        with ExitStack() as stack:
+            for layer, module in enumerate([*self.model.blocks, self.model.ln_final]):
+                stack.callback(module.register_forward_pre_hook(enter(layer), with_kwargs=True).remove)
+            stack.enter_context(exact)
+            stack.enter_context(intervening(self.model, [branch], lambda name: position))
+            stack.enter_context(only_logits_at(self.model, *at))
+            return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
 
     def _check(self, position: int, branches: Sequence[Branch]) -> None:
         length = self.tokens.shape[1]
@@ -290,6 +332,11 @@ class FrozenRun:
                     f"A branch at position {position} of {length} needs states of {length - position} "
                     f"positions, found {branch.states.shape[1]}."
                 )
+
+
+def _layer_of(name: str) -> int | None:
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def _within(indices: Tensor, start: int, stop: int) -> bool:

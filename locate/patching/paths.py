@@ -12,13 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.contrast.branches import rows_of
 from locate.contrast.contrast import Contrast, Ends, as_contrast
 from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
 from locate.contrast.pairs import Text
 from locate.engine import DEFAULT_BUDGET, Branch, Intervention, Measure, Pin
-from locate.engine.rows import in_parts
+from locate.engine.rows import in_parts, rows_of
 from locate.errors import ModelError, SiteError
 from locate.model.anatomy import Anatomy
 from locate.patching.patches import Patches
