@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all install lint types bench notebooks facts face wheel clean
+.PHONY: demo test test-all install lint types bench notebooks facts face pictures wheel clean
 
 # FACT: a facts file, a JSON object, or the id of a shipped fact. ARGS: any option of `locate-edit demo`.
 # Handed on through the environment: a fact may hold quotes and dollars.
@@ -65,6 +65,10 @@ facts: $(READY)
 # Accept the names, parameters and options as they are now (tests/public_face.txt).
 face: $(READY)
 	$(BIN)/python scripts/public_face.py
+
+# Accept what figures look like now (tests/pictures).
+pictures: $(READY)
+	$(BIN)/python -m tests.drawings
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

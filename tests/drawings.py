@@ -1,0 +1,154 @@
+"""One figure of each kind, of made-up results: what is drawn stays what it was, or its picture is accepted anew.
+
+    python -m tests.drawings
+
+draws all pictures again (``make pictures``).
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from matplotlib.figure import Figure
+
+import edit
+import locate
+from edit.changes.figures import plot_footprint
+from locate.model.weights import down_projection
+from locate.patching.knockout import Knockout
+from locate.tracing.average import ROLES
+from tests import tiny
+
+PICTURES = Path(__file__).resolve().parent / "pictures"
+DPI = 80
+# A made-up clean and corrupted run of one metric.
+_ENDS = {"clean": ("metric", [0.7]), "corrupted": ("metric", [0.02])}
+_INFO = {
+    "model": "tiny", "answer": " Paris", "metrics": {"probability": "p({answer})"}, "tokens": ["The", " Tower", " is"],
+    "subject_span": [0, 2], "direction": "restore",
+}  # fmt: skip
+
+
+def hills(**sizes: int) -> xr.DataArray:
+    """Numbers from 0 to 1 without any chance in them, one hill in each plane of the last two dims."""
+    *outer, height, width = sizes.values()
+    down, across = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+    planes = [
+        np.exp(-3 * ((down - 0.8 * np.sin(2 * turn)) ** 2 + (across - 0.6 * np.cos(turn)) ** 2))
+        for turn in range(int(np.prod(outer)))
+    ]
+    coords = {name: range(size) for name, size in sizes.items()}
+    return xr.DataArray(np.reshape(planes, tuple(sizes.values())), coords=coords, dims=tuple(sizes))
+
+
+def trace() -> Figure:
+    scores = (0.02 + 0.6 * hills(kind=3, position=6, layer=12)).assign_coords(kind=["resid", "mlp", "attn"])
+    tokens = ("The", " Eiffel", " Tower", " is", " in", " the")
+    return tiny.made_up_trace(
+        scores, clean=0.7, corrupted=0.02, answer=" Paris", tokens=tokens, span=(0, 3), window=5
+    ).plot()  # fmt: skip
+
+
+def averaged() -> locate.AverageTrace:
+    effect = 0.5 * hills(kind=3, role=6, layer=12).assign_coords(kind=["resid", "mlp", "attn"], role=list(ROLES)) - 0.05
+    heads = 0.3 * hills(role=6, layer=12, head=4).assign_coords(role=list(ROLES)) - 0.1
+    data = xr.Dataset({
+        "effect": effect, "low": effect - 0.04, "high": effect + 0.06, "head_effect": heads, "head_low": heads,
+        "head_high": heads, "count": ("role", [1] * 6),
+    })  # fmt: skip
+    info = {
+        "label": "p({answer})", "window": 5, "direction": "restore", "corruption": "GaussianNoise", "facts": 12,
+        "kinds": ["resid", "mlp", "attn"],
+    }  # fmt: skip
+    return locate.AverageTrace(data=data, metric="probability", total_effect=(0.4, 0.3, 0.5), info=info)
+
+
+def patched(values: xr.DataArray, **info) -> locate.Patches:
+    data = {"values": values.expand_dims(metric=["probability"]), **_ENDS}
+    return locate.Patches(data=xr.Dataset(data), metric="probability", info={**_INFO, **info})
+
+
+def knocked(values: xr.DataArray) -> Knockout:
+    data = {"values": values.expand_dims(metric=["probability"]), "clean": _ENDS["clean"]}
+    info = {**_INFO, "window": 3, "target": "last"}
+    return Knockout(data=xr.Dataset(data), metric="probability", info=info)
+
+
+def heads(number: int = 0) -> locate.Patches:
+    values = 0.5 * hills(fact=2, head=4, layer=8).sel(fact=number, drop=True) - 0.1
+    return patched(values.transpose("layer", "head"), sites="attn_head_z", by=["layer", "head"])
+
+
+def senders() -> Figure:
+    values = xr.DataArray([0.7, 0.45, 0.62, 0.1], coords={"sender": ["a1.h2", "m0", "a3.h0", "m3"]}, dims="sender")
+    return patched(
+        values, sites="paths_to_logits", receivers=["logits"], by=["sender"], direction="break"
+    ).plot()  # fmt: skip
+
+
+def blocked(**sizes: int) -> Figure:
+    sources = ["subject", "last"]
+    numbers = hills(source=2, row=3, **sizes).sel(row=1, drop=True).assign_coords(source=sources)
+    return knocked(0.7 - 0.5 * numbers).plot()
+
+
+def propagation() -> Figure:
+    mediation = 3 * hills(probe=3, direction=2, kind=2, position=5, layer=8).assign_coords(
+        direction=["lost", "gained"], kind=["resid", "mlp"]
+    )
+    totals = pd.DataFrame({
+        "role": ["edit", "paraphrase", "neighbour"],
+        "text": ["The Tower is in", "See the Tower in", "The Louvre is in"],
+        "old": "Paris", "new": "Rome", "base": [-3.0, -2.5, -2.0], "edited": [4.0, 1.5, -1.8],
+    })  # fmt: skip
+    tokens = (("The", " Tower", " is", " in", " the"),) * 3
+    return edit.Propagation(
+        data=xr.Dataset({"mediation": mediation}), totals=totals.assign(total_effect=totals.edited - totals.base),
+        tokens=tokens, layers=(2,), info={"kinds": ["resid", "mlp"]},
+    ).plot()  # fmt: skip
+
+
+def footprint() -> Figure:
+    model = tiny.bridge("llama")
+    deltas = {}
+    for layer in (1, 2):
+        down = down_projection(model, layer)
+        sizes = torch.linspace(0, layer, down.key_size, dtype=torch.float32).exp()[None]
+        deltas[down.name] = edit.LowRank(left=torch.ones(model.cfg.d_model, 1), right=sizes)
+    return plot_footprint(model, edit.WeightUpdate.make(model, deltas, method="made up"))
+
+
+DRAWINGS: dict[str, Callable[[], Figure]] = {
+    "trace": trace,
+    "average": lambda: averaged().plot(),
+    "average_lines": lambda: averaged().plot_lines(kinds=["mlp"]),
+    "average_heads": lambda: averaged().plot_heads(),
+    "patches": lambda: patched(0.6 * hills(layer=8, position=3), sites="resid_pre", by=["layer", "position"]).plot(),
+    "patches_of_heads": lambda: heads().plot(),
+    "patches_of_senders": senders,
+    "average_patches": lambda: locate.average_patches([heads(), heads(1)]).plot(),
+    "knockout": lambda: blocked(layer=8),
+    "knockout_of_heads": lambda: blocked(layer=8, head=4),
+    "propagation": propagation,
+    "footprint": footprint,
+}
+
+
+def draw(name: str, path: Path) -> None:
+    """Write a picture, whatever the settings of whoever looks at it."""
+    with mpl.rc_context(mpl.rcParamsDefault):
+        DRAWINGS[name]().savefig(path, dpi=DPI)
+
+
+if __name__ == "__main__":
+    mpl.use("Agg")
+    PICTURES.mkdir(exist_ok=True)
+    for name in DRAWINGS:
+        draw(name, PICTURES / f"{name}.png")
+    for path in PICTURES.glob("*.png"):
+        if path.stem not in DRAWINGS:
+            path.unlink()
