@@ -1,10 +1,12 @@
 """ROME: the value is written exactly, nothing else moves, and bad input is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
+import edit
 from benchmarks import literal_rome
 from edit.methods import ROME
 from edit.requests.requests import EditRequest
@@ -320,6 +322,34 @@ def test_moves_the_eiffel_tower_to_rome(smollm):
         assert sum(int(answers(prompt).argmax() == rome) for prompt in paraphrases) >= 2
         assert answers(louvre).argmax() == paris
     assert prints(smollm) == before
+
+
+@pytest.mark.real_model
+def test_an_edit_of_the_default_model_is_evaluated(smollm):
+    """What the slow one shows, with fewer contexts, probes and keys."""
+    fact = Fact(
+        prompt="{} is located in the city of", subject="The Eiffel Tower", target="Paris", target_new="Rome",
+        paraphrases=("{} can be found in the city of",), neighbours=("The Louvre is located in the city of",),
+    )  # fmt: skip
+    license = str(Path(__file__).resolve().parents[3] / "LICENSE")
+    statistics = key_statistics(smollm, 4, corpus=license, tokens=2000, cache=False, progress=False)
+    method = ROME(layer=4, prefixes=("I think that ", "In Europe, "), statistics=statistics)
+    before = prints(smollm)
+    update = method.fit(smollm, [EditRequest(fact)], progress=False)
+    evaluation = edit.evaluate(smollm, update, [EditRequest(fact)], progress=False)
+    assert prints(smollm) == before
+    rows = evaluation.rows.set_index(["model", "probe"])
+    assert rows["success"].to_dict() == {
+        ("edited", "efficacy"): True, ("edited", "paraphrase"): True, ("edited", "neighbourhood"): True,
+        ("unedited", "efficacy"): False, ("unedited", "paraphrase"): False, ("unedited", "neighbourhood"): True,
+    }  # fmt: skip
+    said = rows["generation"].str.strip()
+    assert [said["edited", probe].split()[0].strip(".,") for probe in ("efficacy", "neighbourhood")] == [
+        "Rome",
+        "Paris",
+    ]
+    assert said["unedited", "efficacy"].startswith("Paris")
+    assert rows["probability_new"]["edited", "efficacy"] > 0.9
 
 
 def test_statistics_of_another_model_are_warned_about(llama, rome, recwarn):
