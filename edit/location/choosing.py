@@ -13,6 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.evaluation import baseline, evaluate_each
 from edit.methods import EditingMethod
 from edit.requests.requests import EditRequest
+from locate.engine.reach import reaching_layers
 from locate.errors import FactError, NumericsError, SiteError
 from locate.facts.facts import Fact
 from locate.model.anatomy import check_layer
@@ -59,7 +60,7 @@ def choose_layer(
         model: a raw-mode bridge.
         method: an editing method; one that spreads over several layers ends at the layer that is tried.
         cases: facts with paraphrases and neighbours, kept apart for this.
-        layers: to try; by default every second one of the first half.
+        layers: to try; by default every second one of the first half, as far as any is read at earlier tokens.
         progress: whether to show a bar.
 
     Raises:
@@ -71,7 +72,8 @@ def choose_layer(
     4
     """
     n = model.cfg.n_layers
-    tried = [check_layer(model, layer) for layer in (range(0, max(1, n // 2), 2) if layers is None else layers)]
+    usual = range(0, max(1, min(n // 2, len(reaching_layers(model)))), 2)
+    tried = [check_layer(model, layer) for layer in (usual if layers is None else layers)]
     if not tried:
         raise SiteError("layers: give at least one to try.")
     asked = [(c.paraphrases, c.fact.neighbours) if isinstance(c, EditRequest) else (c.paraphrases, c.neighbours)

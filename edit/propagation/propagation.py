@@ -164,7 +164,7 @@ def propagate(
     if unknown := sorted(set(mediate) - set(ROLES)):
         raise FactError(f"mediate: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
     check_in_weights(update, "Propagation")
-    keep = kept_hooks(kinds, model.cfg.n_layers)
+    keep = kept_hooks(model, kinds)
     layers = edited_layers(model, update.parameters)
     reached = range(min(layers, default=0), model.cfg.n_layers)
     longest = max(len(one.tokens) for one in asked)

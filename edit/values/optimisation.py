@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.values.contexts import AlignedContexts, Contexts, align_contexts
 from edit.values.objective import Place, Value, ValueObjective
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
+from locate.engine.reach import reaching_layers
 from locate.engine.rows import Budget, passes
 from locate.errors import NumericsError
 from locate.model.parameters import frozen_parameters
@@ -181,10 +182,13 @@ class _Optimisation:
     def _check_reached(self, active: Tensor, gradients: Sequence[Tensor]) -> None:
         for i, gradient in zip(active.tolist(), gradients, strict=True):
             if not gradient.any():
+                reaching = reaching_layers(self.model)
+                above = self.layer not in reaching
                 raise NumericsError(
                     f"{self._named(i)}What layer {self.layer} gives at the subject's last token reaches "
-                    "no answer, so no value there can change one; nothing was changed. In the last layer only the last "
-                    "token's state does. Choose an earlier layer."
+                    "no answer, so no value there can change one; nothing was changed. "
+                    + (f"From layer {reaching.stop} on this model reads nothing of earlier tokens' states. " * above)
+                    + "Choose an earlier layer."
                 )
 
     def _check_descent(self) -> None:

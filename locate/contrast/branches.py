@@ -11,9 +11,11 @@ from torch import Tensor
 from locate.contrast.contrast import Contrast
 from locate.contrast.rows import Rows
 from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
+from locate.engine.calls import Beside
 from locate.engine.rows import rows_of
 from locate.errors import SiteError
 from locate.model.anatomy import once
+from locate.sites.places import hooks_of
 from locate.sites.site import Kind, hook_name
 
 
@@ -51,20 +53,22 @@ class Graft:
         """The patched positions, counted from the resume's."""
         return tuple(range(self.target.tokens.shape[1] - self.position)) if self.everywhere else (0,)
 
-    def residual(self, layer: int, severed: str | None = None) -> Branch:
+    def residual(self, layer: int, severed: str | None = None, *, everything: bool = False) -> Branch:
         """The residual stream that enters a block (``n_layers`` for the final norm).
 
         Args:
             layer: the block.
             severed: hold this module's outputs at their values in ``target`` from there on.
+            everything: with it, whatever else the tokens there bring to this block and later ones.
         """
         states = self._entering(layer).clone()
         states[:, list(self.columns)] = self._own(self.source.residuals[layer]).to(states)
         held: dict[str, Intervention] = {}
         if severed is not None:
-            names = [hook_name(severed, later) for later in range(layer, self.target.n_layers)]
+            names = hooks_of(self.target.model, severed, range(layer, self.target.n_layers))
             held = {name: self._pin(self.target, self.rows.target, name) for name in names}
-        return Branch(layer=layer, rows=self.rows.target, states=states, interventions=held)
+        beside = self._beside() if everything and layer < self.target.n_layers else None
+        return Branch(layer=layer, rows=self.rows.target, states=states, interventions=held, beside=beside)
 
     def state(self, layers: range, names: Sequence[str]) -> Branch:
         """Whole states at hook points of some layers."""
@@ -117,8 +121,8 @@ class Graft:
         return Branch(layer=layer, rows=self.rows.target, states=entering, interventions={name: pin})
 
     def _window(self, kind: Kind, layers: range) -> Branch:
-        names = [hook_name(kind, layer) for layer in layers]
-        if kind != "mlp" or not self._mlp_is_added_last:
+        names = hooks_of(self.target.model, kind, layers)
+        if kind != "mlp" or len(names) < len(layers) or not self._mlp_is_added_last:
             return self.state(layers, names)
         # Nothing in the window's first block depends on the patch but its last sum, so the block need not run.
         states = self._entering(layers.start + 1).clone()
@@ -145,6 +149,15 @@ class Graft:
     def _own(self, values: Tensor) -> Tensor:
         """The source's values for each row, at the patched positions."""
         return rows_of(values, self.rows.source)[:, self.position :][:, list(self.columns)]
+
+    def _beside(self) -> Beside | None:
+        """What the source's tokens bring beside the stream, where any model's tokens do."""
+        if not self.source.token_places and not self.source.carries:
+            return None
+        positions = tuple(self.position + column for column in self.columns)
+        return Beside(
+            calls=self.source.calls, places=self.source.token_places, rows=self.rows.source, positions=positions
+        )
 
     def _entering(self, layer: int) -> Tensor:
         return rows_of(self.target.residuals[layer], self.rows.target)[:, self.position :]

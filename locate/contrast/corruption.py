@@ -4,8 +4,9 @@ A corruption says what stands in the subject's place: other embeddings, or anoth
 one is a class here with a ``corrupt`` method; everything else follows from the protocol.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -27,11 +28,13 @@ class Corrupted:
     Attributes:
         tokens: what is run, one row per sample.
         embeddings: what stands in place of the subject's embeddings; None where the tokens say it all.
+        beside: the same of the other modules that look tokens up, by name, in models that have any.
         subjects: the subjects that stand there, where they are subjects.
     """
 
     tokens: Int[Tensor, "sample position"]
     embeddings: Float[Tensor, "sample span d_model"] | None = None
+    beside: Mapping[str, Float[Tensor, "sample span _"]] = field(default_factory=dict)
     subjects: tuple[str, ...] = ()
 
 
@@ -73,20 +76,19 @@ def run_corrupted(
 ) -> tuple[Int[Tensor, "row position"], list[Hook]]:
     """The rows to run for several corrupted prompts of one length, and the hooks that corrupt them."""
     tokens = torch.cat([part.tokens for part in parts])
-    places: list[tuple[slice, slice, Tensor]] = []
+    places: dict[str, list[tuple[slice, slice, Tensor]]] = {}
     first = 0
     for part, prompt in zip(parts, prompts, strict=True):
         rows = slice(first, first + len(part.tokens))
         first = rows.stop
         if part.embeddings is not None:
-            places.append((rows, slice(*prompt.subject_span), part.embeddings))
-    if not places:
-        return tokens, []
+            for name, made in {hook_name("embed"): part.embeddings, **part.beside}.items():
+                places.setdefault(name, []).append((rows, slice(*prompt.subject_span), made))
+    return tokens, [(name, partial(_replace, own)) for name, own in places.items()]
 
-    def replace_subjects(value: Tensor, hook: object = None) -> Tensor:
-        value = value.clone()
-        for rows, span, embeddings in places:
-            value[rows, span] = embeddings.to(value)
-        return value
 
-    return tokens, [(hook_name("embed"), replace_subjects)]
+def _replace(places: Sequence[tuple[slice, slice, Tensor]], value: Tensor, hook: object = None) -> Tensor:
+    value = value.clone()
+    for rows, span, embeddings in places:
+        value[rows, span] = embeddings.to(value)
+    return value

@@ -5,15 +5,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corrupted
+from locate.engine.embedding import embedded
 from locate.errors import LocateError
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact
 from locate.model.devices import input_device
+from locate.sites.table import hook_name
+
+_STREAM = hook_name("embed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,15 +46,21 @@ class _Noise(_Sampled):
 
     def corrupt(self, model: TransformerBridge, fact: Fact, prompt: Prompt) -> Corrupted:
         """The prompt with noise on its subject, once per sample."""
-        embeddings = subject_embeddings(model, [prompt])
-        return Corrupted(
-            tokens=prompt.tokens.expand(self.samples, -1), embeddings=embeddings + self.noise(embeddings)
-        )  # fmt: skip
+        own = _embeddings(model, [prompt])
+        random_state = np.random.RandomState(self.seed)
+        # What a model looks up beside the embedding gets noise in the same proportion to its own spread.
+        stds = {name: float(values.float().std()) for name, values in own.items()}
+        factor = 1.0 if self.std is None else self.std / stds[_STREAM]
+        noisy = {name: values + self._noise(random_state, values, stds[name] * factor) for name, values in own.items()}
+        return _corrupted(prompt.tokens.expand(self.samples, -1), noisy)
 
     def noise(self, embeddings: Float[Tensor, "span d_model"]) -> Float[Tensor, "sample span d_model"]:
         """The noise to add to the subject's embeddings, for each sample."""
         std = float(embeddings.float().std()) if self.std is None else self.std
-        draws = self._draw(np.random.RandomState(self.seed), (self.samples, *embeddings.shape))
+        return self._noise(np.random.RandomState(self.seed), embeddings, std)
+
+    def _noise(self, random_state: np.random.RandomState, embeddings: Tensor, std: float) -> Tensor:
+        draws = self._draw(random_state, (self.samples, *embeddings.shape))
         return torch.from_numpy(draws * self.scale * std).to(embeddings)
 
     def _draw(self, random_state: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
@@ -107,16 +117,16 @@ class MultivariateNoise(_Sampled):
 
     def corrupt(self, model: TransformerBridge, fact: Fact, prompt: Prompt) -> Corrupted:
         """The prompt with noise on its subject, once per sample."""
-        known = reference_embeddings(model, self.reference).double()
-        embeddings = subject_embeddings(model, [prompt])
-        centred = (known - known.mean(0)) / (len(known) - 1) ** 0.5
-        shape = (self.samples, len(embeddings), len(centred))
+        own, known = _embeddings(model, [prompt]), _reference(model, self.reference)
+        shape = (self.samples, len(own[_STREAM]), len(known[_STREAM]))
         # Independent weights on the centred reference embeddings have exactly their covariance.
-        draws = torch.from_numpy(np.random.RandomState(self.seed).randn(*shape)).to(centred.device)
-        return Corrupted(
-            tokens=prompt.tokens.expand(self.samples, -1),
-            embeddings=embeddings + (self.scale * draws @ centred).to(embeddings),
-        )
+        draws = torch.from_numpy(np.random.RandomState(self.seed).randn(*shape))
+        noisy = {}
+        for name, values in own.items():
+            centred = known[name].double() - known[name].double().mean(0)
+            spread = draws.to(centred.device) @ centred / (len(centred) - 1) ** 0.5
+            noisy[name] = values + (self.scale * spread).to(values)
+        return _corrupted(prompt.tokens.expand(self.samples, -1), noisy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +141,8 @@ class ZeroEmbedding:
 
     def corrupt(self, model: TransformerBridge, fact: Fact, prompt: Prompt) -> Corrupted:
         """The prompt with zeros on its subject."""
-        embeddings = subject_embeddings(model, [prompt])
-        return Corrupted(tokens=prompt.tokens[None], embeddings=torch.zeros_like(embeddings)[None])
+        own = _embeddings(model, [prompt])
+        return _corrupted(prompt.tokens[None], {name: torch.zeros_like(one)[None] for name, one in own.items()})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,8 +160,9 @@ class MeanEmbedding:
     def corrupt(self, model: TransformerBridge, fact: Fact, prompt: Prompt) -> Corrupted:
         """The prompt with the mean embedding on its subject."""
         start, end = prompt.subject_span
-        mean = reference_embeddings(model, self.reference).mean(0)
-        return Corrupted(tokens=prompt.tokens[None], embeddings=mean.expand(1, end - start, -1))
+        known = _reference(model, self.reference)
+        means = {name: one.mean(0).expand(1, end - start, -1) for name, one in known.items()}
+        return _corrupted(prompt.tokens[None], means)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +177,11 @@ class ResampledEmbedding(_Sampled):
 
     def corrupt(self, model: TransformerBridge, fact: Fact, prompt: Prompt) -> Corrupted:
         """The prompt with drawn embeddings on its subject, once per sample."""
-        known = reference_embeddings(model, self.reference)
+        known = _reference(model, self.reference)
         start, end = prompt.subject_span
-        drawn = np.random.RandomState(self.seed).randint(len(known), size=(self.samples, end - start))
-        return Corrupted(
-            tokens=prompt.tokens.expand(self.samples, -1), embeddings=known[torch.from_numpy(drawn).to(known.device)]
-        )
+        drawn = np.random.RandomState(self.seed).randint(len(known[_STREAM]), size=(self.samples, end - start))
+        chosen = {name: one[torch.from_numpy(drawn).to(one.device)] for name, one in known.items()}
+        return _corrupted(prompt.tokens.expand(self.samples, -1), chosen)
 
 
 def subject_embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> Float[Tensor, "token d_model"]:
@@ -180,9 +190,19 @@ def subject_embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> F
     >>> subject_embeddings(model, [locate.encode_fact(model, fact)]).shape
     torch.Size([4, 576])
     """
-    spans = [prompt.tokens[slice(*prompt.subject_span)] for prompt in prompts]
+    return _embeddings(model, prompts)[_STREAM]
+
+
+def _embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, "token _"]]:
+    """The same, with what the model's other modules that look tokens up make of them, by name."""
+    tokens = torch.cat([prompt.tokens[slice(*prompt.subject_span)] for prompt in prompts])
     with torch.no_grad():
-        return model.embed(torch.cat(spans).to(input_device(model))[None])[0]
+        return {_STREAM: model.embed(tokens.to(input_device(model))[None])[0], **embedded(model, tokens)}
+
+
+def _corrupted(tokens: Int[Tensor, "sample position"], made: dict[str, Tensor]) -> Corrupted:
+    beside = {name: values for name, values in made.items() if name != _STREAM}
+    return Corrupted(tokens=tokens, embeddings=made[_STREAM], beside=beside)
 
 
 def reference_embeddings(model: TransformerBridge, facts: Sequence[Fact]) -> Float[Tensor, "token d_model"]:
@@ -194,9 +214,13 @@ def reference_embeddings(model: TransformerBridge, facts: Sequence[Fact]) -> Flo
     >>> reference_embeddings(model, facts).shape[1]
     576
     """
-    known = subject_embeddings(model, [encode_fact(model, fact) for fact in facts]) if facts else torch.empty(0)
-    if len(known) < 2:
-        raise LocateError(f"The reference set needs subjects with at least two tokens, found {len(known)}.")
+    return _reference(model, facts)[_STREAM]
+
+
+def _reference(model: TransformerBridge, facts: Sequence[Fact]) -> dict[str, Float[Tensor, "token _"]]:
+    known = _embeddings(model, [encode_fact(model, fact) for fact in facts]) if facts else {_STREAM: torch.empty(0)}
+    if (n := len(known[_STREAM])) < 2:
+        raise LocateError(f"The reference set needs subjects with at least two tokens, found {n}.")
     return known
 
 

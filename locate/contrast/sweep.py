@@ -8,20 +8,26 @@ from collections.abc import Sequence
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.branches import Graft
 from locate.contrast.contrast import Contrast
 from locate.engine import Branch, Measure
 from locate.engine.rows import in_parts
 from locate.errors import SiteError
+from locate.sites.places import hooks_of, layers_with
 from locate.sites.site import Kind, check_kind, hook_name
 
 
-def kept_hooks(kinds: Sequence[str], n_layers: int) -> list[str]:
-    """The hook points that a source run has to keep for a sweep of these kinds."""
-    return [hook_name(kind, layer) for kind in kinds if check_kind(kind) != "resid" for layer in range(n_layers)]
+def kept_hooks(model: TransformerBridge, kinds: Sequence[str]) -> list[str]:
+    """The hook points that a source run has to keep for a sweep of these kinds.
+
+    Raises:
+        SiteError: an unknown kind, or one that no layer of the model has.
+    """
+    return [name for kind in kinds if check_kind(kind) != "resid" for name in hooks_of(model, kind)]
 
 
 def window_layers(center: int, window: int, n_layers: int) -> range:
@@ -74,6 +80,9 @@ def sweep(
         severed: hold this module's outputs (``mlp`` or ``attn``) at the patched position at their values in
             the target, which must have kept them, in all layers after a ``resid`` patch.
 
+    Returns:
+        What was measured; NaN where no layer of a window has such a module, as in hybrids.
+
     Raises:
         SiteError: the window has no layer, or more than the model.
     """
@@ -81,36 +90,50 @@ def sweep(
     check_window(window, target.n_layers)
     layers = range(target.n_layers) if layers is None else layers
     spans = [window_layers(layer, window, target.n_layers) for layer in layers]
+    filled = has_states(target.model, kinds, spans)
     results = []
     for position in positions:
         # All kinds share one growing batch: the larger it is, the better the matrix products run.
         graft = Graft(contrast, position)
         branches: list[Branch] = []
-        for kind in kinds:
+        for kind, own in zip(kinds, filled, strict=True):
             if kind == "resid":
                 # The state after block `layer` is the one that enters block `layer + 1`.
                 branches += [graft.residual(layer + 1, severed) for layer in layers]
             else:
-                branches += graft.windows(kind, spans)
+                branches += graft.windows(kind, [span for span, has in zip(spans, own, strict=True) if has])
         measured = target.resume(position, branches, measure=measure)
-        table = "(kind layer row) ... -> kind layer row ..."
-        results.append(rearrange(measured, table, kind=len(kinds), layer=len(layers)))
+        measured = rearrange(measured, "(site row) ... -> site row ...", row=len(contrast.rows))
+        table = measured.new_full((len(kinds), len(layers), *measured.shape[1:]), float("nan"))
+        table[filled.to(table.device)] = measured
+        results.append(table)
     return torch.stack(results, dim=1)
+
+
+def has_states(model: TransformerBridge, kinds: Sequence[str], spans: Sequence[range]) -> Bool[Tensor, "kind span"]:
+    """Whether any layer of a window has such states: in a hybrid, attention stands in some layers only."""
+    present = {kind: range(model.cfg.n_layers) if kind == "resid" else layers_with(model, kind) for kind in kinds}
+    found = [[any(layer in present[kind] for layer in span) for span in spans] for kind in kinds]
+    return torch.tensor(found, dtype=torch.bool).reshape(len(kinds), len(spans))
 
 
 def sweep_heads(
     contrast: Contrast, measure: Measure, *, positions: Sequence[int]
 ) -> Float[Tensor, "position layer head row *metric"]:
-    """The same for the output of one head at one (layer, position) at a time."""
+    """The same for the output of one head at one (layer, position) at a time; NaN in layers without attention."""
     results = []
-    target, n_layers = contrast.target, contrast.target.n_layers
-    n_heads = contrast.source.kept[hook_name("attn_head", 0)].shape[2]
+    target = contrast.target
+    present = layers_with(target.model, "attn_head")
+    n_heads = contrast.source.kept[hook_name("attn_head", present[0])].shape[2]
     for position in positions:
         graft = Graft(contrast, position)
         # Only as many layers' states at a time as one pass takes.
         together = target.rows_at_a_time(position) // (n_heads * len(contrast.rows))
-        for layers in in_parts(range(n_layers), together):
+        for layers in in_parts(present, together):
             branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in layers]
             results.append(target.resume(position, branches, measure=measure))
     table = "(position layer head row) ... -> position layer head row ..."
-    return rearrange(torch.cat(results), table, position=len(positions), layer=n_layers, head=n_heads)
+    found = rearrange(torch.cat(results), table, position=len(positions), layer=len(present), head=n_heads)
+    every = found.new_full((len(positions), target.n_layers, *found.shape[2:]), float("nan"))
+    every[:, list(present)] = found
+    return every

@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.engine.branch import Branch
 from locate.engine.caches import Recorder, empty_cache, recorded_layers, with_cache
 from locate.engine.calls import BlockCall, Carried, Place
-from locate.engine.hooking import Hook, hook_points, keep_in, listen
+from locate.engine.hooking import Hook, hook_points, hooked, keep_in, listen
 from locate.engine.readout import only_logits_at, unembedded
 from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
@@ -97,7 +97,7 @@ def refreeze(run: FrozenRun) -> FrozenRun:
     rows, states = torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
+        stack.enter_context(hooked(model, run.hooks))
         for name, point in hook_points(model, list(run.kept)).items():
             stack.callback(listen(point, keep_in(kept, name)).remove)
         for index, block in enumerate(model.blocks[layer:], start=layer):
@@ -196,7 +196,7 @@ def _record(
 
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(model.hooks(fwd_hooks=list(hooks)))
+        stack.enter_context(hooked(model, hooks))
         for block in model.blocks:
             stack.callback(block.register_forward_pre_hook(call, with_kwargs=True).remove)
             # The hook point's output, and not the block's input: the caller's own hooks count.
@@ -263,8 +263,7 @@ def _ways(run: FrozenRun) -> tuple[frozenset[int], str]:
         entire = frozenset()
     if entire and not _disagreement(replace(run, entire=entire)):
         return entire, ""
-    whole = replace(run, resumable=False)
-    if different := _disagreement(whole):
+    if bool(run.logits.isfinite().all()) and (different := _difference(replace(run, resumable=False))):
         raise ModelError(
             f"{type(run.model.original_model).__name__} cannot be run again from states of its own: {different}. "
             "Use another model."
@@ -295,6 +294,10 @@ def _last_positions(run: FrozenRun, layer: int) -> tuple[int, Branch]:
 
 def _disagreement(run: FrozenRun) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
+    return _difference(run)
+
+
+def _difference(run: FrozenRun) -> str:
     start, branch = _last_positions(run, 0)
     try:
         resumed = run.resume(start, [branch], at=(torch.arange(2), run.at[1][-1].reshape(1).repeat(2)))

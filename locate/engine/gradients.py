@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import FrozenRun, hook_points
-from locate.engine.hooking import listen
+from locate.engine.hooking import hooked, listen
 from locate.engine.readout import only_logits_at
 from locate.errors import LocateError
 from locate.model.parameters import frozen_parameters
@@ -41,7 +41,7 @@ def state_gradients(
         stack.enter_context(torch.enable_grad())
         stack.enter_context(run.weights.entered())
         stack.enter_context(frozen_parameters(model))
-        stack.enter_context(model.hooks(fwd_hooks=list(run.hooks)))
+        stack.enter_context(hooked(model, run.hooks))
         for name, point in hook_points(model, list(names)).items():
             stack.callback(listen(point, shifter(name)).remove)
         stack.enter_context(only_logits_at(model, rows, last))

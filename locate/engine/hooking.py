@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -98,6 +99,28 @@ def _is_live(model: TransformerBridge, name: str) -> bool:
         finally:
             handle.remove()
     return not torch.equal(before, after)
+
+
+@contextmanager
+def hooked(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
+    """While active, TransformerLens hooks; a name that is no hook point's is a module's, whose output it takes."""
+    modules = dict(model.original_model.named_modules()) if hooks else {}
+    points = [(name, function) for name, function in hooks if not _is_plain(modules.get(name))]
+    with ExitStack() as stack:
+        for name, function in hooks:
+            if _is_plain(modules.get(name)):
+                hook = partial(_of_output, function)
+                stack.callback(modules[name].register_forward_hook(hook).remove)
+        stack.enter_context(model.hooks(fwd_hooks=points))
+        yield
+
+
+def _is_plain(module: nn.Module | None) -> bool:
+    return module is not None and not isinstance(module, HookPoint)
+
+
+def _of_output(function: Callable[..., Any], module: nn.Module, _args: Any, output: Tensor) -> Any:
+    return function(output, hook=module)
 
 
 @contextmanager

@@ -23,8 +23,8 @@ from locate.facts.prompts import Positions, answer_strings, encode_fact, encode_
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured, place_of_largest
+from locate.sites.places import hooks_of
 from locate.sites.site import Site
-from locate.sites.table import hook_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -142,7 +142,7 @@ def attention_knockout(
     window = 1 if heads else check_window(window, n_layers, usual=_WINDOW)
     metrics = as_metrics(metric)
     check_precision(precision, model)
-    check_live(model, hook_name("attn_scores", 0))
+    check_live(model, hooks_of(model, "attn_scores")[0])
     prompt = encode_fact(model, fact)
     run = freeze(model, prompt.tokens[None], budget=budget)
     answer = encode_target(model, prompt, fact.target)[:1]
@@ -175,6 +175,9 @@ def attention_knockout(
                 found = run.resume(min(queries), branches, measure=measure)
             values[index] = rearrange(found.float().cpu(), "(layer head) metric -> layer head metric", layer=n_layers)
             bar.update()
+    # Of a hybrid's layers, some have no attention that could be blocked.
+    spans = [window_layers(layer, window, n_layers) for layer in range(n_layers)]
+    values[:, [not hooks_of(model, "attn_scores", span) for span in spans]] = float("nan")
     dims = ("metric", "source", "layer", *(["head"] if heads else []))
     table = rearrange(values if heads else values[:, :, 0], "source layer ... metric -> metric source layer ...")
     coords: dict[str, Any] = {
@@ -204,5 +207,5 @@ def _branch(
     rows = torch.zeros(len(units), dtype=torch.long)
     return Branch(
         layer=span.start, rows=rows, states=run.residuals[span.start][:, start:].expand(len(units), -1, -1),
-        interventions={hook_name("attn_scores", one): blocked for one in span},
+        interventions=dict.fromkeys(hooks_of(run.model, "attn_scores", span), blocked),
     )  # fmt: skip

@@ -96,7 +96,7 @@ def patch(
                 "by, or leave positions out."
             )
         site = patch_site(model, sites, ("position", *site.by))
-    wanted = sorted({check_layer(model, one) for one in (range(model.cfg.n_layers) if layers is None else layers)})
+    wanted = sorted({check_layer(model, one) for one in (site.layers(model) if layers is None else layers)})
     if not wanted:
         raise SiteError("layers: give at least one.")
     names = [name for layer in wanted for name in site.kept(layer)]

@@ -9,12 +9,13 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.branches import Graft
-from locate.engine import Branch, FrozenRun, check_live, hook_points
+from locate.engine import Branch, FrozenRun, check_live
 from locate.errors import SiteError, suggest
+from locate.sites.places import layers_with
 from locate.sites.table import PATCH_SITES, TABLE, Row, hook_name
 
 # The block whose input the stream is: the place's own, or the one after it.
-_STREAM = {"resid_pre": 0, "resid_post": 1}
+_STREAM = {"resid_pre": 0, "block_in": 0, "resid_post": 1}
 _PATTERN = "attn_head_pattern"
 
 
@@ -76,7 +77,7 @@ class PatchSite:
         if self.is_middle:
             return graft.middle(layer)
         if self.row.name in _STREAM:
-            return graft.residual(layer + _STREAM[self.row.name])
+            return graft.residual(layer + _STREAM[self.row.name], everything=self.row.name == "block_in")
         if self.is_pattern:
             return graft.patterns(layer, self.row.at(layer), units)
         if self.unit is not None:
@@ -97,6 +98,10 @@ class PatchSite:
                     raise SiteError(_no_middle(run.model))
         elif self.row.name not in _STREAM:
             check_live(run.model, self.row.at(layers[0]))
+
+    def layers(self, model: TransformerBridge) -> tuple[int, ...]:
+        """The layers that have such sites."""
+        return tuple(range(model.cfg.n_layers)) if self.row.name in _STREAM else layers_with(model, self.row)
 
 
 def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = None) -> PatchSite:
@@ -129,7 +134,7 @@ def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = N
     if row.name == "resid_mid" and row.at(0) not in model.hook_dict:
         raise SiteError(_no_middle(model))
     if row.name not in _STREAM:
-        hook_points(model, [row.at(0)])
+        layers_with(model, row)
     typed = name.removeprefix("hook_") if row in TABLE else name
     return PatchSite(name=typed, row=row, unit=unit, by=chosen)
 

@@ -77,6 +77,8 @@ TABLE: tuple[Row, ...] = (
         name="resid_pre", title="residual stream before the block", hook="hook_resid_pre", axes=_STATE,
         others=("hook_resid_pre",),
     ),
+    # In some models a token brings more than the stream: embeddings for each layer, keys and values of earlier layers.
+    Row(name="block_in", title="all that a token brings to the block", hook="hook_in", axes=_STATE),
     Row(name="attn_in", title="attention input", hook="attn.hook_in", axes=_STATE),
     Row(name="attn_head_q", title="query", hook="attn.hook_q", axes="row position head d_head"),
     Row(name="attn_head_k", title="key", hook="attn.hook_k", axes="row position kv_head d_head"),

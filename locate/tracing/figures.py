@@ -76,6 +76,7 @@ def plot_trace(
             hue = even_lightness(HUES[kind], reverse=falling) if cmap is None else cmap
             meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
             axes.set_title(_title(trace, kind))
+            _mark_unread(axes, trace)
         add_units(figure, meshes, unit)
         _label_tokens(panels[0], labels)
         add_headline(figure, _headline(trace))
@@ -126,6 +127,18 @@ def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArra
     else:
         raise LocateError(f"effect must be 'score' or 'indirect', found {effect!r}.")
     return values, min(ends[0], float(values.min())), max(ends[1], float(values.max())), unit
+
+
+def _mark_unread(axes: Axes, trace: Trace) -> None:
+    """A line where nothing reads earlier tokens any more, in models where that is not the last layer alone."""
+    layers = trace.data["layer"].values
+    reaching = trace.info.get("reaching", len(layers) - 1)
+    if reaching < len(layers) - 1:
+        axes.axvline(reaching - 0.5, color="0.35", linewidth=0.8, linestyle=(0, (3, 2)))
+        axes.text(
+            reaching - 0.35, 0.98, "earlier tokens\nunread", transform=axes.get_xaxis_transform(), color="0.35",
+            fontsize="xx-small", va="top",
+        )  # fmt: skip
 
 
 def _headline(trace: Trace) -> str:

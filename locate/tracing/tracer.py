@@ -19,11 +19,14 @@ from locate.contrast.corruption import Corruption, describe
 from locate.contrast.measures import Probability
 from locate.contrast.metrics import Metric, hardly_differ
 from locate.contrast.pairs import Pair
-from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
+from locate.contrast.sweep import has_states, kept_hooks, sweep, sweep_heads, window_layers
+from locate.engine.freezing import token_places
+from locate.engine.reach import reaching_layers
 from locate.errors import LocateError
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, answer_strings, rank_of, token_strings
 from locate.model.precision import computing_in
+from locate.sites.places import hooks_of, layers_with
 from locate.sites.site import Kind, check_kind, hook_name
 from locate.tracing.trace import Trace
 
@@ -80,6 +83,10 @@ class Tracer:
         # Before the subject nothing is corrupted, so patching a state there changes nothing.
         scores = ends.target.expand(len(plain), length, n_layers, -1, -1).clone()
         heads = ends.target.expand(length, n_layers, n_heads, -1, -1).clone()
+        spans = [window_layers(layer, self.window, n_layers) for layer in range(n_layers)]
+        scores.transpose(1, 2)[~has_states(self.model, plain, spans)] = float("nan")
+        if n_heads:
+            heads[:, [layer not in layers_with(self.model, "attn_head") for layer in range(n_layers)]] = float("nan")
         for position in sorted({position for one in asked for position in one.positions}):
             wanted = torch.tensor([position in one.positions and position >= one.pair.first for one in asked])
             wanted = wanted[contrast.rows.question]
@@ -101,13 +108,12 @@ class Tracer:
         ]  # fmt: skip
 
     def _run(self, asked: Sequence[Asked]) -> Contrast:
-        n_layers = self.model.cfg.n_layers
-        names = kept_hooks([kind for kind in self.kinds if kind != "attn_head"], n_layers)
+        names = kept_hooks(self.model, [kind for kind in self.kinds if kind != "attn_head"])
         if "attn_head" in self.kinds:
-            names += [hook_name("attn_head", layer) for layer in range(n_layers)]
-        severed = [] if self.severed is None else [hook_name(self.severed, layer) for layer in range(n_layers)]
+            names += hooks_of(self.model, "attn_head")
+        severed = [] if self.severed is None else hooks_of(self.model, self.severed)
         # With the MLPs' own outputs at hand, a window of them need not run its first block.
-        own = [hook_name("mlp", layer) for layer in range(n_layers)] if "mlp" in self.kinds else []
+        own = hooks_of(self.model, "mlp") if "mlp" in self.kinds else []
         return Contrast.of_pairs(
             self.model, [one.pair for one in asked], direction=self.direction, keep=names,
             keep_target=[*severed, *own], budget=self.budget,
@@ -136,6 +142,11 @@ class Tracer:
                         "another prompt.",
                         stacklevel=4,
                     )
+
+    def _of_tokens(self, pair: Pair) -> dict[str, Any]:
+        """What the corruption changed, and what tokens bring that is not in the stream."""
+        changed = [hook_name("embed"), *pair.corrupted.beside] if pair.corrupted.embeddings is not None else ["tokens"]
+        return {"corrupted": changed, "beside_the_stream": sorted(map(str, token_places(self.model)))}
 
     def _result(
         self,
@@ -182,6 +193,7 @@ class Tracer:
                 "kinds": list(self.kinds), "window": self.window, "direction": self.direction, "severed": self.severed,
                 "positions": positions, "precision": self.precision,
                 "metrics": {metric.name: metric.label for metric in self.metrics},
+                "reaching": len(reaching_layers(self.model)), **self._of_tokens(one.pair),
                 **describe(self.corruption), "subjects": list(one.pair.corrupted.subjects),
             },
         )  # fmt: skip

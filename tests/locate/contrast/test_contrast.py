@@ -50,7 +50,7 @@ def questions(kind, tokens):
 
 def by_hand(kind):
     target, source = texts(2, 0), texts(3, 1)
-    keep = [*kept_hooks(["mlp", "attn"], 4), *HEADS]
+    keep = [*kept_hooks(model(kind), ["mlp", "attn"]), *HEADS]
     return Contrast(
         target=freeze(model(kind), target), source=freeze(model(kind), source, keep=keep), rows=ROWS,
         questions=questions(kind, target), first=2,
