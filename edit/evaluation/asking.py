@@ -16,7 +16,7 @@ from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import Pair, See, encode_pair, score_targets
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
-from locate.facts.prompts import token_strings
+from locate.facts.prompts import token_strings, worded
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -89,6 +89,7 @@ class Question:
         target: the fact's own object, or the prompt's own answer where it is unrelated.
         answers: what a generation should be, with other names of it.
         joined: whether targets follow the prompt exactly as they are given.
+        chat: whether the prompt is what a user says in a chat.
     """
 
     case: int
@@ -99,15 +100,21 @@ class Question:
     target: str
     answers: tuple[str, ...]
     joined: bool = False
+    chat: bool = False
 
     @property
     def wants_new(self) -> bool:
         """Whether the edit should bring the new object here."""
         return self.probe in _CHANGED
 
-    def with_answer(self, target: str) -> Pair:
-        """The prompt and a target, to be scored."""
-        return (self.prompt, target, True) if self.joined else (self.prompt, target)
+    def text(self, model: TransformerBridge) -> str:
+        """What is put to the model: the prompt, with the words of a chat's template where it is one."""
+        return worded(model, self.prompt, chat=self.chat)
+
+    def pair(self, model: TransformerBridge, target: str) -> Pair:
+        """What is put to the model, and a target, to be scored."""
+        text = self.text(model)
+        return (text, target, True) if self.joined else (text, target)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -141,7 +148,8 @@ def questions_of(requests: Sequence[EditRequest]) -> list[Question]:
         asked += [("unrelated", o.prompt, o.target, (o.target, *o.aliases)) for o in request.unrelated]
         questions += [
             Question(case=case, probe=probe, subject=fact.subject, prompt=prompt, target_new=request.target_new,
-                     target=target, answers=answers, joined=fact.joined and probe != "unrelated")
+                     target=target, answers=answers, joined=fact.joined and probe != "unrelated",
+                     chat=fact.chat)
             for probe, prompt, target, answers in asked
         ]  # fmt: skip
     return questions
@@ -157,7 +165,7 @@ def check_questions(model: TransformerBridge, requests: Sequence[EditRequest]) -
     for question in questions_of(requests):
         try:
             for target in (question.target_new, question.target):
-                encode_pair(model, *question.with_answer(target))
+                encode_pair(model, question.text(model), target, question.joined)
         except FactError as error:
             wrong.append(f"{requests[question.case].describe()}, {question.probe}: {error}")
     if wrong:
@@ -170,7 +178,7 @@ def ask(
     """Score both objects after every prompt and let the model speak; one pass serves all that is scored."""
     columns = ("case", "subject", "target", "target_new", "probe", "prompt")
     rows = pd.DataFrame({name: [getattr(question, name) for question in questions] for name in columns})
-    pairs = [q.with_answer(q.target_new) for q in questions] + [q.with_answer(q.target) for q in questions]
+    pairs = [q.pair(model, q.target_new) for q in questions] + [q.pair(model, q.target) for q in questions]
     scores = score_targets(model, pairs, see=see, progress=progress)
     new, true = scores[: len(questions)], scores[len(questions) :]
     wanted = [new[i] if question.wants_new else true[i] for i, question in enumerate(questions)]
@@ -189,11 +197,12 @@ def ask(
         rows[f"tokens_{name}"] = ["|".join(token_strings(model, torch.tensor(score.tokens))) for score in own]
     rows["token_accuracy"] = [score.token_accuracy for score in wanted]
     if how.generate:
-        unique = list(dict.fromkeys(question.prompt for question in questions))
+        texts = [question.text(model) for question in questions]
+        unique = list(dict.fromkeys(texts))
         answers = generate_greedily(model, unique, max_new_tokens=how.max_new_tokens, progress=progress)
         said = dict(zip(unique, answers, strict=True))
-        rows["generation"] = [said[question.prompt] for question in questions]
-        rows["exact_match"] = [exact_match(said[question.prompt], question.answers) for question in questions]
+        rows["generation"] = [said[text] for text in texts]
+        rows["exact_match"] = [exact_match(said[t], q.answers) for t, q in zip(texts, questions, strict=True)]
     return Answers(rows=rows, choices=[score.predicted for score in wanted], first=[s.predicted[0] for s in new])
 
 

@@ -36,7 +36,7 @@ class Baseline:
         asking: how they were asked.
         answers: one row per prompt of every case.
         texts: the long texts, where they were asked for.
-        residuals: by prompt, the last block's output at its last token: all that is needed to have the
+        residuals: by prompt as it was put, the last block's output at its last token: all that is needed to have the
             whole distribution of the next token again, at a hundredth of its size.
 
     >>> before = baseline(model, [request])

@@ -147,7 +147,8 @@ def _each(
 def _judge(model: TransformerBridge, update: Change, before: Baseline, part: slice, progress: bool) -> pd.DataFrame:
     """The edited model's rows for some of the questions."""
     questions = before.questions[part]
-    prompts = list(dict.fromkeys(question.prompt for question in questions))
+    texts = [question.text(model) for question in questions]
+    prompts = list(dict.fromkeys(texts))
     place = {prompt: index for index, prompt in enumerate(prompts)}
     drift: dict[str, float] = {}
     with without(model, update):
@@ -166,5 +167,5 @@ def _judge(model: TransformerBridge, update: Change, before: Baseline, part: sli
         model="edited",
         same_answer=[one == other for one, other in firsts],
         same_tokens=[agreement(one, other) for one, other in choices],
-        kl=[drift[question.prompt] for question in questions],
+        kl=[drift[text] for text in texts],
     )

@@ -77,7 +77,7 @@ def score_targets(
     >>> score_targets(model, [("The Eiffel Tower is located in the city of", "Paris")])[0].rank
     1
     """
-    encoded = [encode_pair(model, *pair) for pair in pairs]
+    encoded = [encode_pair(model, pair[0], pair[1], len(pair) == 3 and pair[2]) for pair in pairs]
     # What is run: the prompt and all but the target's last token.
     runs: dict[tuple[int, ...], list[int]] = {}
     for index, (prompt, target) in enumerate(encoded):

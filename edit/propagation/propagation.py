@@ -23,7 +23,7 @@ from locate.contrast.sweep import kept_hooks, sweep
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze, refreeze
 from locate.errors import FactError, SiteError
 from locate.facts.answers import tell_apart
-from locate.facts.prompts import Prompt, answer_strings, encode_text, rank_of, token_strings
+from locate.facts.prompts import Prompt, answer_strings, encode_text, rank_of, token_strings, worded
 from locate.facts.questions import Questions
 from locate.model.held import HeldWeights
 from locate.model.weights import edited_layers
@@ -242,13 +242,19 @@ def _asked(model: TransformerBridge, probes: Sequence[Probe] | EditRequest) -> l
 
 def _ask(model: TransformerBridge, probe: Probe) -> _Asked:
     """Tokens that both answers begin with (such as "New" of New York and New Jersey) join the prompt."""
-    apart = tell_apart(model, probe.text, probe.new, probe.old, joined=probe.joined)
-    tokens = torch.cat([encode_text(model, probe.text), apart.shared])
+    text = worded(model, probe.text, chat=probe.chat)
+    apart = tell_apart(model, text, probe.new, probe.old, joined=probe.joined)
+    tokens = torch.cat([encode_text(model, text), apart.shared])
     return _Asked(probe=probe, tokens=tokens, new=apart.one, old=apart.other)
 
 
+def _prompt(model: TransformerBridge, probe: Probe, tokens: Tensor) -> Prompt:
+    text = worded(model, probe.text, chat=probe.chat)
+    return Prompt(text=text, tokens=tokens, subject_span=(0, 0), joined=probe.joined)
+
+
 def _questions(model: TransformerBridge, probe: Probe, tokens: Tensor, new: int, base: FrozenRun) -> Questions:
-    prompt = Prompt(text=probe.text, tokens=tokens, subject_span=(0, 0), joined=probe.joined)
+    prompt = _prompt(model, probe, tokens)
     return Questions(
         model=model, prompts=(prompt,), answers=torch.tensor([new]), targets_new=(probe.old,), clean=base.logits
     )
@@ -270,7 +276,7 @@ def _totals(
     model: TransformerBridge, probe: Probe, base: FrozenRun, edited: FrozenRun, new: int, old: int
 ) -> dict[str, Any]:
     row: dict[str, Any] = {"role": probe.role, "text": probe.text, "old": probe.old, "new": probe.new}
-    asked = Prompt(text=probe.text, tokens=base.tokens[0], subject_span=(0, 0), joined=probe.joined)
+    asked = _prompt(model, probe, base.tokens[0])
     row |= {f"{name}_tokens": "|".join(answer_strings(model, asked, row[name]) or ()) for name in ("old", "new")}
     for name, run in (("base", base), ("edited", edited)):
         logits = run.logits[0].float()

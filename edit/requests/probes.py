@@ -21,6 +21,7 @@ class Probe:
         new: the answer o* whose gain is measured.
         old: the answer o that it is measured against.
         joined: whether answers follow the prompt exactly as they are given.
+        chat: whether the prompt is what a user says in a chat.
 
     >>> Probe(role="paraphrase", text="To visit The Eiffel Tower, fly to", new="Rome", old="Paris").role
     'paraphrase'
@@ -32,6 +33,7 @@ class Probe:
     new: str
     old: str
     joined: bool = False
+    chat: bool = False
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -62,7 +64,7 @@ def probes_for(request: EditRequest) -> list[Probe]:
 
     def made(groups: list[tuple[Role, Sequence[str]]]) -> list[Probe]:
         return [
-            Probe(role=role, text=text, new=new, old=fact.target, joined=fact.joined)
+            Probe(role=role, text=text, new=new, old=fact.target, joined=fact.joined, chat=fact.chat)
             for role, texts in groups
             for text in texts
         ]
@@ -70,7 +72,14 @@ def probes_for(request: EditRequest) -> list[Probe]:
     # A consequence was written for the fact's own counterfactual and says nothing about another one.
     follows = fact.consequences if new == fact.target_new else ()
     consequences = [
-        Probe(role="consequence", text=fact.fill(one.prompt), new=one.target, old=one.target_before, joined=fact.joined)
+        Probe(
+            role="consequence",
+            text=fact.fill(one.prompt),
+            new=one.target,
+            old=one.target_before,
+            joined=fact.joined,
+            chat=fact.chat,
+        )
         for one in follows
     ]
     return [*made(own), *consequences, *made(rest)]

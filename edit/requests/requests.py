@@ -109,7 +109,7 @@ class EditRequest:
         """
         return Identity(
             prompt=self.fact.prompt, subject=self.fact.subject, target=self.fact.target, target_new=self.target_new,
-            joined=self.fact.joined, id=self.fact.id, relation=self.fact.relation,
+            joined=self.fact.joined, chat=self.fact.chat, id=self.fact.id, relation=self.fact.relation,
             paraphrases=self.fact.paraphrases if paraphrases else (),
         )  # fmt: skip
 
@@ -127,6 +127,7 @@ class Identity:
     target: str
     target_new: str
     joined: bool = False
+    chat: bool = False
     id: str | None = None
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()

@@ -59,6 +59,8 @@ class Fact:
             leading space, it keeps it.
         target_new: a counterfactual object, for editing; likewise.
         joined: whether targets follow the prompts exactly as they are given, without a space between.
+        chat: whether prompts are what a user says in a chat: the tokenizer's chat template is put around each of them,
+            and the model's turn begins with the answer.
         paraphrases: other templates (one ``{}`` each) that ask for the same object.
         neighbours: full prompts about other subjects that have the same true object.
         other_relations: other facts about the same subject.
@@ -81,6 +83,7 @@ class Fact:
     target: str
     target_new: str | None = None
     joined: bool = False
+    chat: bool = False
     id: str | None = None
     relation: str | None = None
     paraphrases: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import FactError, SiteError
+from locate.facts.chat import as_turn, special_tokens, turn_in
 from locate.facts.facts import Fact
 from locate.facts.joining import continuation
 from locate.names import PositionName
@@ -21,7 +22,7 @@ class Prompt:
     """A tokenised prompt.
 
     Attributes:
-        text: the prompt as written.
+        text: the prompt as it is tokenised; of a chat, with the template's words.
         tokens: ids from the model's own tokenizer called plainly, shape ``position``.
         subject_span: half-open range of the subject's token positions.
         joined: whether answers follow exactly as they are given, without a space between.
@@ -45,24 +46,33 @@ class Prompt:
 def encode_fact(model: TransformerBridge, fact: Fact, template: str | None = None, prefix: str = "") -> Prompt:
     """Tokenise a fact's prompt (or another template about its subject, or with text before it).
 
-    The subject's tokens are those whose characters overlap it, by the tokenizer's own offsets.
+    The subject's tokens are those whose characters overlap it, by the tokenizer's own offsets. Of a chat, all of it is
+    in the user's turn.
 
     Raises:
-        FactError: the subject covers no token, or the tokenizer gives no offsets.
+        FactError: the subject covers no token, the tokenizer gives no offsets, or it has no chat template.
 
     >>> prompt = encode_fact(model, fact)
     >>> prompt.subject_span
     (0, 4)
     """
     template = fact.prompt if template is None else template
-    text = prefix + fact.fill(template)
-    start = len(prefix) + template.index("{}")
+    start = template.index("{}")
+    # Of a chat that is written out, in its last turn before the subject.
+    place = 0 if fact.chat else turn_in(model, template[:start])
+    text = template[:place] + prefix + fact.fill(template[place:])
+    start += len(prefix)
+    if fact.chat:
+        text, turn = as_turn(model, text)
+        start += turn
     return replace(encode_with_span(model, text, start, start + len(fact.subject)), joined=fact.joined)
 
 
 def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) -> Prompt:
     """Tokenise text and find the tokens that overlap the characters ``start:end``."""
     ids, offsets = _tokenise(model, text)
+    if offsets is None:
+        raise FactError("Subject positions need a fast tokenizer (one that gives character offsets).")
     inside = [i for i, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
     if not inside:
         raise FactError(f"The subject {text[start:end]!r} covers no token of the prompt {text!r}.")
@@ -70,11 +80,24 @@ def encode_with_span(model: TransformerBridge, text: str, start: int, end: int) 
 
 
 def encode_text(model: TransformerBridge, text: str) -> Int[Tensor, "position"]:
-    """Token ids of a text, exactly as the model's tokenizer gives them."""
-    ids = torch.tensor(model.tokenizer(text)["input_ids"], dtype=torch.long)
-    if ids.numel() == 0:
+    """Token ids of a text, as the model's tokenizer gives them.
+
+    Without the special tokens that it adds at the end, which belong to no question, and without those that it adds at
+    the beginning where the text has them already, as a chat that was written out.
+    """
+    ids, _ = _tokenise(model, text)
+    if not ids:
         raise FactError(f"The text {text!r} has no tokens.")
-    return ids
+    return torch.tensor(ids, dtype=torch.long)
+
+
+def worded(model: TransformerBridge, text: str, *, chat: bool = False) -> str:
+    """A text as it is put to the model: by itself, or as a user's turn.
+
+    >>> worded(model, "The Louvre is in")
+    'The Louvre is in'
+    """
+    return as_turn(model, text)[0] if chat else text
 
 
 def resolve_positions(prompt: Prompt, positions: Positions) -> tuple[int, ...]:
@@ -139,7 +162,7 @@ def encode_target(
         raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
     tokenizer = model.tokenizer
     # What follows a special token, such as one that opens a turn, follows it at once.
-    at_once = joined or (not target[0].isspace() and prompt.endswith(tuple(tokenizer.all_special_tokens)))
+    at_once = joined or (not target[0].isspace() and prompt.endswith(special_tokens(model)))
     follows = continuation(prompt, target, joined=at_once)
     # Special tokens are left out: one that the tokenizer puts at the end would stand between the two.
     base = tokenizer(prompt, add_special_tokens=False)["input_ids"]
@@ -196,9 +219,13 @@ def answer_strings(model: TransformerBridge, prompt: Prompt, target: str | None)
     return None if target is None else token_strings(model, encode_target(model, prompt, target))
 
 
-def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:
+    """Token ids and where each stands in the text; no places where the tokenizer does not give them."""
     tokenizer = model.tokenizer
-    if tokenizer is None or not tokenizer.is_fast:
-        raise FactError("Subject positions need a fast tokenizer (one that gives character offsets).")
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    return encoded["input_ids"], encoded["offset_mapping"]
+    fast = bool(tokenizer.is_fast)
+    plain = tokenizer(text, add_special_tokens=False, return_offsets_mapping=fast)
+    ids = list(plain["input_ids"])
+    whole = tokenizer(text)["input_ids"]
+    start = next((i for i in range(len(whole) - len(ids) + 1) if whole[i : i + len(ids)] == ids), 0)
+    front = [] if ids[:start] == whole[:start] else whole[:start]
+    return [*front, *ids], [*[(0, 0)] * len(front), *plain["offset_mapping"]] if fast else None

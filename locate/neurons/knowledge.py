@@ -17,7 +17,7 @@ from locate.engine import DEFAULT_BUDGET, Branch, Pin, freeze
 from locate.engine.rows import Budget, in_parts
 from locate.errors import FactError, LocateError, SiteError
 from locate.facts.facts import Fact
-from locate.facts.prompts import answer_strings, encode_fact, encode_target, encode_text
+from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target
 from locate.model.parameters import frozen_parameters
 from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
@@ -141,17 +141,14 @@ def knowledge_neurons(
         raise FactError("There are no facts to attribute; give at least one.")
     if steps < 1 or not 0 <= threshold < 1:
         raise LocateError(f"steps must be 1 or more and threshold within 0 and 1; found {steps} and {threshold}.")
-    asked = [
-        [*dict.fromkeys([fact.text, *map(fact.fill, fact.paraphrases), *(prefix + fact.text for prefix in prefixes)])]
-        for fact in facts
-    ]
+    asked = [_prompts(model, fact, prefixes) for fact in facts]
     scores, kept = [], []
     with tqdm(total=sum(map(len, asked)), desc="neurons", unit="prompt", disable=not progress, delay=1) as bar:
-        for fact, texts in zip(facts, asked, strict=True):
+        for fact, prompts in zip(facts, asked, strict=True):
             found = []
-            for text in texts:
-                answer = int(encode_target(model, text, fact.target, joined=fact.joined)[0])
-                found.append(attribute_neurons(model, encode_text(model, text), answer, steps=steps, budget=budget))
+            for prompt in prompts:
+                answer = int(encode_target(model, prompt, fact.target)[0])
+                found.append(attribute_neurons(model, prompt.tokens, answer, steps=steps, budget=budget))
                 bar.update()
             each = torch.stack(found)
             scores.append(each.mean(0))
@@ -159,12 +156,23 @@ def knowledge_neurons(
     dims = ("fact", "layer", "neuron")
     data = xr.Dataset({"scores": (dims, torch.stack(scores).numpy()), "kept": (dims, torch.stack(kept).numpy())})
     data = data.assign_coords(fact=[fact.text for fact in facts], layer=range(model.cfg.n_layers))
-    spelled = [answer_strings(model, encode_fact(model, fact), fact.target) for fact in facts]
+    spelled = [answer_strings(model, own[0], fact.target) for fact, own in zip(facts, asked, strict=True)]
     info = {
-        "model": str(model.cfg.model_name), "steps": steps, "threshold": threshold, "prompts": asked,
-        "answer_tokens": spelled,
+        "model": str(model.cfg.model_name), "steps": steps, "threshold": threshold,
+        "prompts": [[prompt.text for prompt in own] for own in asked], "answer_tokens": spelled,
     }  # fmt: skip
     return NeuronScores(data=data, info=info)
+
+
+def _prompts(model: TransformerBridge, fact: Fact, prefixes: Sequence[str]) -> list[Prompt]:
+    """A fact's prompt, its paraphrases, and the prompt after each prefix; each text once."""
+    ways = [
+        (fact.prompt, ""),
+        *((template, "") for template in fact.paraphrases),
+        *((fact.prompt, p) for p in prefixes),
+    ]
+    encoded = (encode_fact(model, fact, template, prefix) for template, prefix in ways)
+    return list({prompt.text: prompt for prompt in encoded}.values())
 
 
 def attribute_neurons(

@@ -66,10 +66,15 @@ class OneFact:
         typer.Option("--joined", help="The objects follow the prompt without a space.", rich_help_panel=ONE),
     ] = False
 
+    chat: Annotated[
+        bool,
+        typer.Option("--chat", help="The prompt is what a user says, in the model's chat.", rich_help_panel=ONE),
+    ] = False
+
     @property
     def given(self) -> bool:
         """Whether any of them is."""
-        return any((self.fact, self.prompt, self.subject, self.target, self.joined))
+        return any((self.fact, self.prompt, self.subject, self.target, self.joined, self.chat))
 
     def read(self, target_new: str | None = None, *, usual: locate.Fact | None = None) -> locate.Fact:
         """The fact of ``--fact``, or of ``--prompt``, ``--subject`` and ``--target``; else the usual one.
@@ -85,11 +90,12 @@ class OneFact:
                 raise DataError(f"A fact on the command line needs --prompt, --subject and --target: {what}.")
             prompt, subject, target = map(str, spelled.values())
             if "{}" in prompt:
-                fact = locate.Fact(prompt=prompt, subject=subject, target=target, joined=self.joined)
+                fact = locate.Fact(prompt=prompt, subject=subject, target=target, joined=self.joined, chat=self.chat)
             else:
-                fact = locate.Fact.from_text(prompt, subject=subject, target=target, joined=self.joined)
-        elif self.joined:
-            raise DataError("--joined goes with --prompt, --subject and --target; a fact in a file says it itself.")
+                fact = locate.Fact.from_text(prompt, subject=subject, target=target, joined=self.joined, chat=self.chat)
+        elif self.joined or self.chat:
+            option = "--joined" if self.joined else "--chat"
+            raise DataError(f"{option} goes with --prompt, --subject and --target; a fact in a file says it itself.")
         elif self.fact is None:
             fact = usual or locate.bundled_facts()[0]
         else:

@@ -157,8 +157,8 @@ class KN(Rewriting):
 
 def _first_tokens(model: TransformerBridge, request: EditRequest) -> list[int]:
     """Of the old and the new target."""
-    targets = request.fact.target, request.target_new
-    return [int(encode_target(model, request.fact.text, target, joined=request.fact.joined)[0]) for target in targets]
+    targets, prompt = (request.fact.target, request.target_new), encode_fact(model, request.fact)
+    return [int(encode_target(model, prompt, target)[0]) for target in targets]
 
 
 def _places(scores: NeuronScores, requests: Sequence[EditRequest]) -> dict[int, int]:

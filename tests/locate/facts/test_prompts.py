@@ -25,6 +25,13 @@ def with_tokenizer(tokenizer):
     return load_model(tiny.hf_model("gpt2"), tokenizer)
 
 
+def without_end(model, text):
+    """As ``transformers`` has it, but for what the tokenizer puts after every text."""
+    ids = model.tokenizer(text)["input_ids"]
+    end = model.tokenizer("", add_special_tokens=True)["input_ids"] == [0, 0]
+    return ids[:-1] if end else ids
+
+
 @pytest.fixture(scope="module", params=POST_PROCESSORS)
 def model(request):
     tokenizer = copy.deepcopy(tiny.tokenizer())
@@ -55,7 +62,7 @@ def test_the_span_covers_the_subject_and_nothing_else(model, prompt, subject, co
     encoded = encode_fact(model, Fact(prompt=prompt, subject=subject, target="x"))
     start, end = encoded.subject_span
     assert encoded.text == prompt.replace("{}", subject)
-    assert encoded.tokens.tolist() == model.tokenizer(encoded.text)["input_ids"]
+    assert encoded.tokens.tolist() == without_end(model, encoded.text)
     assert model.tokenizer.decode(encoded.tokens[start:end]) == covered
     assert encoded.last_subject_position == end - 1
 
@@ -129,7 +136,34 @@ def test_a_target_unknown_to_the_tokenizer_is_refused():
 
 def test_texts_are_tokenised_plainly(model):
     text = "The Louvre"
-    assert encode_text(model, text).tolist() == model.tokenizer(text)["input_ids"]
+    assert encode_text(model, text).tolist() == without_end(model, text)
+
+
+def test_special_tokens_at_the_end_belong_to_no_question(model):
+    """With what ends a text after it, a model would be read there, and every answer follow it."""
+    fact = Fact(prompt="{} stands in the city of", subject="The Louvre", target="Paris")
+    plain = tiny.tokenizer()(fact.text)["input_ids"]
+    prompt = encode_fact(model, fact)
+    assert prompt.tokens.tolist()[-len(plain) :] == plain
+    assert set(prompt.tokens.tolist()[: -len(plain)]) <= {0}
+    assert encode_text(model, f"{fact.text}<|end|>").tolist()[-1] == 0  # one that is written is the user's own
+
+
+def test_a_text_that_begins_with_its_first_token_gets_no_second_one():
+    tokenizer = copy.deepcopy(tiny.tokenizer())
+    tokenizer.backend_tokenizer.post_processor = POST_PROCESSORS["bos"]
+    model = with_tokenizer(tokenizer)
+    once = encode_text(model, "The Louvre").tolist()
+    assert once[0] == 0
+    assert encode_text(model, "<|end|>The Louvre").tolist() == once
+    fact = Fact(prompt="<|end|>{} is in", subject="The Louvre", target="Paris")
+    prompt = encode_fact(model, fact)
+    assert prompt.tokens.tolist() == encode_text(model, "The Louvre is in").tolist()
+    assert model.tokenizer.decode(prompt.tokens[slice(*prompt.subject_span)]) == "The Louvre"
+    before = encode_fact(model, fact, prefix="I am. ")
+    assert before.text == "<|end|>I am. The Louvre is in"
+    assert before.tokens.tolist().count(0) == 1
+    assert model.tokenizer.decode(before.tokens[slice(*before.subject_span)]) == " The Louvre"
 
 
 def test_a_text_without_tokens_is_refused(plain):
