@@ -1,7 +1,15 @@
 from . import plots as plots
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
-from .contrast.measures import kl_divergence, log_probability, logit_diff, probability, rank
+from .contrast.measures import (
+    kl_divergence,
+    log_probability,
+    logit_diff,
+    probability,
+    rank,
+    sequence_log_probability,
+    sequence_probability,
+)
 from .contrast.metrics import Metric
 from .contrast.noise import (
     GaussianNoise,
@@ -83,4 +91,6 @@ __all__ = [
     "plots",
     "probability",
     "rank",
+    "sequence_log_probability",
+    "sequence_probability",
 ]

@@ -13,9 +13,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.datasets.texts import ReferenceTexts
 from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
-from edit.evaluation.scoring import Pair, See, encode_pair, score_targets
+from edit.evaluation.scoring import Pair, Score, See, encode_pair, score_targets
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
+from locate.facts.answers import first_difference
 from locate.facts.prompts import token_strings, worded
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -124,7 +125,7 @@ class Answers:
     Attributes:
         rows: one per question, with the columns that one model alone determines.
         choices: per question, its first choices in place of the wanted answer's tokens, teacher-forced.
-        first: per question, its first choice after the prompt.
+        first: per question, its first choice after the prompt and what both answers begin with.
     """
 
     rows: pd.DataFrame
@@ -184,10 +185,12 @@ def ask(
     wanted = [new[i] if question.wants_new else true[i] for i, question in enumerate(questions)]
     for name, own in (("new", new), ("true", true)):
         rows[f"logprob_{name}"] = [score.mean_logprob for score in own]
+    # Of the first token that tells the two apart, after those that both begin with; of the last where none does.
+    told = [_first_told(n, t) for n, t in zip(new, true, strict=True)]
     for name, own in (("new", new), ("true", true)):
-        rows[f"probability_{name}"] = [math.exp(score.first_logprob) for score in own]
+        rows[f"probability_{name}"] = [math.exp(score.of_token(at)[0]) for score, at in zip(own, told, strict=True)]
     for name, own in (("new", new), ("true", true)):
-        rows[f"rank_{name}"] = [score.rank for score in own]
+        rows[f"rank_{name}"] = [score.of_token(at)[1] for score, at in zip(own, told, strict=True)]
     # Where nothing should change, success means that the true answer still wins; a tie is a failure either way.
     rows["success"] = [
         n.mean_logprob > t.mean_logprob if q.wants_new else t.mean_logprob > n.mean_logprob
@@ -203,7 +206,16 @@ def ask(
         said = dict(zip(unique, answers, strict=True))
         rows["generation"] = [said[text] for text in texts]
         rows["exact_match"] = [exact_match(said[t], q.answers) for t, q in zip(texts, questions, strict=True)]
-    return Answers(rows=rows, choices=[score.predicted for score in wanted], first=[s.predicted[0] for s in new])
+    return Answers(
+        rows=rows,
+        choices=[score.predicted for score in wanted],
+        first=[s.predicted[at] for s, at in zip(new, told, strict=True)],
+    )
+
+
+def _first_told(one: Score, other: Score) -> int:
+    place = first_difference(one.tokens, other.tokens)
+    return min(len(one.tokens), len(other.tokens)) - 1 if place is None else place
 
 
 def write_texts(

@@ -37,7 +37,7 @@ _MEASURES = (
     Measure("paraphrase exact match", "paraphrase", "exact_match", "paraphrases: greedy answer is o*"),
     Measure("locality", "neighbourhood", "same_answer", "neighbours: first answer as before the edit"),
     Measure("unrelated locality", "unrelated", "same_answer", "unrelated: first answer as before the edit"),
-    Measure("first answer", "efficacy", "first_answer", "prompt: o*'s first token ranks first"),
+    Measure("first answer", "efficacy", "first_answer", "prompt: o*'s first own token ranks first"),
     Measure("efficacy", "efficacy", "success", "prompt: o* above o (CounterFact ES)"),
     Measure("paraphrase", "paraphrase", "success", "paraphrases: o* above o (CounterFact PS)"),
     Measure("neighbourhood", "neighbourhood", "success", "neighbours: o above o* (CounterFact NS)"),
@@ -67,11 +67,12 @@ class Evaluation:
             generation, exact_match, model, same_answer, same_tokens, kl``. ``model`` is ``"edited"`` or ``"unedited"``;
             ``probe`` is ``"efficacy"``, ``"paraphrase"``, ``"neighbourhood"`` or ``"unrelated"``, whose
             ``target`` is its own answer. ``tokens_new`` and ``tokens_true`` show how the answers are spelled, token by
-            token with ``|`` between. Log-probabilities are means per token in nats, probabilities and ranks
-            those of the first token; ``success`` is o* over o, and o over o* for neighbours and unrelated
-            prompts; ``token_accuracy`` is the share of the wanted answer's tokens that are predicted,
-            teacher-forced. ``same_answer``, ``same_tokens`` and ``kl`` (in nats) compare with the unedited
-            model: its first answer, its choices in place of those tokens, and its distribution.
+            token with ``|`` between. Log-probabilities are means per token in nats, probabilities and ranks those of
+            the first token that tells the two answers apart, after those that both begin with; ``success`` is o* over
+            o, and o over o* for neighbours and unrelated prompts; ``token_accuracy`` is the share of the wanted
+            answer's tokens that are predicted, teacher-forced. ``same_answer``, ``same_tokens`` and ``kl`` (in nats)
+            compare with the unedited model: its first answer (there as well), its choices in place of those tokens,
+            and its distribution.
         texts: where fluency was asked for, columns ``case, prompt, text, entropy, model``, and ``reference`` where
             there were references: the similarity of all of a case's texts to its own.
 

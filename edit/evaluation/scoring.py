@@ -30,6 +30,7 @@ class Score:
         rank: of the target's first token (1 is the model's first answer).
         tokens: the target's.
         predicted: the model's first choice in place of each, given the prompt and the target's tokens before it.
+        later: log-probability and rank of each further token, given those before it.
 
     >>> Score(mean_logprob=-1.0, first_logprob=-1.0, rank=1, tokens=(5, 6), predicted=(5, 7)).token_accuracy
     0.5
@@ -40,6 +41,15 @@ class Score:
     rank: int
     tokens: tuple[int, ...]
     predicted: tuple[int, ...]
+    later: tuple[tuple[float, int], ...] = ()
+
+    def of_token(self, place: int) -> tuple[float, int]:
+        """Log-probability and rank of one of the target's tokens, given those before it.
+
+        >>> Score(mean_logprob=-1.5, first_logprob=-1.0, rank=1, tokens=(5,), predicted=(5,)).of_token(0)
+        (-1.0, 1)
+        """
+        return (self.first_logprob, self.rank) if place == 0 else self.later[place - 1]
 
     @property
     def token_accuracy(self) -> float:
@@ -131,14 +141,15 @@ def encode_pair(
 
 
 def _score(logprobs: Float[Tensor, "place vocab"], target: Tensor, at: list[int], best: list[int]) -> Score:
-    tokenwise = logprobs[at, target.to(logprobs.device)]
+    own, tokens = logprobs[at], target.to(logprobs.device)[:, None]
+    tokenwise = own.gather(1, tokens)
     # Equals are counted in the order of the vocabulary, so that exactly one token is first.
-    first = int(target[0])
-    before = (logprobs[at[0]] > tokenwise[0]).sum() + (logprobs[at[0]][:first] == tokenwise[0]).sum()
-    rank = int(before) + 1
+    ahead = (own == tokenwise) & (torch.arange(own.shape[1], device=own.device) < tokens)
+    ranks = ((own > tokenwise).sum(1) + ahead.sum(1) + 1).tolist()
+    each = tokenwise[:, 0]
     return Score(
-        mean_logprob=float(tokenwise.mean()), first_logprob=float(tokenwise[0]), rank=rank,
-        tokens=tuple(target.tolist()), predicted=tuple(best[place] for place in at),
+        mean_logprob=float(each.mean()), first_logprob=float(each[0]), rank=ranks[0], tokens=tuple(target.tolist()),
+        predicted=tuple(best[place] for place in at), later=tuple(zip(each.tolist()[1:], ranks[1:], strict=True)),
     )  # fmt: skip
 
 

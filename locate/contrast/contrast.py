@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corruption, describe, run_corrupted
 from locate.contrast.measures import as_metrics, usual_metric
-from locate.contrast.metrics import Metric, Metrics, joint_measure
+from locate.contrast.metrics import Metric, Metrics, joint_measure, reading_of
 from locate.contrast.pairs import Pair, Text, check_direction, make_pairs
 from locate.contrast.rows import Rows
 from locate.engine import FrozenRun, Measure, freeze
@@ -71,6 +71,7 @@ class Contrast:
         direction: Direction | str = "restore",
         keep: Sequence[str] = (),
         keep_target: Sequence[str] = (),
+        metric: Metrics = (),
         budget: int = DEFAULT_BUDGET,
     ) -> "Contrast":
         """Run clean and corrupted prompts.
@@ -82,6 +83,8 @@ class Contrast:
             direction: ``"restore"`` makes the corrupted run the target, ``"break"`` the clean one.
             keep: hook points whose states the source keeps.
             keep_target: those that the target keeps.
+            metric: what will be asked, where that is of whole answers or of two that begin alike: such need tokens
+                behind the prompts.
             budget: the most tokens in one pass.
 
         Raises:
@@ -91,9 +94,10 @@ class Contrast:
         >>> locate.Contrast.of(model, fact, locate.TokenSwap("The Colosseum"), keep=["blocks.5.hook_mlp_out"]).first
         1
         """
+        metrics = as_metrics(metric) if metric else ()
         return cls.of_pairs(
-            model, make_pairs(model, clean, corrupt), direction=direction, keep=keep, keep_target=keep_target,
-            budget=budget, corruption=corrupt if isinstance(corrupt, Corruption) else None,
+            model, make_pairs(model, clean, corrupt, metrics), direction=direction, keep=keep, keep_target=keep_target,
+            metrics=metrics, budget=budget, corruption=corrupt if isinstance(corrupt, Corruption) else None,
         )  # fmt: skip
 
     @classmethod
@@ -105,23 +109,30 @@ class Contrast:
         direction: Direction | str = "restore",
         keep: Sequence[str] = (),
         keep_target: Sequence[str] = (),
+        metrics: Sequence[Metric] = (),
         budget: int = DEFAULT_BUDGET,
         corruption: Corruption | None = None,
     ) -> "Contrast":
         """The same of prompts that are encoded already."""
         restoring = check_direction(direction) == "restore"
         keep_clean, keep_corrupted = (keep, keep_target) if restoring else (keep_target, keep)
-        clean = freeze(model, torch.stack([pair.clean.tokens for pair in pairs]), keep=keep_clean, budget=budget)
-        tokens, hooks = run_corrupted([pair.corrupted for pair in pairs], [pair.clean for pair in pairs])
-        corrupted = freeze(model, tokens, hooks=hooks, keep=keep_corrupted, budget=budget)
-        samples = torch.tensor([len(pair.corrupted.tokens) for pair in pairs])
-        owner = torch.arange(len(pairs)).repeat_interleave(samples)
+        prompts = tuple(pair.clean for pair in pairs)
+        reading = reading_of(model, metrics, prompts, [pair.target for pair in pairs])
+        each = torch.arange(len(pairs))
+        rows = reading.rows(torch.stack([prompt.tokens for prompt in prompts]), each)
+        clean = freeze(model, rows, keep=keep_clean, at=reading.at(each), budget=budget)
+        tokens, hooks = run_corrupted([pair.corrupted for pair in pairs], prompts)
+        owner = each.repeat_interleave(torch.tensor([len(pair.corrupted.tokens) for pair in pairs]))
+        corrupted = freeze(
+            model, reading.rows(tokens, owner), hooks=hooks, keep=keep_corrupted, at=reading.at(owner), budget=budget
+        )
         # Without a known answer, what the model says itself.
-        said = clean.logits.argmax(-1).tolist()
+        following = reading.next_token(clean.logits, each)
+        said = following.argmax(-1).tolist()
         answers = [said[i] if pair.answer is None else pair.answer for i, pair in enumerate(pairs)]
         questions = Questions(
-            model=model, prompts=tuple(pair.clean for pair in pairs), answers=torch.tensor(answers),
-            targets_new=tuple(pair.target_new for pair in pairs), clean=clean.logits,
+            model=model, prompts=prompts, answers=torch.tensor(answers), clean=following, whole=reading.whole,
+            targets_new=tuple(pair.target_new for pair in pairs),
         )  # fmt: skip
         contrast = cls(
             target=corrupted, source=clean, questions=questions, first=min(pair.first for pair in pairs),
@@ -215,11 +226,20 @@ class Contrast:
             "model": str(model.cfg.model_name), "pairs": len(asked.prompts), "prompt": asked.texts[0],
             # What all prompts share; where they differ, no one's own word stands for the others'.
             "answer": _shared([model.tokenizer.decode([answer]) for answer in asked.answers.tolist()]) or " answer",
+            "answer_tokens": _shared([self._spelled(index) for index in range(len(asked.prompts))]),
             "target_new": _shared(asked.targets_new),
             "subject_span": _shared([list(prompt.subject_span) for prompt in asked.prompts]) or [0, 0],
             "tokens": _shared_tokens([token_strings(model, prompt.tokens) for prompt in asked.prompts]),
             **self.info,
         }  # fmt: skip
+
+    def _spelled(self, index: int) -> list[str]:
+        """An answer's tokens: all of it where they are known, else its first."""
+        asked = self.questions
+        whole = (
+            asked.whole[index] if asked.whole else torch.cat([asked.prompts[index].forced, asked.answers[index, None]])
+        )
+        return token_strings(asked.model, whole)
 
     def _measure(self, run: FrozenRun, rows: Int[Tensor, "row"], metrics: Metrics | None) -> Measure:
         asked = torch.zeros(len(run.tokens), dtype=torch.long)
@@ -227,8 +247,7 @@ class Contrast:
         return joint_measure(self.metrics(metrics), self.questions, asked)
 
     def _own(self, run: FrozenRun, rows: Int[Tensor, "row"], metrics: Metrics | None) -> Float[Tensor, "row metric"]:
-        each = torch.arange(len(run.tokens))
-        return self._measure(run, rows, metrics)(run.logits, each)[rows].cpu()
+        return self._measure(run, rows, metrics)(run.logits, run.at[0])[rows].cpu()
 
 
 def as_contrast(
@@ -239,6 +258,7 @@ def as_contrast(
     direction: Direction | str = "restore",
     keep: Sequence[str] = (),
     keep_target: Sequence[str] = (),
+    metric: Metrics | None = None,
     budget: int = DEFAULT_BUDGET,
 ) -> Contrast:
     """What users give, run; or their own contrast, whose source is the clean run, turned in this direction.
@@ -255,7 +275,16 @@ def as_contrast(
         return contrast
     if corrupt is None:
         raise FactError("corrupt: give a corruption or another prompt, or a Contrast in place of both.")
-    return Contrast.of(model, clean, corrupt, direction=direction, keep=keep, keep_target=keep_target, budget=budget)
+    return Contrast.of(
+        model,
+        clean,
+        corrupt,
+        direction=direction,
+        keep=keep,
+        keep_target=keep_target,
+        metric=metric or (),
+        budget=budget,
+    )
 
 
 def _shared(values: Sequence[Any]) -> Any:

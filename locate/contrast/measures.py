@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.contrast.metrics import Logits, Metric, Metrics, Plain
+from locate.contrast.sequences import sequence_log_probability, sequence_probability
 from locate.engine import Measure
 from locate.errors import LocateError
 from locate.facts.prompts import encode_target
@@ -84,6 +85,10 @@ class LogitDifference:
 
     name = "logit_diff"
 
+    def compared(self, target: str | None, target_new: str | None) -> tuple[str | None, str | None]:
+        """Those named, else the prompt's own."""
+        return self.target or target, self.other or target_new
+
     @property
     def label(self) -> str:
         """With its unit, for figures."""
@@ -100,7 +105,7 @@ class LogitDifference:
             if a == b:
                 raise LocateError(
                     f"The two answers of the logit difference begin with the same token after {text!r}, so it is "
-                    "always 0. Choose answers that differ in their first token."
+                    "always 0. Give the metric to what makes the runs, and answers of which none begins with the other."
                 )
         return lambda logits, question: (
             _chosen(logits.float(), first[question]) - _chosen(logits.float(), second[question])
@@ -163,7 +168,8 @@ class _Custom:
 
 
 def probability(target: str | None = None) -> Metric:
-    """The probability of the answer's first token, or of another text's.
+    """The probability of the answer's first token, or of another text's; of a fact with two answers, of the first that
+    tells them apart.
 
     >>> locate.probability().name
     'probability'
@@ -242,6 +248,8 @@ _NAMED: dict[str, Callable[[], Metric]] = {
     "logit_diff": logit_diff,
     "kl_divergence": kl_divergence,
     "rank": rank,
+    "sequence_probability": sequence_probability,
+    "sequence_log_probability": sequence_log_probability,
 }
 
 

@@ -1,16 +1,20 @@
-"""What an answer is measured by: any function of the last position's logits."""
+"""What an answer is measured by: functions of the last position's logits, or of those of all its tokens."""
 
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import Measure
 from locate.errors import LocateError
+from locate.facts.prompts import Prompt
 from locate.facts.questions import Questions
+from locate.facts.reading import Reading
 
 Logits = Float[Tensor, "row vocab"]
 Plain = Callable[[Logits], Float[Tensor, "row"]]
@@ -42,8 +46,60 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class OverAnswer(Metric, Protocol):
+    """A metric of all tokens of an answer, which stand behind the prompt while it is asked.
+
+    Its measure is given ``row read vocab`` logits, one for each token of the answer.
+
+    >>> isinstance(locate.sequence_probability(), OverAnswer), isinstance(locate.probability(), OverAnswer)
+    (True, False)
+    """
+
+    def answer(self, model: TransformerBridge, prompt: Prompt, target: str | None) -> Int[Tensor, "token"]:
+        """The answer's tokens, of a prompt whose own answer is ``target``; with those that end the prompt already."""
+        ...
+
+
+@runtime_checkable
+class Comparing(Protocol):
+    """A metric that holds one answer against another.
+
+    >>> isinstance(locate.logit_diff("Paris", "Rome"), Comparing)
+    True
+    """
+
+    def compared(self, target: str | None, target_new: str | None) -> tuple[str | None, str | None]:
+        """The two, of a prompt with these answers of its own."""
+        ...
+
+
 # As users give them: by name, as objects, or as functions of last-position logits; one or several.
 Metrics = Metric | Plain | str | Sequence[Metric | Plain | str]
+
+
+def reading_of(
+    model: TransformerBridge, metrics: Sequence[Metric], prompts: Sequence[Prompt], targets: Sequence[str | None]
+) -> Reading:
+    """What these metrics need to read of prompts with these answers.
+
+    Raises:
+        LocateError: they ask for several answers, or for one that is not known.
+
+    >>> reading_of(model, [locate.probability()], [locate.encode_fact(model, fact)], ["Paris"]).reads
+    1
+    """
+    over = [metric for metric in metrics if isinstance(metric, OverAnswer)]
+    found: tuple[Tensor, ...] = ()
+    for metric in over:
+        own = tuple(metric.answer(model, one, target) for one, target in zip(prompts, targets, strict=True))
+        if found and any(not torch.equal(a, b) for a, b in zip(found, own, strict=True)):
+            raise LocateError(
+                f"{over[0].name!r} and {metric.name!r} are of two answers, and a prompt has one behind it. Ask for "
+                "them in calls of their own."
+            )
+        found = own
+    return Reading(prompts=tuple(prompts), whole=found)
 
 
 def joint_measure(metrics: Sequence[Metric], questions: Questions, owner: Int[Tensor, "frozen"]) -> Measure:
@@ -58,10 +114,16 @@ def joint_measure(metrics: Sequence[Metric], questions: Questions, owner: Int[Te
         LocateError: a metric returns another shape, or a number that is not finite.
     """
     bound = [metric.bind(questions) for metric in metrics]
+    reading = questions.reading
 
     def measure(logits: Tensor, rows: Tensor) -> Tensor:
-        question = owner[rows]
-        values = [one(logits, question) for one in bound]
+        question = owner[rows][:: reading.reads]
+        following = reading.next_token(logits, question)
+        whole = rearrange(logits, "(row read) vocab -> row read vocab", read=reading.reads)
+        values = [
+            one(whole if isinstance(metric, OverAnswer) else following, question)
+            for metric, one in zip(metrics, bound, strict=True)
+        ]
         for metric, value in zip(metrics, values, strict=True):
             if not bool(torch.isfinite(value).all()):
                 reason = (

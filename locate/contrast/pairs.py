@@ -1,7 +1,7 @@
 """A clean and a corrupted prompt of the same shape, however the user gives them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 import torch
@@ -10,8 +10,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corrupted, Corruption
+from locate.contrast.metrics import Comparing, Metric
 from locate.contrast.swaps import check_alike
 from locate.errors import FactError, SiteError
+from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
 from locate.names import Direction
@@ -26,7 +28,8 @@ class Pair:
     Attributes:
         clean: the clean prompt; its subject span is empty where it is not a fact.
         corrupted: what is run instead.
-        answer: the first token of the clean prompt's answer.
+        answer: the first token of the clean prompt's answer that is its own.
+        target: that answer, where it is known.
         target_new: the corrupted prompt's answer, where it is known and another.
         first: the first position where the two differ.
     """
@@ -34,6 +37,7 @@ class Pair:
     clean: Prompt
     corrupted: Corrupted
     answer: int | None
+    target: str | None
     target_new: str | None
     first: int
 
@@ -50,9 +54,14 @@ def check_direction(direction: str) -> str:
 
 
 def make_pairs(
-    model: TransformerBridge, clean: Text | Sequence[Text], corrupt: Corruption | Text | Sequence[Text]
+    model: TransformerBridge,
+    clean: Text | Sequence[Text],
+    corrupt: Corruption | Text | Sequence[Text],
+    metrics: Sequence[Metric] = (),
 ) -> list[Pair]:
     """Encode clean and corrupted prompts and check that they fit each other.
+
+    Where two answers are compared that begin alike, the tokens that both begin with join the prompts.
 
     Raises:
         FactError: there are none, prompts of unequal length, or nothing differs between clean and corrupted.
@@ -69,7 +78,7 @@ def make_pairs(
         raise FactError("There is no clean prompt; give at least one.")
     if len(several) != len(others):
         raise FactError(f"There are {len(several)} clean prompts and {len(others)} corrupted ones; give as many.")
-    pairs = [_pair(model, one, other) for one, other in zip(several, others, strict=True)]
+    pairs = [_pair(model, one, other, metrics) for one, other in zip(several, others, strict=True)]
     lengths = sorted({len(pair.clean.tokens) for pair in pairs})
     if len(lengths) > 1:
         raise FactError(f"Prompts that are patched together need the same number of tokens, found {lengths}.")
@@ -81,7 +90,7 @@ def _are_several(given: object) -> bool:
     return isinstance(given, list | tuple) and not (given and all(isinstance(one, int) for one in given))
 
 
-def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> Pair:
+def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text, metrics: Sequence[Metric]) -> Pair:
     prompt = _encode(model, clean)
     target_new = clean.target_new if isinstance(clean, Fact) else None
     if not isinstance(corrupt, Corruption):
@@ -102,12 +111,23 @@ def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text) -> 
         differs[slice(*prompt.subject_span)] = True
     if not bool(differs.any()):
         raise FactError(f"The clean and the corrupted prompt are the same: {prompt.text!r}.")
-    answer = int(encode_target(model, prompt, clean.target)[0]) if isinstance(clean, Fact) else None
     if isinstance(clean, Fact) and target_new is not None and target_new.strip() == clean.target.strip():
         target_new = None
+    target = clean.target if isinstance(clean, Fact) else None
+    # What both answers begin with is said already when they are compared, in all versions.
+    longer = up_to_difference(model, prompt, *_compared(metrics, target, target_new))
+    behind = longer.forced.expand(len(corrupted.tokens), -1)
     return Pair(
-        clean=prompt, corrupted=corrupted, answer=answer, target_new=target_new, first=int(differs.nonzero()[0])
-    )
+        clean=longer, corrupted=replace(corrupted, tokens=torch.cat([corrupted.tokens, behind], dim=1)), target=target,
+        answer=None if target is None else int(encode_target(model, longer, target)[0]), target_new=target_new,
+        first=int(differs.nonzero()[0]),
+    )  # fmt: skip
+
+
+def _compared(metrics: Sequence[Metric], target: str | None, target_new: str | None) -> tuple[str | None, str | None]:
+    """The answers that are held against each other: those that a metric names, else the prompt's own."""
+    named = (metric.compared(target, target_new) for metric in metrics if isinstance(metric, Comparing))
+    return next(named, (target, target_new))
 
 
 def _encode(model: TransformerBridge, text: Text) -> Prompt:

@@ -65,3 +65,8 @@ def chunks(branches: Sequence[Branch], limit: int) -> list[list[tuple[int, Branc
         [(starts[order[i]] + own.start, branches[order[i]].split(own.start, own.stop)) for i, own in part]
         for part in cut([len(branches[index]) for index in order], limit)
     ]
+
+
+def within(indices: Tensor, start: int, stop: int) -> bool:
+    """Whether there are indices, all of them from ``start`` to before ``stop``."""
+    return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop

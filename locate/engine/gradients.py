@@ -34,8 +34,6 @@ def state_gradients(
 
         return hook
 
-    rows = torch.arange(len(run.tokens))
-    last = torch.full_like(rows, run.tokens.shape[1] - 1)
     model: TransformerBridge = run.model
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
@@ -44,9 +42,9 @@ def state_gradients(
         stack.enter_context(hooked(model, run.hooks))
         for name, point in hook_points(model, list(names)).items():
             stack.callback(listen(point, shifter(name)).remove)
-        stack.enter_context(only_logits_at(model, rows, last))
+        stack.enter_context(only_logits_at(model, *run.at))
         logits = model(run.tokens, attention_mask=run.attention_mask)[0]
-        measured = measure(logits, rows)[..., 0].sum()
+        measured = measure(logits, run.at[0])[..., 0].sum()
         if not measured.requires_grad:
             raise LocateError("Screening needs a metric with a gradient; a rank has none. Choose another first metric.")
         found = torch.autograd.grad(measured, [shifts[name] for name in names], allow_unused=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.branch import Branch, carried_by, chunks
+from locate.engine.branch import Branch, carried_by, chunks, within
 from locate.engine.caches import PrefixCache
 from locate.engine.calls import BlockCall, Carried, Place
 from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
@@ -72,6 +72,11 @@ class FrozenRun:
         return len(self.residuals) - 1
 
     @property
+    def reads(self) -> int:
+        """How often each row is read: of whole answers, once a token."""
+        return len(self.at[0]) // len(self.tokens)
+
+    @property
     def carries(self) -> bool:
         """Whether blocks hand on to each other anything beside the stream."""
         return any(call.carries for call in self.calls)
@@ -96,10 +101,10 @@ class FrozenRun:
             branches: the rows, in groups that enter at one layer.
             hooks: TransformerLens hooks, live during the run. Tensors there end at the prompt's last
                 position and begin at ``position``; where the architecture cannot be resumed, at 0.
-            at: rows (counted over all branches) and positions (counted in the whole sequence) of
-                the logits; by default the last position of each row, in the order given.
-            measure: reduces logits (given the frozen row that each continues), so that a large vocabulary
-                need not be kept for all rows.
+            at: rows (counted over all branches) and positions (counted in the whole sequence) of the logits; by
+                default each row is read where the frozen row is that it continues, in the order given.
+            measure: reduces logits (given the frozen row that each continues), so that a large vocabulary need not
+                be kept for all rows; of rows that are read several times it may make one value each.
             grad: whether gradients flow back to the states and through the hooks.
 
         Returns:
@@ -112,8 +117,9 @@ class FrozenRun:
         self._check(position, branches)
         total = sum(len(branch) for branch in branches)
         if at is None:
-            at = (torch.arange(total), torch.full((total,), self.tokens.shape[1] - 1))
-        elif not _within(at[0], 0, total) or not _within(at[1], position, self.tokens.shape[1]):
+            frozen = torch.cat([branch.rows for branch in branches]).cpu()
+            at = (torch.arange(total).repeat_interleave(self.reads), self.at[1].view(-1, self.reads)[frozen].flatten())
+        elif not within(at[0], 0, total) or not within(at[1], position, self.tokens.shape[1]):
             raise SiteError(
                 f"A readout is out of range: rows are 0 to {total - 1}, "
                 f"positions {position} to {self.tokens.shape[1] - 1}."
@@ -129,15 +135,19 @@ class FrozenRun:
                 mine = (local[at[0]] >= 0).nonzero().squeeze(1)
                 if len(mine) == 0:
                     continue
-                places = (local[at[0][mine]], at[1][mine] - position)
+                rows, late = local[at[0][mine]], at[1][mine] >= position
+                places = (rows[late], at[1][mine][late] - position)
                 own = [part for _, part in parts]
                 if self.resumable:
                     logits = self._suffix_pass(position, own, places, hooked=bool(hooks))
                 else:
                     logits = self._whole_passes(position, own, places)
-                frozen = torch.cat([part.rows for part in own])[places[0]]
+                frozen = torch.cat([part.rows for part in own])[rows]
+                if not late.all():  # what is read before the change is as it was
+                    known = self.logits[frozen.cpu() * self.reads + mine % self.reads]
+                    logits = known.index_put((late.nonzero()[:, 0].to(known.device),), logits.to(known))
                 results.append(logits if measure is None else measure(logits, frozen))
-                order.append(mine)
+                order.append(mine[:: len(mine) // len(results[-1])])
         inverse = torch.cat(order).argsort()
         return torch.cat(results)[inverse.to(results[0].device)]
 
@@ -198,7 +208,8 @@ class FrozenRun:
 
     def rows_at_a_time(self, position: int) -> int:
         """How many rows that are resumed at a position fit one pass of the budget, at least one."""
-        return Budget.of(self.model, self.budget).rows(self.tokens.shape[1] - position, logits=True)
+        budget = Budget.of(self.model, self.budget)
+        return budget.rows(max(self.tokens.shape[1] - position, self.reads * budget.logits))
 
     def _check_resumable(self) -> None:
         if not self.resumable:
@@ -322,7 +333,7 @@ class FrozenRun:
         for branch in branches:
             if not 0 <= branch.layer <= self.n_layers:
                 raise SiteError(f"Layer {branch.layer} is out of range: the model has {self.n_layers} layers.")
-            if not _within(branch.rows, 0, len(self.tokens)):
+            if not within(branch.rows, 0, len(self.tokens)):
                 found = f"{branch.rows.min()} to {branch.rows.max()}" if len(branch) else "none"
                 raise SiteError(
                     f"A branch continues frozen rows {found}, but there are rows 0 to {len(self.tokens) - 1}."
@@ -337,7 +348,3 @@ class FrozenRun:
 def _layer_of(name: str) -> int | None:
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
-
-
-def _within(indices: Tensor, start: int, stop: int) -> bool:
-    return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop

@@ -8,7 +8,8 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import FactError
-from locate.facts.prompts import Prompt, encode_target
+from locate.facts.facts import Fact
+from locate.facts.prompts import Prompt, encode_fact, encode_target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,3 +55,26 @@ def tell_apart(model: TransformerBridge, prompt: Prompt | str, one: str, other: 
             "token tells them apart. Choose other answers."
         )
     return Apart(shared=first[:place], one=int(first[place]), other=int(second[place]))
+
+
+def encode_question(model: TransformerBridge, fact: Fact) -> Prompt:
+    """A fact's prompt, up to where its two answers part, where it has two: what both begin with joins it.
+
+    >>> len(encode_question(model, fact).forced)
+    0
+    """
+    return up_to_difference(model, encode_fact(model, fact), fact.target, fact.target_new)
+
+
+def up_to_difference(model: TransformerBridge, prompt: Prompt, one: str | None, other: str | None) -> Prompt:
+    """A prompt with the tokens that both of its answers begin with behind it; as it is where no token parts them.
+
+    >>> prompt = locate.encode_fact(model, fact)
+    >>> up_to_difference(model, prompt, "Paris", None) is prompt
+    True
+    """
+    if one is None or other is None:
+        return prompt
+    first, second = (encode_target(model, prompt, answer) for answer in (one, other))
+    place = first_difference(first.tolist(), second.tolist())
+    return prompt.after(first[:place]) if place else prompt

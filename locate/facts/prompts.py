@@ -1,7 +1,7 @@
 """From text to tokens: where the subject stands, and how the answer is spelled."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,7 @@ class Prompt:
         tokens: ids from the model's own tokenizer called plainly, shape ``position``.
         subject_span: half-open range of the subject's token positions.
         joined: whether answers follow exactly as they are given, without a space between.
+        forced: those of the tokens, at the end, that belong to the answers already: what all of them begin with.
 
     >>> prompt = encode_fact(model, fact)
     >>> prompt.last_subject_position
@@ -36,6 +37,15 @@ class Prompt:
     tokens: Int[Tensor, "position"]
     subject_span: tuple[int, int]
     joined: bool = False
+    forced: Int[Tensor, "_"] = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
+
+    def after(self, forced: Int[Tensor, "_"]) -> "Prompt":
+        """The same with the first tokens of an answer behind it.
+
+        >>> len(encode_fact(model, fact).after(torch.tensor([7])).tokens) - len(encode_fact(model, fact).tokens)
+        1
+        """
+        return replace(self, tokens=torch.cat([self.tokens, forced]), forced=torch.cat([self.forced, forced]))
 
     @property
     def last_subject_position(self) -> int:
@@ -146,7 +156,7 @@ def encode_target(
 
     Args:
         model: whose tokenizer.
-        prompt: as text, or encoded, which says itself whether it is joined.
+        prompt: as text, or encoded, which says itself whether it is joined, and may end in the target's first tokens.
         target: the answer.
         joined: whether it follows exactly as it is given.
 
@@ -157,7 +167,14 @@ def encode_target(
     torch.Size([1])
     """
     if isinstance(prompt, Prompt):
-        prompt, joined = prompt.text, prompt.joined
+        whole, n = encode_target(model, prompt.text, target, joined=prompt.joined), len(prompt.forced)
+        if n and (len(whole) <= n or not torch.equal(whole[:n], prompt.forced)):
+            begun = "".join(token_strings(model, prompt.forced))
+            raise FactError(
+                f"{prompt.text!r}: the answers that are compared begin with {begun!r}, and {target!r} does not go on "
+                "from there. Compare answers that all begin alike, or none."
+            )
+        return whole[n:]
     if not target.strip():
         raise FactError("The target is empty; give the answer's text, such as 'Paris'.")
     tokenizer = model.tokenizer
@@ -216,7 +233,9 @@ def answer_strings(model: TransformerBridge, prompt: Prompt, target: str | None)
     >>> answer_strings(model, encode_fact(model, fact), "Paris")
     [' Paris']
     """
-    return None if target is None else token_strings(model, encode_target(model, prompt, target))
+    if target is None:
+        return None
+    return token_strings(model, torch.cat([prompt.forced, encode_target(model, prompt, target)]))
 
 
 def _tokenise(model: TransformerBridge, text: str) -> tuple[list[int], list[tuple[int, int]] | None]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.facts.prompts import Prompt, encode_target
+from locate.facts.reading import Reading
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,6 +21,7 @@ class Questions:
         answers: for each of them, the first token of its answer.
         targets_new: for each, its counterfactual answer, where it has one.
         clean: for each, the logits of the clean run.
+        whole: for each, all tokens of its answer, where these stand behind the prompts that are run.
     """
 
     model: TransformerBridge
@@ -27,6 +29,12 @@ class Questions:
     answers: Int[Tensor, "question"]
     targets_new: tuple[str | None, ...]
     clean: Float[Tensor, "question vocab"]
+    whole: tuple[Int[Tensor, "_"], ...] = ()
+
+    @property
+    def reading(self) -> Reading:
+        """Where the prompts are read."""
+        return Reading(prompts=self.prompts, whole=self.whole)
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -12,8 +12,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.bootstrap import mean_interval
 from locate.engine import freeze
 from locate.errors import FactError
+from locate.facts.answers import encode_question
 from locate.facts.facts import Fact
-from locate.facts.prompts import encode_fact, encode_target
+from locate.facts.prompts import encode_target
 from locate.sites.table import hook_name
 
 
@@ -56,7 +57,7 @@ def attribute_extraction_rate(
     names = [hook_name(kind, layer) for kind in kinds for layer in range(n_layers)]
     said = []
     for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
-        prompt = encode_fact(model, fact)
+        prompt = encode_question(model, fact)
         run = freeze(model, prompt.tokens[None], keep=names)
         answer = int(encode_target(model, prompt, fact.target)[0])
         updates = torch.stack([run.kept[name][0, -1] for name in names])

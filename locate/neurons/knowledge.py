@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.engine import DEFAULT_BUDGET, Branch, Pin, freeze
 from locate.engine.rows import Budget, in_parts
 from locate.errors import FactError, LocateError, SiteError
+from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target
 from locate.model.parameters import frozen_parameters
@@ -171,7 +172,8 @@ def _prompts(model: TransformerBridge, fact: Fact, prefixes: Sequence[str]) -> l
         *((template, "") for template in fact.paraphrases),
         *((fact.prompt, p) for p in prefixes),
     ]
-    encoded = (encode_fact(model, fact, template, prefix) for template, prefix in ways)
+    texts = (encode_fact(model, fact, template, prefix) for template, prefix in ways)
+    encoded = (up_to_difference(model, text, fact.target, fact.target_new) for text in texts)
     return list({prompt.text: prompt for prompt in encoded}.values())
 
 

@@ -14,12 +14,13 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.measures import as_metrics
-from locate.contrast.metrics import Metrics, joint_measure
+from locate.contrast.metrics import Metrics, joint_measure, reading_of
 from locate.contrast.sweep import check_window, window_layers
 from locate.engine import DEFAULT_BUDGET, BlockedAttention, Branch, FrozenRun, check_live, freeze
 from locate.errors import SiteError
+from locate.facts.answers import encode_question
 from locate.facts.facts import Fact
-from locate.facts.prompts import Positions, answer_strings, encode_fact, encode_target, resolve_positions, token_strings
+from locate.facts.prompts import Positions, answer_strings, encode_target, resolve_positions, token_strings
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured, place_of_largest
@@ -143,15 +144,16 @@ def attention_knockout(
     metrics = as_metrics(metric)
     check_precision(precision, model)
     check_live(model, hooks_of(model, "attn_scores")[0])
-    prompt = encode_fact(model, fact)
-    run = freeze(model, prompt.tokens[None], budget=budget)
+    prompt = encode_question(model, fact)
+    alone, reading = torch.zeros(1, dtype=torch.long), reading_of(model, metrics, [prompt], [fact.target])
+    run = freeze(model, reading.rows(prompt.tokens[None], alone), at=reading.at(alone), budget=budget)
     answer = encode_target(model, prompt, fact.target)[:1]
     questions = Questions(
-        model=model, prompts=(prompt,), answers=answer, targets_new=(fact.target_new,), clean=run.logits
-    )
-    alone = torch.zeros(1, dtype=torch.long)
+        model=model, prompts=(prompt,), answers=answer, targets_new=(fact.target_new,), whole=reading.whole,
+        clean=reading.next_token(run.logits, alone),
+    )  # fmt: skip
     measure = joint_measure(metrics, questions, alone)
-    clean = measure(run.logits, alone)[0].cpu()
+    clean = measure(run.logits, run.at[0])[0].cpu()
     if isinstance(source, Mapping):
         named = {str(name): resolve_positions(prompt, places) for name, places in source.items()}
     else:

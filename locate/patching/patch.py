@@ -64,8 +64,9 @@ def patch(
             layer and neuron, and by position as well where ``positions`` are given. Without ``"position"`` a patch
             covers all positions (for patterns: all queries).
         metric: one or more metrics. By default the logit of the clean answer over the other one, where both are known
-            and their first tokens differ, else the probability of the clean one. The other answer is that of the
-            corrupted fact where one is given, else the clean fact's ``target_new``.
+            and a token tells them apart, else the probability of the clean one. The other answer is that of the
+            corrupted fact where one is given, else the clean fact's ``target_new``. What two answers begin with joins
+            the prompts; behind them stands the answer that a metric asks all of, which patches of all positions reach.
         direction: ``"restore"`` puts clean states into the corrupted run, ``"break"`` corrupted ones into the clean.
         layers: by default all.
         positions: which positions to visit; by default all.
@@ -101,8 +102,9 @@ def patch(
         raise SiteError("layers: give at least one.")
     names = [name for layer in wanted for name in site.kept(layer)]
     contrast = as_contrast(
-        model, clean, corrupt, direction=direction, keep=names, keep_target=names if site.of_both else (), budget=budget
-    )
+        model, clean, corrupt, direction=direction, keep=names, keep_target=names if site.of_both else (),
+        metric=metric, budget=budget,
+    )  # fmt: skip
     site.check(contrast.source, wanted)
     patcher = _Patcher(
         contrast=contrast, site=site, layers=wanted, columns=_columns(contrast, positions, site),

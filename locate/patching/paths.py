@@ -87,8 +87,9 @@ def path_patch(
     names = list(dict.fromkeys(one.hook for one in found.writers if one.site in _SENT.values()))
     inputs = sorted({one.hook for one in reached})
     contrast = as_contrast(
-        model, clean, corrupt, direction="break", keep=names, keep_target=[*names, *inputs], budget=budget
-    )
+        model, clean, corrupt, direction="break", keep=names, keep_target=[*names, *inputs], metric=metric,
+        budget=budget,
+    )  # fmt: skip
     if not contrast.target.resumable:
         raise ModelError("Path patching needs an architecture that can be resumed from the middle; this one cannot.")
     metrics = contrast.metrics(metric)

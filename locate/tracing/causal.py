@@ -9,7 +9,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corruption
 from locate.contrast.measures import as_metrics
-from locate.contrast.metrics import Metrics
+from locate.contrast.metrics import Metric, Metrics, OverAnswer
 from locate.contrast.noise import GaussianNoise
 from locate.contrast.pairs import check_direction, make_pairs
 from locate.contrast.sweep import check_window
@@ -133,7 +133,7 @@ def causal_trace(
             f"found {corruption!r}."
         )
     metrics = as_metrics(metric)
-    asked = [_ask(model, one, corruption, positions) for one in facts]
+    asked = [_ask(model, one, corruption, positions, metrics) for one in facts]
     tracer = Tracer(
         model=model, kinds=kinds, window=window, corruption=corruption, metrics=metrics, direction=direction,
         severed=severed, precision=precision, budget=budget,
@@ -147,13 +147,16 @@ def causal_trace(
     return traces[0] if isinstance(fact, Fact) else [traces[index] for index in range(len(facts))]
 
 
-def _ask(model: TransformerBridge, fact: Fact, corruption: Corruption, positions: Positions) -> Asked:
-    (pair,) = make_pairs(model, fact, corruption)
+def _ask(
+    model: TransformerBridge, fact: Fact, corruption: Corruption, positions: Positions, metrics: Sequence[Metric]
+) -> Asked:
+    (pair,) = make_pairs(model, fact, corruption, metrics)
     assert pair.answer is not None
-    if not model.tokenizer.decode([pair.answer]).strip():
+    over = any(isinstance(metric, OverAnswer) for metric in metrics)
+    if not over and not model.tokenizer.decode([pair.answer]).strip():
         warnings.warn(
             f"The target {fact.target!r} begins with a token of white space alone, whose probability says little about "
-            "the answer. Choose a fact whose target begins with a word.",
+            "the answer. Ask for all of it: metric='sequence_probability'.",
             stacklevel=4,
         )
     return Asked(fact=fact, pair=pair, answer=pair.answer, positions=resolve_positions(pair.clean, positions))

@@ -116,7 +116,7 @@ class Tracer:
         own = hooks_of(self.model, "mlp") if "mlp" in self.kinds else []
         return Contrast.of_pairs(
             self.model, [one.pair for one in asked], direction=self.direction, keep=names,
-            keep_target=[*severed, *own], budget=self.budget,
+            keep_target=[*severed, *own], metrics=self.metrics, budget=self.budget,
         )  # fmt: skip
 
     def _warn(

@@ -26,7 +26,8 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="probability, log_probability, logit_diff, kl_divergence or rank; may be given several times.",
+        help="probability, log_probability, logit_diff, kl_divergence, rank, sequence_probability or "
+        "sequence_log_probability; may be given several times.",
         rich_help_panel=METHOD,
     ),
 ]

@@ -752,3 +752,26 @@ def test_an_answer_without_a_space_is_scored_where_it_begins(model):
         own = [float(logprobs[len(before) - 1 + place, token].detach()) for place, token in enumerate(answer)]
         assert row.logprob_new == pytest.approx(sum(own) / len(own), abs=1e-4)
         assert row.tokens_new == "|".join(tiny.tokenizer().decode([one]) for one in answer)
+
+
+def test_answers_that_begin_alike_are_judged_where_they_part(model):
+    """By literal whole passes, after what both begin with: neither is the first answer for that alone."""
+    fact = Fact(
+        prompt="{} sank in the year", subject="The Titanic", target="Paris too", target_new="Paris, France",
+        neighbours=("The Louvre sank in the year",),
+    )  # fmt: skip
+    rows = baseline(model, [fact], generate=False).answers.rows
+    for row in rows.itertuples():
+        before = tiny.tokenizer()(f"{row.prompt} Paris")["input_ids"]
+        logits = model(torch.tensor([before]))[0, -1].detach()
+        for name, text in (("new", ", France"), ("true", " too")):
+            token = tiny.tokenizer()(text)["input_ids"][0]
+            assert getattr(row, f"rank_{name}") == int((logits > logits[token]).sum()) + 1
+            expected = pytest.approx(float(logits.softmax(-1)[token]), rel=1e-3)
+            assert getattr(row, f"probability_{name}") == expected
+    answers = baseline(model, [fact], generate=False).answers
+    assert answers.first[0] == int(model(torch.tensor([before]))[0, -1].argmax()) or rows["prompt"][0] != row.prompt
+    # Where one begins with all of the other, the last token that they share decides nothing, and the whole does.
+    longer = baseline(model, [dataclasses.replace(fact, target_new="Paris too, in")], generate=False).answers.rows
+    assert longer["rank_new"].equals(longer["rank_true"])
+    assert not longer["logprob_new"].equals(longer["logprob_true"])

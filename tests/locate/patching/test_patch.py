@@ -465,13 +465,14 @@ def test_named_positions_must_be_the_same_in_all_prompts():
     assert found.info["subject_span"] == [0, 0]
 
 
-def test_the_usual_metric_needs_answers_that_differ_in_their_first_token():
-    same = Fact(prompt="I think that {} is in", subject="London", target="Paris too", target_new="Paris France")
-    other = Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new="Rome")
-    found = [
-        locate.patch(model("llama"), fact, locate.ZeroEmbedding(), layers=[0], progress=False) for fact in (same, other)
+def test_the_usual_metric_needs_answers_that_a_token_tells_apart():
+    facts = [
+        Fact(prompt="I think that {} is in", subject="London", target="Paris", target_new=new)
+        for new in ("Paris France", "Rome")
     ]
-    assert [one.metric for one in found] == ["probability", "logit_diff"]
+    facts.append(replace(facts[0], target="Paris too"))
+    found = [locate.patch(model("llama"), fact, locate.ZeroEmbedding(), layers=[0], progress=False) for fact in facts]
+    assert [one.metric for one in found] == ["probability", "logit_diff", "logit_diff"]
 
 
 def test_a_float16_model_is_not_run_in_bfloat16():
