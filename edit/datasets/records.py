@@ -8,6 +8,7 @@ from pydantic import AfterValidator
 
 from locate.errors import DataError
 from locate.facts.files import parse_records, read_records
+from locate.facts.subjects import AbsentSubject, find_subject
 
 T = TypeVar("T")
 
@@ -44,17 +45,20 @@ def load_records(path: str | Path, parse: Callable[[int, Any], T], limit: int | 
 def as_templates(texts: Sequence[str], subject: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Written-out prompts as templates about the subject, and those that cannot be one because they do not name it.
 
-    Where the subject occurs several times, its last occurrence becomes the ``{}``.
+    Where the subject occurs several times, its last occurrence as a whole word becomes the ``{}``.
 
     >>> as_templates(["Where is Rome?", "Where is the Eternal City?"], "Rome")
     (('Where is {}?',), ('Where is the Eternal City?',))
     """
     templates, rest = [], []
     for text in texts:
-        before, found, after = text.rpartition(subject)
-        template = f"{before}{{}}{after}"
-        if found and template.count("{}") == 1:
-            templates.append(template)
-        else:
+        try:
+            start, end = find_subject(text, subject)
+        except AbsentSubject:
             rest.append(text)
+            continue
+        template = f"{text[:start]}{{}}{text[end:]}"
+        # A template is filled with the subject as the fact has it.
+        usable = template.count("{}") == 1 and text[start:end] == subject
+        (templates if usable else rest).append(template if usable else text)
     return tuple(templates), tuple(rest)

@@ -1,5 +1,6 @@
 """Requests that contradict or repeat each other."""
 
+import unicodedata
 import warnings
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, listed
+from locate.facts.subjects import same_text
 
 # The cosine of two keys above which rounding alone tells them apart.
 _SAME_KEY = 1 - 1e-5
@@ -54,7 +56,7 @@ def check_conflicts(requests: Sequence[EditRequest], earlier: Sequence[EditReque
     if not conflicts:
         return
     pairs = [
-        f"{old.describe()}  {'and again' if old.target_new == new.target_new else '≠'}  {new.describe()}"
+        f"{old.describe()}  {'and again' if same_text(old.target_new, new.target_new) else '≠'}  {new.describe()}"
         for old, new in conflicts
     ]
     raise FactError(
@@ -94,7 +96,9 @@ def warn_of_shared_keys(
 
 def _keys(request: EditRequest) -> list[tuple[str, str]]:
     fact = request.fact
-    subject = " ".join(fact.subject.casefold().split()).removeprefix("the ")
-    prompt = " ".join(fact.prompt.casefold().split())
+    subject, prompt = (
+        " ".join(unicodedata.normalize("NFC", text).casefold().split()) for text in (fact.subject, fact.prompt)
+    )
+    subject = subject.removeprefix("the ")
     named = [(subject, f"relation {fact.relation}")] if fact.relation else []
     return [(subject, prompt), *named]

@@ -5,6 +5,7 @@ from dataclasses import KW_ONLY, dataclass
 
 from locate.errors import FactError
 from locate.facts.facts import Fact, as_tuple
+from locate.facts.subjects import same_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ class EditRequest:
                 "Give target_new=…, or a fact that carries one."
             )
         _check_answers("target_new", [new])
-        if new.strip() == self.fact.target.strip():
+        if same_text(new, self.fact.target):
             raise FactError(f"target_new: {new!r} is the present answer, so there is nothing to change.")
         object.__setattr__(self, "target_new", new)
         object.__setattr__(self, "unrelated", tuple(self.unrelated))

@@ -16,6 +16,7 @@ from locate.errors import FactError, SiteError
 from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
+from locate.facts.subjects import same_text
 from locate.names import Direction
 
 Text = Fact | str | Int[Tensor, "position"] | Sequence[int]
@@ -111,7 +112,7 @@ def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text, met
         differs[slice(*prompt.subject_span)] = True
     if not bool(differs.any()):
         raise FactError(f"The clean and the corrupted prompt are the same: {prompt.text!r}.")
-    if isinstance(clean, Fact) and target_new is not None and target_new.strip() == clean.target.strip():
+    if isinstance(clean, Fact) and target_new is not None and same_text(target_new, clean.target):
         target_new = None
     target = clean.target if isinstance(clean, Fact) else None
     # What both answers begin with is said already when they are compared, in all versions.

@@ -12,6 +12,7 @@ from locate.errors import FactError, LocateError
 from locate.facts.facts import Fact
 from locate.facts.files import bundled_facts
 from locate.facts.prompts import Prompt, encode_fact, token_strings
+from locate.facts.subjects import same_text
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class TokenSwap:
             FactError: no other subject fits, or the one given has another number of tokens.
         """
         if self.subject is not None:
-            if self.subject == fact.subject:
+            if same_text(self.subject, fact.subject):
                 raise FactError(f"TokenSwap: {self.subject!r} is the prompt's own subject; give another one.")
             other = encode_fact(model, replace(fact, subject=self.subject))
             check_alike(model, prompt, other)
@@ -73,7 +74,9 @@ class TokenSwap:
     def _candidates(self, fact: Fact) -> list[str]:
         pool = bundled_facts() if self.pool is None else list(self.pool)
         # A subject with the same answer would not be a corruption.
-        same_answer = {one.subject for one in pool if one.target.strip() == fact.target.strip()} | {fact.subject}
+        same_answer = {
+            one.subject for one in pool if same_text(one.target, fact.target) or same_text(one.subject, fact.subject)
+        }
         related = {one.subject for one in pool if fact.relation is not None and one.relation == fact.relation}
         groups = [sorted(related - same_answer), sorted({one.subject for one in pool} - related - same_answer)]
         generator = random.Random(self.seed)

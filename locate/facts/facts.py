@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import ConfigDict
 
 from locate.errors import FactError
+from locate.facts.subjects import find_subject, same_text
 
 T = TypeVar("T")
 
@@ -98,7 +99,7 @@ class Fact:
         _check_text("target", self.target)
         if self.target_new is not None:
             _check_text("target_new", self.target_new)
-            if self.target_new.strip() == self.target.strip():
+            if same_text(self.target_new, self.target):
                 raise FactError(
                     f"target_new: equals the target ({self.target!r}), so there would be nothing to change."
                 )
@@ -115,7 +116,9 @@ class Fact:
 
     @classmethod
     def from_text(cls, text: str, *, subject: str, target: str, **fields: Any) -> "Fact":
-        """A fact from a prompt written out, in which the subject occurs (its last occurrence counts).
+        """A fact from a prompt written out, in which the subject occurs as a whole word (the last time counts).
+
+        The subject is taken as the text spells it, where the two encode accents in different ways.
 
         Raises:
             FactError: the subject does not occur in the text, or the fact is not usable.
@@ -123,10 +126,8 @@ class Fact:
         >>> Fact.from_text("The Louvre is in", subject="The Louvre", target="Paris").prompt
         '{} is in'
         """
-        start = text.rfind(subject)
-        if not subject or start < 0:
-            raise FactError(f"subject: {subject!r} does not occur in the prompt {text!r}.")
-        return cls(prompt=text[:start] + "{}" + text[start + len(subject) :], subject=subject, target=target, **fields)
+        start, end = find_subject(text, subject)
+        return cls(prompt=f"{text[:start]}{{}}{text[end:]}", subject=text[start:end], target=target, **fields)
 
     @property
     def text(self) -> str:

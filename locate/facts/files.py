@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from locate.errors import DataError, FactError, listed
 from locate.facts.facts import Fact
+from locate.facts.subjects import AbsentSubject
 
 T = TypeVar("T")
 
@@ -35,23 +37,35 @@ def load_facts(path: str | Path) -> list[Fact]:
 def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any], T]) -> list[T]:
     """Every record by ``parse(index, record)``; the bad ones are collected into one error.
 
+    A record whose subject does not occur in its prompt is left out with a warning, which names it likewise.
+
     Raises:
-        DataError: a record is bad: the message names the file, the record's index and the field.
+        DataError: a record is bad: the message names the file, the record's index and the field. Or none fits.
 
     >>> parse_records(Path("ages.json"), [{"age": "7"}], lambda _, record: int(record["age"]))
     [7]
     """
     parsed: list[T] = []
     problems: list[str] = []
+    absent: list[str] = []
     for index, record in enumerate(records):
         try:
             parsed.append(parse(index, record))
         except ValidationError as error:
             problems += [f"record {index}, {_problem(problem)}" for problem in error.errors()]
+        except AbsentSubject as error:
+            absent.append(f"record {index}, {error}")
         except FactError as error:
             problems.append(f"record {index}, {error}")
-    if problems:
+    if problems or len(absent) == len(records):
+        problems += absent
         raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n{listed(problems, 10)}")
+    if absent:
+        warnings.warn(
+            f"{path}: left out {len(absent)} of {len(records)} records, whose subjects do not occur in their prompts:\n"
+            f"{listed(absent, 10)}",
+            stacklevel=4,
+        )
     return parsed
 
 

@@ -4,10 +4,7 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-# By the first words of their characters' Unicode names. Of the first, nothing has spaces around it, whatever script it
-# is in; of the second, phrases have, and foreign words and numbers.
-_EASTERN = ("CJK", "IDEOGRAPHIC", "HIRAGANA", "KATAKANA", "HALFWIDTH KATAKANA", "BOPOMOFO", "YI ", "VERTICAL KANA")
-_SOUTH_EASTERN = ("THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN", "TAI ", "NEW TAI", "JAVANESE", "BALINESE", "SUNDANESE")
+from locate.facts.scripts import eastern, south_eastern
 
 # What closes each opening quote. One that is closed by its like opens where it stands apart from the word before it.
 _QUOTES = {
@@ -55,9 +52,9 @@ def needs_space(prompt: str, answer: str) -> bool:
     if not prompt or not answer or prompt[-1].isspace() or answer[0].isspace():
         return False
     last, first = prompt[-1], answer[0]
-    if _eastern(last) or (_south_eastern(last) and _south_eastern(first)):
+    if eastern(last) or (south_eastern(last) and south_eastern(first)):
         return False
-    if _eastern(first) and any(map(_eastern, prompt.split()[-1])):
+    if eastern(first) and any(map(eastern, prompt.split()[-1])):
         return False
     quotes = _Quotes.of(prompt)
     return not (_leans_back(prompt, answer, quotes) or _leans_on(prompt, first, quotes))
@@ -129,12 +126,3 @@ class _Quotes(NamedTuple):
         word = re.search(r"(\w+)\W$", text)
         plural = word is not None and len(word[1]) > 1 and word[1][-1].casefold() in "sxz"
         return cls(unclosed=unclosed, opens_last=opens, elides_last=not closes and word is not None and not plural)
-
-
-def _eastern(char: str) -> bool:
-    width, name = unicodedata.east_asian_width(char), unicodedata.name(char, "")
-    return name.startswith(_EASTERN) or width == "F" or (width == "W" and unicodedata.category(char).startswith("P"))
-
-
-def _south_eastern(char: str) -> bool:
-    return unicodedata.name(char, "").startswith(_SOUTH_EASTERN)

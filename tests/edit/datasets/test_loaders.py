@@ -159,7 +159,6 @@ def test_a_question_mark_is_not_doubled(write):
         (without(ORIGINAL, generation_prompts=["x", ""]), "generation_prompts.1: is empty"),
         (without(ORIGINAL, neighborhood_prompts="x"), "neighborhood_prompts: Input should be a valid list"),
         (without(FLAT, "locality_prompt"), "locality_prompt: Field required"),
-        (without(FLAT, prompt="The mill was built in"), "subject: 'The Old Mill' does not occur in the prompt"),
         (without(FLAT, target_new="Denmark "), "target_new: equals ground_truth ('Denmark')"),
         (without(FLAT, rephrase_prompt=7), "rephrase_prompt: Input should be a valid string"),
         ("text", "Input should be a valid dictionary"),
@@ -177,7 +176,6 @@ def test_a_bad_counterfact_record_is_named(write, record, message):
     ("record", "kind", "message"),
     [
         (without(ZSRE, "src"), "alt", "src: Field required"),
-        (without(ZSRE, src="Who built it?"), "alt", "subject: 'Mill' does not occur in the prompt 'Who built it?'"),
         (without(ZSRE, src="Is {} the Mill?"), "alt", "prompt: needs exactly one {}"),
         (without(ZSRE, loc_ans=None), "alt", "loc_ans: Input should be a valid string"),
         (without(ZSRE, answers=["Eve"], pred="Eve"), "alt", "alt: 'Eve' is the only answer of the record"),
@@ -191,6 +189,27 @@ def test_a_bad_zsre_record_is_named(write, record, kind, message):
         load_zsre(path, target_new=kind)
     assert str(caught.value).startswith(f"{path}: 1 problem(s) in 3 records:\n  record 2, ")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "good", "bad", "message"),
+    [
+        (load_counterfact, FLAT, {"prompt": "The mill was built in"}, "subject: 'The Old Mill' does not occur in the"),
+        (load_zsre, ZSRE, {"src": "Who built it?"}, "subject: 'Mill' does not occur in the prompt 'Who built it?'"),
+        (load_zsre, ZSRE, {"src": "Who owns Millhouse?"}, "as a word of its own, only in 'Millhouse'"),
+    ],
+)
+def test_a_record_without_its_subject_is_left_out_aloud(write, load, good, bad, message):
+    path = write(good, without(good, **bad), good)
+    with pytest.warns(UserWarning, match="left out 1 of 3 records") as caught:
+        assert len(load(path)) == 2
+    (said,) = map(str, [one.message for one in caught])
+    assert said.startswith(
+        f"{path}: left out 1 of 3 records, whose subjects do not occur in their prompts:\n  record 1, "
+    )
+    assert message in said
+    with pytest.raises(DataError, match=r"1 problem\(s\) in 1 records:\n  record 0, subject: "):
+        load(write(without(good, **bad)))
 
 
 def test_all_bad_records_are_told_at_once(write):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import unicodedata
 from dataclasses import asdict
 
 import jaxtyping
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter
 
 import edit
 import locate
+from edit.requests.conflicts import find_conflicts
 from edit.requests.requests import Unrelated
 from locate.facts.facts import as_tuple
 
@@ -112,3 +114,11 @@ def test_hashes_by_content_and_returns_from_plain_data():
     assert len({make(), make(), edit.EditRequest(FACT, "Oslo")}) == 2
     plain = json.loads(json.dumps(asdict(make())))
     assert TypeAdapter(edit.EditRequest).validate_python(plain) == make()
+
+
+def test_accents_in_another_encoding_are_no_change_and_a_conflict():
+    one, other = (unicodedata.normalize(form, "Kraków") for form in ("NFC", "NFD"))
+    facts = [locate.Fact(prompt="{} is in", subject=name, target="Poland", target_new="Peru") for name in (one, other)]
+    assert find_conflicts([edit.EditRequest(fact) for fact in facts])
+    with pytest.raises(locate.FactError, match="is the present answer"):
+        edit.EditRequest(locate.Fact(prompt="It is {}", subject="here", target=one), other)

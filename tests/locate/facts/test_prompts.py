@@ -68,7 +68,7 @@ def test_the_span_covers_the_subject_and_nothing_else(model, prompt, subject, co
 
 
 def test_a_token_that_is_half_subject_counts(plain):
-    encoded = encode_fact(plain, Fact.from_text("The Colosseum stands", subject="Colos", target="x"))
+    encoded = encode_fact(plain, Fact(prompt="The {}seum stands", subject="Colos", target="x"))
     assert "Colos" in plain.tokenizer.decode(encoded.tokens[slice(*encoded.subject_span)])
 
 
