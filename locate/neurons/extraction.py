@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import xarray as xr
-from einops import rearrange
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -15,6 +14,7 @@ from locate.errors import FactError
 from locate.facts.answers import encode_question
 from locate.facts.facts import Fact
 from locate.facts.prompts import encode_target
+from locate.sites.places import layers_with
 from locate.sites.table import hook_name
 
 
@@ -41,8 +41,8 @@ def attribute_extraction_rate(
         progress: whether to show a bar on anything longer than a second.
 
     Returns:
-        ``rate``, ``low`` and ``high``, dims ``kind`` (``attn``, ``mlp``) and ``layer``; ``any`` (dim ``kind``): the
-        share of facts whose attribute is extracted in at least one layer.
+        ``rate``, ``low`` and ``high``, dims ``kind`` (``attn``, ``mlp``) and ``layer``, NaN in layers without one;
+        ``any`` (dim ``kind``): the share of facts whose attribute is extracted in at least one layer.
 
     Raises:
         FactError: there are no facts.
@@ -54,7 +54,8 @@ def attribute_extraction_rate(
     if not facts:
         raise FactError("There are no facts; give at least one.")
     n_layers, kinds = model.cfg.n_layers, ("attn", "mlp")
-    names = [hook_name(kind, layer) for kind in kinds for layer in range(n_layers)]
+    places = [(kind, layer) for kind in kinds for layer in layers_with(model, kind)]
+    names = [hook_name(*place) for place in places]
     said = []
     for fact in tqdm(facts, "attribute extraction", disable=not progress, delay=1):
         prompt = encode_question(model, fact)
@@ -64,12 +65,13 @@ def attribute_extraction_rate(
         with torch.no_grad():
             projected = model.unembed(updates[:, None])[:, 0].float()
         first = (projected > projected[:, answer, None]).sum(-1) < top
-        said.append(rearrange(first.cpu(), "(kind layer) -> kind layer", layer=n_layers).numpy())
-    hits = np.stack(said).astype(float)
+        said.append(first.cpu().numpy())
+    hits = np.full((len(facts), len(kinds), n_layers), np.nan)
+    hits[:, [kinds.index(kind) for kind, _ in places], [layer for _, layer in places]] = np.stack(said)
     rate, low, high = mean_interval(hits, confidence=confidence, seed=seed)
     dims = ("kind", "layer")
     return xr.Dataset(
-        {"rate": (dims, rate), "low": (dims, low), "high": (dims, high), "any": ("kind", hits.max(-1).mean(0))},
+        {"rate": (dims, rate), "low": (dims, low), "high": (dims, high), "any": ("kind", np.nanmax(hits, -1).mean(0))},
         coords={"kind": list(kinds), "layer": np.arange(n_layers)},
         attrs={"facts": len(hits), "top": top, "model": str(model.cfg.model_name)},
     )

@@ -66,7 +66,8 @@ def path_patch(
 
     Raises:
         SiteError: a component that the model does not have.
-        ModelError: the architecture cannot be resumed from the middle.
+        ModelError: the architecture cannot be resumed from the middle, or adds to the stream what is neither attention
+            nor an MLP, which no path could be told from.
 
     >>> patches = locate.path_patch(model, fact, locate.TokenSwap("The Colosseum"), receivers=["logits"])
     >>> patches.scores.dims
@@ -76,6 +77,11 @@ def path_patch(
         raise SiteError(f"through must be one of {', '.join(get_args(Through))}, found {through!r}.")
     receivers = [receivers] if isinstance(receivers, str) else receivers
     found = graph(model)
+    if others := [layer for layer, one in enumerate(found.anatomy.layers) if not one.adds_up]:
+        raise ModelError(
+            f"{type(model.original_model).__name__} adds to the residual stream what is neither attention nor an MLP, "
+            f"in layers {', '.join(map(str, others))}: paths cannot be told apart there. Patch sites instead."
+        )
     reached = [found.reader(name) for name in receivers]
     if not reached:
         raise SiteError("receivers: give at least one.")

@@ -101,7 +101,10 @@ class PatchSite:
 
     def layers(self, model: TransformerBridge) -> tuple[int, ...]:
         """The layers that have such sites."""
-        return tuple(range(model.cfg.n_layers)) if self.row.name in _STREAM else layers_with(model, self.row)
+        if self.row.name in _STREAM:
+            return tuple(range(model.cfg.n_layers))
+        both = [layers_with(model, self.row), *([layers_with(model, "attn_out")] if self.is_middle else [])]
+        return tuple(layer for layer in both[0] if all(layer in one for one in both))
 
 
 def patch_site(model: TransformerBridge, name: str, by: Sequence[Any] | None = None) -> PatchSite:

@@ -192,3 +192,23 @@ def test_a_model_that_resumes_does_so_without_a_warning():
         warnings.simplefilter("error")
         for kind in tiny.BESIDE_CONFIGS:
             assert freeze(tiny.bridge(kind), TOKENS).resumable
+
+
+def test_what_needs_attention_or_the_middle_takes_the_layers_that_have_them():
+    model, swap = bridge("lfm2"), locate.TokenSwap("The Eiffel Louvre")
+    middle = locate.patch(model, FACT, swap, sites="resid_mid", positions="subject", **QUIET)
+    assert middle.values["layer"].values.tolist() == [1, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        rates = locate.attribute_extraction_rate(model, [FACT], top=tiny.VOCAB, **QUIET)
+    assert rates["rate"].sel(kind="attn").isnull().values.tolist() == [True, False, True, False]
+    assert (rates["rate"].sel(kind="mlp") == 1).all()
+    assert (rates["any"] == 1).all()
+    knocked = locate.attention_knockout(model, FACT, window=1, **QUIET)
+    assert knocked.values.isnull().any("source").values.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "gemma4_text", "lfm2"])
+def test_paths_are_refused_where_something_else_writes_to_the_stream(kind):
+    with pytest.raises(locate.ModelError, match="neither attention nor an MLP, in layers 0, "):
+        locate.path_patch(bridge(kind), FACT, locate.TokenSwap("The Eiffel Louvre"), receivers=["logits"], **QUIET)
