@@ -48,7 +48,9 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
 
 
 def heat_map(axes: Axes, values: np.ndarray, cmap: str | Colormap, low: float, high: float) -> Any:
-    """Rows down, layers across."""
+    """Rows down, layers across; hatched where there is nothing to show, such as attention in a layer without it."""
+    if np.isnan(values).any():
+        axes.patch.set(facecolor="white", edgecolor="0.75", hatch="////", linewidth=0)
     # Cells drawn as shapes stay sharp in a PDF, and their own edges hide the seams between them.
     # Edges and not centres, between which a single row or layer would have no extent.
     edges = [np.arange(n + 1) - 0.5 for n in reversed(values.shape)]
