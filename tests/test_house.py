@@ -67,6 +67,15 @@ def test_modules_are_small_documented_and_know_no_model_by_name(path):
     assert not [value for value in strings if any(family in value for family in families)]
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_new_tensors_say_their_dtype(path):
+    """Torch's default is the user's to set."""
+    made = {f"torch.{name}" for name in ("zeros", "ones", "rand", "randn", "eye", "empty", "linspace", "logspace")}
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    named = [call for call in calls if ast.unparse(call.func) in made]
+    assert not [ast.unparse(call) for call in named if "dtype" not in {word.arg for word in call.keywords}]
+
+
 @pytest.mark.parametrize("package", [locate, edit])
 def test_every_public_name_has_a_docstring_with_an_example(package):
     for name in package.__all__:

@@ -44,8 +44,8 @@ class LowRank:
         """
         out, into = matrix.shape
         if out <= into:
-            return cls(left=torch.eye(out), right=matrix)
-        return cls(left=matrix, right=torch.eye(into))
+            return cls(left=torch.eye(out, dtype=matrix.dtype), right=matrix)
+        return cls(left=matrix, right=torch.eye(into, dtype=matrix.dtype))
 
     @property
     def rank(self) -> int:

@@ -147,6 +147,7 @@ class WeightUpdate(Change):
         """Whether this update is in the model's weights."""
         return model in self._kept
 
+    @torch.inference_mode(False)  # values made in inference mode could not be held by runs
     @torch.no_grad()
     def apply(self, model: TransformerBridge) -> None:
         """Add the deltas to the model's parameters: all of them, or none.
@@ -177,6 +178,7 @@ class WeightUpdate(Change):
             exchange(model, [(parameters[name], kept[name].original) for name in kept])
             raise
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def revert(self, model: TransformerBridge) -> None:
         """Put back the parameters as they were before, bit for bit.

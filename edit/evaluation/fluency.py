@@ -65,7 +65,9 @@ def sample_texts(
     True
     """
     encoded = [encode_text(model, prompt) for prompt in prompts]
-    draws = torch.stack([torch.rand(tokens, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    draws = torch.stack(
+        [torch.rand(tokens, generator=torch.Generator().manual_seed(seed), dtype=torch.float32) for seed in seeds]
+    )
     texts = [""] * len(prompts)
     extents = [Extent(length=len(prompt), beside=max(0, tokens - len(prompt)), readouts=1) for prompt in encoded]
     batches = passes(extents, Budget.of(model, WRITING_BUDGET).unpadded)

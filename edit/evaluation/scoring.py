@@ -15,6 +15,7 @@ from locate.errors import NumericsError
 from locate.facts.prompts import encode_target, encode_text
 from locate.model.context import check_room
 from locate.model.devices import input_device
+from locate.model.running import running
 
 Pair = tuple[str, str] | tuple[str, str, bool]
 See = Callable[[list[str], Float[Tensor, "prompt vocab"], Float[Tensor, "prompt d_model"]], None]
@@ -175,7 +176,7 @@ def _read(
 
     handle = model.ln_final.register_forward_pre_hook(keep)
     try:
-        with torch.no_grad(), only_logits_at(model, at[:, 0], at[:, 1]):
+        with running(model), only_logits_at(model, at[:, 0], at[:, 1]):
             logits = model(padded(rows).to(input_device(model)))[0]
     finally:
         handle.remove()

@@ -64,7 +64,7 @@ class EarlierEdits:
 
     def keys(self, layer: int, size: int) -> Float[Tensor, "edit d_mlp"]:
         """The keys of earlier edits in a layer whose keys have this size."""
-        return self.written[layer].keys if layer in self.written else torch.zeros(0, size)
+        return self.written[layer].keys if layer in self.written else torch.zeros(0, size, dtype=torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -169,7 +169,7 @@ def propagate(
     reached = range(min(layers, default=0), model.cfg.n_layers)
     longest = max(len(one.tokens) for one in asked)
     shape = (len(asked), len(DIRECTIONS), len(kinds), longest, model.cfg.n_layers)
-    effects = torch.full(shape, float("nan"))
+    effects = torch.full(shape, float("nan"), dtype=torch.float32)
     rows = []
     with without(model, update):
         before = HeldWeights.of(model)

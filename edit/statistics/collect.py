@@ -23,6 +23,7 @@ from locate.errors import DataError, LocateError
 from locate.model.anatomy import check_layer
 from locate.model.bundled import cache_folder
 from locate.model.devices import input_device
+from locate.model.running import running
 from locate.model.weights import down_projection, model_fingerprint
 from locate.sites.table import hook_name
 
@@ -263,7 +264,7 @@ def _run(model: TransformerBridge, batch: torch.Tensor, active: Sequence[MomentS
     highest = max(one.layer for one in active)
     hooks = [(hook_name("down_in", one.layer), _adder(one, last=one.layer == highest)) for one in active]
     device = input_device(model)
-    with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+    with running(model), model.hooks(fwd_hooks=hooks):
         for part in batch.split(Budget.of(model, WHOLE_BUDGET).rows(batch.shape[1])):
             model(part.to(device), stop_at_layer=highest + 1)
             bar.update(part.numel())

@@ -18,6 +18,7 @@ from locate.facts.answers import first_difference
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
 from locate.model.context import check_room
 from locate.model.devices import input_device
+from locate.model.running import running
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _ESSENCE = "{} is a"
@@ -232,7 +233,7 @@ def already_answered(
         tokens = padded([row.tokens for row in bare])
         owners = torch.arange(len(own)).repeat_interleave(torch.tensor([len(one.target) for one in own]))
         columns = torch.cat([row.end + torch.arange(len(one.target)) for row, one in zip(bare, own, strict=True)])
-        with torch.no_grad(), only_logits_at(model, owners, columns):
+        with running(model), only_logits_at(model, owners, columns):
             answers = model(tokens.to(input_device(model)))[0].argmax(-1).cpu()
         right = answers == torch.cat([one.target for one in own])
         found |= {index: bool(right[owners == row].all()) for row, index in enumerate(group)}

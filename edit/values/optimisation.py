@@ -1,6 +1,7 @@
 """Finding the values v* that make the model say the new objects, for many requests at once."""
 
 from collections.abc import Sequence
+from math import exp
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from locate.engine.rows import Budget, passes
 from locate.errors import NumericsError
 from locate.model.parameters import frozen_parameters
 from locate.model.precision import Precision, computing_in
+from locate.model.running import running
 from locate.sites.table import hook_name
 
 # In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
@@ -111,7 +113,7 @@ class _Optimisation:
         optimiser = torch.optim.Adam(self.deltas, lr=self.objective.learning_rate)
         active = torch.arange(len(self.contexts))
         undisturbed: Tensor | None = None
-        with torch.enable_grad(), frozen_parameters(self.model):
+        with running(self.model, grad=True), frozen_parameters(self.model):
             for step in range(self.objective.steps + 1):
                 rows, joint = self.joint.only(active)
                 readouts, essences = self._logits(rows, joint, active)
@@ -210,7 +212,7 @@ class _Optimisation:
         objective = self.objective
         if objective.stop == "loss" and loss < objective.loss_threshold:
             self.stopped[index] = f"loss below {objective.loss_threshold}"
-        elif objective.stop == "first" and first and torch.tensor(-nll).exp() >= objective.probability:
+        elif objective.stop == "first" and first and exp(-nll) >= objective.probability:
             self.stopped[index] = "the new object is first under every prefix"
         else:
             return False
@@ -234,4 +236,4 @@ class _Optimisation:
 def _mean_by(values: Tensor, groups: Tensor, n: int) -> Tensor:
     groups = groups.to(values.device)
     counts = torch.bincount(groups, minlength=n)
-    return torch.zeros(n, device=values.device).index_add(0, groups, values) / counts
+    return values.new_zeros(n).index_add(0, groups, values) / counts

@@ -11,6 +11,7 @@ from edit.values.contexts import Contexts
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.rows import Budget, Extent, padded, passes
 from locate.model.devices import input_device
+from locate.model.running import running
 
 States = Mapping[str, list[Float[Tensor, "prefix _"]]]
 
@@ -56,7 +57,7 @@ def read_at_sites(
             found[name].update(zip(group, own, strict=True))
 
         hooks = [(name, lambda value, hook, name=name: keep(value, hook, name)) for name in found]
-        with torch.no_grad(), model.hooks(fwd_hooks=hooks):
+        with running(model), model.hooks(fwd_hooks=hooks):
             model(tokens, stop_at_layer=layer + 1)
     return {
         name: [torch.stack([found[name][i] for i in (own[:1] if name in bare else own)]) for own in wanted]

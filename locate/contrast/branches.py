@@ -14,7 +14,7 @@ from locate.engine import Branch, FrozenRun, Intervention, PatternPin, Pin
 from locate.engine.calls import Beside
 from locate.engine.rows import rows_of
 from locate.errors import SiteError
-from locate.model.anatomy import once
+from locate.model.found import once
 from locate.sites.places import hooks_of
 from locate.sites.site import Kind, hook_name
 

@@ -15,6 +15,7 @@ from locate.errors import LocateError
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact
 from locate.model.devices import input_device
+from locate.model.running import running
 from locate.sites.table import hook_name
 
 _STREAM = hook_name("embed")
@@ -196,7 +197,7 @@ def subject_embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> F
 def _embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, "token _"]]:
     """The same, with what the model's other modules that look tokens up make of them, by name."""
     tokens = torch.cat([prompt.tokens[slice(*prompt.subject_span)] for prompt in prompts])
-    with torch.no_grad():
+    with running(model):
         return {_STREAM: model.embed(tokens.to(input_device(model))[None])[0], **embedded(model, tokens)}
 
 
@@ -218,8 +219,8 @@ def reference_embeddings(model: TransformerBridge, facts: Sequence[Fact]) -> Flo
 
 
 def _reference(model: TransformerBridge, facts: Sequence[Fact]) -> dict[str, Float[Tensor, "token _"]]:
-    known = _embeddings(model, [encode_fact(model, fact) for fact in facts]) if facts else {_STREAM: torch.empty(0)}
-    if (n := len(known[_STREAM])) < 2:
+    known = _embeddings(model, [encode_fact(model, fact) for fact in facts]) if facts else {}
+    if (n := len(known.get(_STREAM, ()))) < 2:
         raise LocateError(f"The reference set needs subjects with at least two tokens, found {n}.")
     return known
 

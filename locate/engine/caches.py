@@ -10,8 +10,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import Cache, DynamicCache
 
 from locate.engine.readout import only_logits_at
-from locate.model.anatomy import once
 from locate.model.devices import input_device
+from locate.model.found import once
+from locate.model.running import running
 
 _N_TOKENS = 3
 _CLOSE = 1e-2  # of the spread of the logits: a cache that forgets is off by about 1
@@ -166,5 +167,5 @@ def _few(model: TransformerBridge) -> Tensor:
 def _logits(model: TransformerBridge, tokens: Tensor, cache: Cache | None) -> Tensor:
     extra = {} if cache is None else {"past_key_values": cache}
     at = torch.tensor([0]), torch.tensor([tokens.shape[1] - 1])
-    with torch.no_grad(), only_logits_at(model, *at):
+    with running(model), only_logits_at(model, *at):
         return model(tokens, **extra)[0].float()

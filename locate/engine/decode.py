@@ -14,6 +14,7 @@ from locate.engine.caches import empty_cache
 from locate.engine.readout import only_logits_at
 from locate.errors import NumericsError
 from locate.model.devices import input_device
+from locate.model.running import running
 
 # From the logits and the number of the step to a token per row.
 Choose = Callable[[Float[Tensor, "row vocab"], int], Int[Tensor, "row"]]
@@ -41,7 +42,7 @@ def continue_tokens(
     extra = {} if cache is None else {"past_key_values": cache}
     while True:
         given = new if extra else torch.cat([tokens.cpu(), made], dim=1)
-        with torch.no_grad(), only_logits_at(model, rows, torch.full_like(rows, given.shape[1] - 1)):
+        with running(model), only_logits_at(model, rows, torch.full_like(rows, given.shape[1] - 1)):
             logits = model(given.to(device), **extra)[0]
         # The largest is not finite wherever one is NaN or too large.
         if not bool(logits.amax(-1).isfinite().all()):

@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.readout import only_logits_at
-from locate.model.anatomy import once
 from locate.model.devices import input_device
+from locate.model.found import once
+from locate.model.running import running
 
 
 def other_embeddings(model: TransformerBridge) -> tuple[str, ...]:
@@ -31,12 +32,11 @@ def embedded(model: TransformerBridge, tokens: Int[Tensor, "token"]) -> dict[str
     {}
     """
     modules = dict(model.original_model.named_modules())
-    with torch.no_grad():
+    with running(model):
         given = tokens.to(input_device(model))[None]
         return {name: modules[name](given)[0] for name in other_embeddings(model)}
 
 
-@torch.no_grad()
 def _find(model: TransformerBridge) -> tuple[str, ...]:
     tokens = torch.tensor([[3, 1, 2]], device=input_device(model))
     found: list[str] = []
@@ -57,7 +57,7 @@ def _find(model: TransformerBridge) -> tuple[str, ...]:
     ]  # fmt: skip
     handles = [module.register_forward_hook(look(name)) for name, module in leaves]
     try:
-        with only_logits_at(model, torch.tensor([0]), torch.tensor([2])):
+        with running(model), only_logits_at(model, torch.tensor([0]), torch.tensor([2])):
             model(tokens)
     finally:
         for handle in handles:

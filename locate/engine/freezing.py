@@ -19,10 +19,11 @@ from locate.engine.hooking import Hook, hook_points, hooked, keep_in, listen
 from locate.engine.readout import only_logits_at, unembedded
 from locate.engine.run import FrozenRun, Readouts
 from locate.errors import LocateError, ModelError
-from locate.model.anatomy import once
 from locate.model.context import check_room
 from locate.model.devices import input_device
+from locate.model.found import once
 from locate.model.held import HeldWeights
+from locate.model.running import running
 from locate.names import DEFAULT_BUDGET
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
@@ -96,7 +97,7 @@ def refreeze(run: FrozenRun) -> FrozenRun:
     kept, calls, recorder, carried = dict(run.kept), list(run.calls), Recorder(), Carried()
     rows, states = torch.arange(len(run.tokens)), list(run.residuals[: layer + 1])
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(running(model))
         stack.enter_context(hooked(model, run.hooks))
         for name, point in hook_points(model, list(run.kept)).items():
             stack.callback(listen(point, keep_in(kept, name)).remove)
@@ -195,7 +196,7 @@ def _record(
             states.append(args[0])
 
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
+        stack.enter_context(running(model))
         stack.enter_context(hooked(model, hooks))
         for block in model.blocks:
             stack.callback(block.register_forward_pre_hook(call, with_kwargs=True).remove)

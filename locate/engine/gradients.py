@@ -12,6 +12,7 @@ from locate.engine.hooking import hooked, listen
 from locate.engine.readout import only_logits_at
 from locate.errors import LocateError
 from locate.model.parameters import frozen_parameters
+from locate.model.running import running
 
 
 def state_gradients(
@@ -36,7 +37,7 @@ def state_gradients(
 
     model: TransformerBridge = run.model
     with ExitStack() as stack:
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(running(model, grad=True))
         stack.enter_context(run.weights.entered())
         stack.enter_context(frozen_parameters(model))
         stack.enter_context(hooked(model, run.hooks))

@@ -14,8 +14,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.engine.branch import Branch
 from locate.engine.interventions import Intervention
 from locate.errors import SiteError, suggest
-from locate.model.anatomy import once
 from locate.model.devices import input_device
+from locate.model.found import once
+from locate.model.running import running
 
 Hook = tuple[str, Callable[..., Any]]
 
@@ -89,9 +90,9 @@ def _is_live(model: TransformerBridge, name: str) -> bool:
     generator = torch.Generator().manual_seed(0)
 
     def disturb(value: Tensor) -> Tensor:
-        return value + torch.rand(value.shape, generator=generator).to(value)
+        return value + torch.rand(value.shape, generator=generator, dtype=torch.float32).to(value)
 
-    with torch.no_grad():
+    with running(model):
         before = model(tokens)
         handle = listen(hook_points(model, [name])[name], disturb)
         try:

@@ -7,8 +7,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze
-from locate.model.anatomy import once
 from locate.model.devices import input_device
+from locate.model.found import once
 
 _TOKENS = (1, 2, 3, 4)
 
@@ -35,7 +35,7 @@ def _count(model: TransformerBridge) -> int:
         # Two rows alike but for one earlier token.
         states = run.residuals[layer][:, position:].repeat(2, 1, 1)
         spread = float(states.float().std())
-        states[1, 0] += (torch.randn(states.shape[-1], generator=generator) * spread).to(states)
+        states[1, 0] += (torch.randn(states.shape[-1], generator=generator, dtype=torch.float32) * spread).to(states)
         branch = Branch(layer=layer, rows=torch.zeros(2, dtype=torch.long), states=states)
         one, other = run.resume(position, [branch])
         if not torch.equal(one, other):

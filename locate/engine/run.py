@@ -1,8 +1,7 @@
 """The resume engine: run a prompt once, then run again only what a change can reach.
 
-A causal model computes the state at (layer, position) from earlier layers and positions alone. So a
-change there leaves all of them as they are, and everything that follows needs only later blocks on
-later positions, attending to keys and values that never change.
+A causal model computes the state at (layer, position) from earlier layers and positions alone. So a change there leaves
+all of them as they are, and all that follows needs later blocks on later positions alone, and keys that never change.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from locate.engine.readout import only_logits_at, read_logits
 from locate.engine.rows import Budget, rows_of
 from locate.errors import ModelError, SiteError
 from locate.model.held import HeldWeights
+from locate.model.running import running
 
 Readouts = tuple[Int[Tensor, "readout"], Int[Tensor, "readout"]]
 # From logits, and the frozen row that each of them continues, to one or more numbers per row.
@@ -127,7 +127,7 @@ class FrozenRun:
         results: list[Tensor] = []
         order: list[Tensor] = []
         in_place = self.weights.entered(grad=grad)
-        with torch.set_grad_enabled(grad), in_place, self.model.hooks(fwd_hooks=list(hooks)):
+        with running(self.model, grad=grad), in_place, self.model.hooks(fwd_hooks=list(hooks)):
             for parts in chunks(branches, self.rows_at_a_time(position)):
                 indices = torch.cat([torch.arange(start, start + len(part)) for start, part in parts])
                 local = torch.full((total,), -1)
@@ -165,7 +165,7 @@ class FrozenRun:
         self._check_resumable()
         states: dict[int, Tensor] = {}
         carried = carried_by([branch])
-        with torch.no_grad(), self.weights.entered(), intervening(self.model, [branch], self._offsets(position)):
+        with running(self.model), self.weights.entered(), intervening(self.model, [branch], self._offsets(position)):
             hidden = branch.states
             for layer in range(branch.layer, max(layers) + 1):
                 if layer in layers:
@@ -194,7 +194,7 @@ class FrozenRun:
         stop = self.n_layers if final else max(stops)
         for ((_, part),) in chunks([branch], self.rows_at_a_time(position)):
             kept: dict[str, Tensor] = {}
-            with torch.no_grad(), self.weights.entered(), ExitStack() as stack:
+            with running(self.model), self.weights.entered(), ExitStack() as stack:
                 for name, point in hook_points(self.model, [name for name in names if name not in final]).items():
                     stack.callback(listen(point, keep_in(kept, name)).remove)
                 # Entered last, so that what is recorded is what a block computes, and not what it is made to say.

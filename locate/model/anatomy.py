@@ -1,9 +1,9 @@
-"""What a model is made of: its layers, and whatever else is found about its architecture once and kept with it."""
+"""What a model is made of: its layers."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -12,31 +12,14 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import ModelError, SiteError
 from locate.model.devices import input_device
+from locate.model.found import once
+from locate.model.running import running
 
-T = TypeVar("T")
-
-_FOUND = "_locate_found"
 _N_TOKENS = 4
 # Of the largest state in a sum, in units of its precision: a few roundings, and much less than any term.
 _ROUNDING = 16
 # By how much of its spread an input must move to have read a stream that was disturbed by about its own spread.
 _MOVED = 0.1
-
-
-def once(model: TransformerBridge, name: str, find: Callable[[], T]) -> T:
-    """What was found about a model's architecture under a name; found now if it was not yet.
-
-    It is kept with the model and goes with it. What depends on weights, a prompt or a precision does not belong here.
-
-    >>> once(model, "answer of an example", lambda: 42)
-    42
-    >>> once(model, "answer of an example", lambda: 43)
-    42
-    """
-    found: dict[str, Any] = vars(model).setdefault(_FOUND, {})
-    if name not in found:
-        found[name] = find()
-    return found[name]
 
 
 def check_layer(model: TransformerBridge, layer: int) -> int:
@@ -161,7 +144,6 @@ _LOOKED_AT = {
 }  # fmt: skip
 
 
-@torch.no_grad()
 def _find(model: TransformerBridge) -> Anatomy:
     n = model.cfg.n_layers
     # Row 0 is left alone; row l + 1 has what layer l's attention adds disturbed.
@@ -177,7 +159,8 @@ def _find(model: TransformerBridge) -> Anatomy:
             # By about as much as the stream that the MLP would read.
             spread = sum(float(seen[layer][one].float().std()) for one in ("entering", "attn"))
             changed = value.clone()
-            changed[layer + 1] += (torch.randn(value.shape[1:], generator=generator) * spread).to(value)
+            noise = torch.randn(value.shape[1:], generator=generator, dtype=torch.float32)
+            changed[layer + 1] += (noise * spread).to(value)
             return changed
 
         return hook
@@ -186,7 +169,7 @@ def _find(model: TransformerBridge) -> Anatomy:
     for layer, block in enumerate(model.blocks):
         known = {name: f"blocks.{layer}.{path}" for name, path in _LOOKED_AT.items() if _part(block, path) is not None}
         hooks += [(path, look(layer, name)) for name, path in known.items()]
-    with model.hooks(fwd_hooks=hooks), _one_logit(model):
+    with running(model), model.hooks(fwd_hooks=hooks), _one_logit(model):
         model(tokens)
     after = [*(one["entering"] for one in seen[1:]), seen[-1]["leaving"]]
     return Anatomy(layers=tuple(map(_layer, model.blocks, seen, after)))

@@ -13,7 +13,7 @@ from torch.autograd.graph import increment_version, saved_tensors_hooks
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import ModelError
-from locate.model.anatomy import once
+from locate.model.found import once
 from locate.model.weights import hf_modules, hf_parameters
 
 # On a parameter: how much of its version comes from exchanges, and not from changes of the values that it points to.

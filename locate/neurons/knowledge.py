@@ -20,6 +20,7 @@ from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target
 from locate.model.parameters import frozen_parameters
+from locate.model.running import running
 from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
 
@@ -192,9 +193,9 @@ def attribute_neurons(
     names = [hook_name("neuron", layer) for layer in range(n)]
     run = freeze(model, tokens[None], keep=names, budget=budget)
     result = []
-    shares = torch.arange(1, steps + 1) / steps
+    shares = torch.arange(1, steps + 1, dtype=torch.float32) / steps
     at_once = Budget(tokens=budget).rows(steps, gradients=True)
-    with torch.enable_grad(), frozen_parameters(model):
+    with running(model, grad=True), frozen_parameters(model):
         for layers in in_parts(range(n), at_once):
             own = [run.kept[names[layer]][0, last] for layer in layers]
             scaled = [(w[None] * shares.to(w)[:, None])[:, None].requires_grad_() for w in own]

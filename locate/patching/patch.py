@@ -32,6 +32,7 @@ from locate.patching.sites import PatchSite, patch_site
 By = Sequence[Literal["layer", "position", "head", "neuron"]]
 
 
+@torch.inference_mode(False)  # what screening takes gradients of is made along the way
 def patch(
     model: TransformerBridge,
     clean: Text | Sequence[Text] | Contrast,

@@ -31,7 +31,7 @@ def estimate(
     target, source, rows = contrast.target, contrast.source, contrast.rows
     names = {layer: site.gradient_hook(layer) for layer in layers}
     values, gradients = state_gradients(target, list(names.values()), contrast.measure(metric))
-    result = torch.zeros(len(layers), len(places), len(units))
+    result = torch.zeros(len(layers), len(places), len(units), dtype=torch.float32)
     chosen = torch.tensor(units)
     for index, layer in enumerate(layers):
         name = names[layer]

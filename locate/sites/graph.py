@@ -10,7 +10,8 @@ from jaxtyping import Bool
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import SiteError
-from locate.model.anatomy import Anatomy, anatomy, once
+from locate.model.anatomy import Anatomy, anatomy
+from locate.model.found import once
 from locate.sites.components import Component, parse
 
 

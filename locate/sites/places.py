@@ -6,7 +6,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.hooking import hook_points
 from locate.errors import SiteError
-from locate.model.anatomy import once
+from locate.model.found import once
 from locate.sites.table import Row, site_row
 
 

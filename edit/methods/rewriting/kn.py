@@ -119,7 +119,7 @@ class KN(Rewriting):
             for site in sites:
                 column = changes.setdefault(site.layer, {})
                 assert site.neuron is not None
-                column[site.neuron] = column.get(site.neuron, torch.zeros(())) + change
+                column[site.neuron] = column.get(site.neuron, torch.zeros_like(change)) + change
             edits.append(
                 {
                     "request": request.describe(), "prompt": fact.prompt, "subject": fact.subject,
@@ -131,7 +131,7 @@ class KN(Rewriting):
         deltas: dict[str, LowRank] = {}
         for at, columns in sorted(changes.items()):
             down = down_projection(model, at)
-            picks = torch.zeros(len(columns), down.key_size)
+            picks = torch.zeros(len(columns), down.key_size, dtype=torch.float32)
             picks[torch.arange(len(columns)), torch.tensor(list(columns))] = 1
             delta = stored(torch.stack(list(columns.values()), dim=1), picks, down)
             deltas[down.name] = self.stabilised(delta, down, earlier)

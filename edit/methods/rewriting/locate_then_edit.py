@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
 
+import torch
 from jaxtyping import Float
 from pydantic import BeforeValidator
 from torch import Tensor, nn
@@ -106,12 +107,14 @@ class LocateThenEdit(Rewriting):
             objective = stabiliser.objective(objective)
         return objective
 
+    @torch.inference_mode(False)  # also what is made on the way is part of gradients
     def fit_with(self, job: Job) -> Fitted[WeightUpdate]:
         """See ``EditingMethod.fit``."""
         layers = self.edited_layers(job.model, job.layer)
         prepared = self._prepared(job)
         return self.write(replace(prepared, statistics=self._statistics(job, layers)))
 
+    @torch.inference_mode(False)
     def fit_each(
         self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
         values: Sequence[Value] | None = None, progress: bool = True,

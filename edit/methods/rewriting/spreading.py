@@ -132,7 +132,7 @@ class Spreading(LocateThenEdit):
         if self.place == "resid":
             scale = _scale(found, layer)
         else:
-            scale = torch.ones(1) if layer == last else _scale(found, layer) / _scale(found, last)
+            scale = torch.ones(1, dtype=torch.float32) if layer == last else _scale(found, layer) / _scale(found, last)
         return keys, residuals * scale
 
     # Whether what is there now is averaged over prefixes as the key is, so that W'k̄ can be exact.

@@ -6,7 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import locate
 from locate import ModelError
-from locate.model.anatomy import LayerAnatomy, anatomy, once
+from locate.model.anatomy import LayerAnatomy, anatomy
+from locate.model.found import once
 from tests import tiny
 
 PLAIN = {
