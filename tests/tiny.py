@@ -151,6 +151,7 @@ def stand_in(folder: Path) -> Path:
     kept = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(raw)), eos_token="<|endoftext|>", pad_token="<|endoftext|>"
     )
+    kept.chat_template = tokenizer.chat_template
     kept.save_pretrained(folder)
     torch.manual_seed(0)
     small = {
