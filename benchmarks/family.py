@@ -25,12 +25,17 @@ from locate.model.weights import model_fingerprint
 from locate.store.hashes import fingerprint
 
 _PUBLISHED = edit.ValueObjective(steps=25, learning_rate=0.5, stop="loss")
+_ALONE = edit.ValueObjective()
 METHODS: dict[str, Any] = {
-    "ROME, published form and objective": lambda corpus: edit.ROME(original=True, objective=_PUBLISHED, corpus=corpus),
-    "R-ROME, published objective": lambda corpus: edit.ROME(objective=_PUBLISHED, corpus=corpus),
-    "ROME, published form": lambda corpus: edit.ROME(original=True, corpus=corpus),
+    "ROME, published form and objective": lambda corpus: edit.ROME(
+        original=True, openings=(), objective=_PUBLISHED, corpus=corpus
+    ),
+    "R-ROME, published objective": lambda corpus: edit.ROME(
+        bare_weight=0.5, openings=(), objective=_PUBLISHED, corpus=corpus
+    ),
+    "ROME, published form": lambda corpus: edit.ROME(original=True, objective=_ALONE, openings=(), corpus=corpus),
     "R-ROME": lambda corpus: edit.ROME(corpus=corpus),
-    "R-ROME, plain mean": lambda corpus: edit.ROME(bare_weight=None, corpus=corpus),
+    "R-ROME, plain mean": lambda corpus: edit.ROME(bare_weight=None, objective=_ALONE, openings=(), corpus=corpus),
     "MEMIT": lambda corpus: edit.MEMIT(corpus=corpus),
     "EMMET": lambda corpus: edit.EMMET(corpus=corpus),
     "PMET": lambda corpus: edit.PMET(corpus=corpus),
@@ -40,7 +45,6 @@ METHODS: dict[str, Any] = {
 # The same objective at the same place and layer: values are found once.
 _VALUES_OF = {
     "R-ROME, published objective": "ROME, published form and objective",
-    "R-ROME": "ROME, published form",
     "R-ROME, plain mean": "ROME, published form",
     "AlphaEdit": "MEMIT",
 }

@@ -9,6 +9,7 @@ neighbourhood, then by P(new) on the prompt). No fact does both.
 
 import argparse
 import random
+from dataclasses import replace
 from typing import Any
 
 import edit
@@ -25,8 +26,8 @@ def split(n_test: int, n_sweep: int, model: str, seed: int = 0) -> tuple[list[Fa
     return facts[:n_test], facts[n_test : n_test + n_sweep]
 
 
-def _weight(text: str) -> float | None:
-    return None if text == "none" else float(text)
+def _weight(text: str) -> float | str | None:
+    return {"none": None, "even": "even"}[text] if text in ("none", "even") else float(text)
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=50)
     parser.add_argument("--original", action="store_true", help="the original ROME instead of R-ROME")
     parser.add_argument(
-        "--bare-weight", type=_weight, default=0.5, help="of R-ROME's mean key; 'none' for a plain mean"
+        "--bare-weight", type=_weight, default="even", help="of R-ROME's mean key; 'none' for a plain mean"
     )
     parser.add_argument("--learning-rate", type=float, default=None, help="instead of the default")
     parser.add_argument("--corpus", default=SAMPLED, help="for key statistics")
@@ -47,7 +48,7 @@ def main() -> None:
     model = locate.load_model(arguments.model)
     test, sweep = split(arguments.facts, arguments.sweep, arguments.model)
     given: dict[str, Any] = {"stop": arguments.stop, "learning_rate": arguments.learning_rate}
-    objective = edit.ValueObjective(**{name: value for name, value in given.items() if value is not None})
+    objective = replace(edit.ROME().objective, **{name: value for name, value in given.items() if value is not None})
     prefixes = tuple(edit.sample_prefixes(model)[1:])
     form = "ROME's original form" if arguments.original else f"R-ROME, bare prompt {arguments.bare_weight}"
     print(f"{machine()}; {arguments.model}; {form}; stop: {objective.stop}; learning rate {objective.learning_rate}")

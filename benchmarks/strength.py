@@ -9,7 +9,6 @@ highest probability: where it passes a lower one it is what an optimisation that
 """
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from benchmarks.timing import machine
 from edit.names import SAMPLED
 from edit.values.contexts import Contexts, build_contexts
 from edit.values.objective import Value, ValueObjective
-from edit.values.optimisation import _Optimisation
+from edit.values.optimisation import Reached, _Optimisation
 from locate.engine import DEFAULT_BUDGET
 
 _SHOWN = {
@@ -60,7 +59,9 @@ def sweep(
 ) -> pd.DataFrame:
     """Percentages over the cases, by probability and form."""
     prefixes = edit.sample_prefixes(model, edit.ROME().prefix_lengths)
-    options: dict[str, Any] = {"prefixes": tuple(prefixes[1:]), "corpus": corpus}
+    options: dict[str, Any] = {
+        "prefixes": tuple(prefixes[1:]), "corpus": corpus, "objective": ValueObjective(), "openings": (),
+    }  # fmt: skip
     forms = {
         "original": edit.ROME(original=True, **options), "R-ROME, plain mean": edit.ROME(bare_weight=None, **options),
         **{f"R-ROME, bare prompt {weight:g}": edit.ROME(bare_weight=weight, **options) for weight in bare},
@@ -110,11 +111,11 @@ class _Watched(_Optimisation):
         self.wanted: list[float] = []
         self.passed: dict[float, Value] = {}
 
-    def _stops(self, index: int, loss: float, nll: float, first: bool) -> bool:
+    def _stops(self, index: int, now: Reached) -> bool:
         for probability in self.wanted:
-            if first and probability not in self.passed and math.exp(-nll) >= probability:
+            if now.first and probability not in self.passed and now.probability >= probability:
                 self.passed[probability] = self._value(index)
-        return super()._stops(index, loss, nll, first)
+        return super()._stops(index, now)
 
 
 if __name__ == "__main__":

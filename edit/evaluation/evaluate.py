@@ -88,7 +88,9 @@ def evaluate(
         with within(model, update):
             written = write_texts(model, requests, asking, progress=progress)
         texts = pd.concat([written.assign(model="edited"), baseline.texts.assign(model="unedited")], ignore_index=True)
-    plain = baseline.answers.rows.assign(model="unedited", same_answer=True, same_tokens=1.0, kl=0.0)
+    named = [_missed(update, request) for request in requests]
+    edited["missed"] = [named[case] for case in edited["case"]]
+    plain = baseline.answers.rows.assign(model="unedited", missed=False, same_answer=True, same_tokens=1.0, kl=0.0)
     return Evaluation(rows=pd.concat([edited, plain], ignore_index=True), texts=texts)
 
 
@@ -142,6 +144,16 @@ def _each(
             yield from (method.fit(model, [request], progress=False, **where) for request in group)
         else:
             yield from together(model, group, progress=progress, **where)
+
+
+def _missed(update: Change, request: EditRequest) -> bool:
+    """Whether the record of a change says that the value of a request did not reach its target."""
+    wanted = (request.fact.prompt, request.fact.subject, request.target_new)
+    info = getattr(update, "info", {})
+    edits = [edit for part in info.get("merged", info.get("batches", [info])) for edit in part.get("edits", ())]
+    return any(
+        edit.get("missed", False) and (edit["prompt"], edit["subject"], edit["target_new"]) == wanted for edit in edits
+    )
 
 
 def _judge(model: TransformerBridge, update: Change, before: Baseline, part: slice, progress: bool) -> pd.DataFrame:

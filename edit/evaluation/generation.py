@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.decode import continue_tokens, greedy
+from locate.engine.decode import continue_tokens, end_tokens, greedy
 from locate.engine.rows import WRITING_BUDGET, Budget, Extent, passes
 from locate.facts.prompts import encode_text
 from locate.model.context import check_room, room_of
@@ -71,7 +71,7 @@ def _normal(text: str) -> str:
 
 
 def _decode(model: TransformerBridge, tokens: Tensor, max_new_tokens: int) -> list[str]:
-    ends, room = _end_tokens(model), room_of(model)
+    ends, room = end_tokens(model), room_of(model)
     if room is not None:
         max_new_tokens = min(max_new_tokens, room + 1 - tokens.shape[1])
     made = torch.empty(len(tokens), 0, dtype=torch.long)
@@ -82,12 +82,6 @@ def _decode(model: TransformerBridge, tokens: Tensor, max_new_tokens: int) -> li
         if all(finished):
             break
     return [_cut(model, row.tolist(), ends) for row in made]
-
-
-def _end_tokens(model: TransformerBridge) -> set[int]:
-    configured = getattr(model.original_model.generation_config, "eos_token_id", None)
-    listed = configured if isinstance(configured, list) else [configured]
-    return {token for token in (*listed, model.tokenizer.eos_token_id) if token is not None}
 
 
 def _cut(model: TransformerBridge, tokens: list[int], ends: set[int]) -> str:

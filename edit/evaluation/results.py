@@ -47,6 +47,7 @@ _MEASURES = (
     Measure("efficacy tokens", "efficacy", "token_accuracy", "prompt: tokens of o*, forced (zsRE efficacy)"),
     Measure("paraphrase tokens", "paraphrase", "token_accuracy", "paraphrases: tokens of o*, forced (zsRE paraphrase)"),
     Measure("specificity tokens", "unrelated", "token_accuracy", "unrelated: its tokens, forced (zsRE specificity)"),
+    Measure("missed", "efficacy", "missed", "edits whose value did not reach o* when it was fitted"),
     Measure("specificity own tokens", "unrelated", "same_tokens", "unrelated: choices as before the edit, forced"),
 )
 _WRITTEN = (
@@ -64,15 +65,15 @@ class Evaluation:
     Attributes:
         rows: columns ``case, subject, target, target_new, probe, prompt, logprob_new, logprob_true,
             probability_new, probability_true, rank_new, rank_true, success, tokens_new, tokens_true, token_accuracy,
-            generation, exact_match, model, same_answer, same_tokens, kl``. ``model`` is ``"edited"`` or ``"unedited"``;
-            ``probe`` is ``"efficacy"``, ``"paraphrase"``, ``"neighbourhood"`` or ``"unrelated"``, whose
+            generation, exact_match, model, missed, same_answer, same_tokens, kl``. ``model`` is ``"edited"`` or
+            ``"unedited"``; ``probe`` is ``"efficacy"``, ``"paraphrase"``, ``"neighbourhood"`` or ``"unrelated"``, whose
             ``target`` is its own answer. ``tokens_new`` and ``tokens_true`` show how the answers are spelled, token by
             token with ``|`` between. Log-probabilities are means per token in nats, probabilities and ranks those of
             the first token that tells the two answers apart, after those that both begin with; ``success`` is o* over
             o, and o over o* for neighbours and unrelated prompts; ``token_accuracy`` is the share of the wanted
             answer's tokens that are predicted, teacher-forced. ``same_answer``, ``same_tokens`` and ``kl`` (in nats)
             compare with the unedited model: its first answer (there as well), its choices in place of those tokens,
-            and its distribution.
+            and its distribution. ``missed`` says that the edit's value did not reach its target when it was fitted.
         texts: where fluency was asked for, columns ``case, prompt, text, entropy, model``, and ``reference`` where
             there were references: the similarity of all of a case's texts to its own.
 
@@ -108,6 +109,8 @@ class Evaluation:
             cases: dict[str, pd.Series] = {}
             for measure in _MEASURES:
                 values = _per_case(rows.query("probe == @measure.probe"), measure.column)
+                if measure.name == "missed" and not self.missed:
+                    continue
                 if len(values):
                     cases[measure.name] = values
                     line = _interval(values, state, confidence, seed, measure.column != _NO_SHARE)
@@ -124,6 +127,20 @@ class Evaluation:
                     table.setdefault(measure.name, {}).update(_interval(values, state, confidence, seed, False))
                     meanings[measure.name] = measure.meaning
         return pd.DataFrame.from_dict(table, orient="index").assign(meaning=pd.Series(meanings, dtype=object))
+
+    @property
+    def missed(self) -> list[str]:
+        """The edits whose values did not reach their targets when they were fitted, as far as changes say so.
+
+        >>> evaluation.missed
+        []
+        """
+        if "missed" not in self.rows:
+            return []
+        asked = self.rows.query("probe == 'efficacy' and model == 'edited'")
+        own = asked[asked["missed"].fillna(False).astype(bool)].drop_duplicates("case")
+        texts = zip(own["prompt"], own["target"], own["target_new"], strict=True)
+        return [f"{prompt}: {old} → {new}" for prompt, old, new in texts]
 
     def save(self, path: str | Path) -> Path:
         """Write the rows as CSV, and the texts, where there are any, beside them (``rows.csv``, ``rows.texts.csv``)."""

@@ -1,7 +1,7 @@
 """The texts under which a new value must hold: the prompt alone and after sampled prefixes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Int
@@ -9,6 +9,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.requests.requests import EditRequest
+from edit.values.endings import endings_of
 from locate.engine import DEFAULT_BUDGET
 from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
@@ -22,6 +23,9 @@ from locate.model.running import running
 
 _OPENERS = ("The", "Therefore", "Because", "I", "You")
 _ESSENCE = "{} is a"
+
+# Texts that name a subject, and what the prompt then calls it.
+Openings = tuple[tuple[str, str], ...]
 
 
 def sample_prefixes(
@@ -79,11 +83,14 @@ class Contexts:
     """All texts of a request. They stay as long as they are until some are run together.
 
     Attributes:
-        asking: the prompt under each prefix, the bare one first, each with the new target but for its last token.
+        asking: the prompt under each prefix, the bare one first, each with the new target but for its last token, which
+            is there as well where the answer shall end.
+        restated: the same of texts that name the subject first and ask about it then.
         essence: ``"{subject} is a"``, under which the model should stay as it is.
         target: ids of the new target.
         label: says which request it is, in messages.
         spelled: the new target's tokens as text.
+        endings: tokens of which one shall follow the target; none where it need not end.
     """
 
     asking: tuple[Context, ...]
@@ -91,11 +98,13 @@ class Contexts:
     target: Int[Tensor, "token"]
     label: str = ""
     spelled: tuple[str, ...] = ()
+    restated: tuple[Context, ...] = ()
+    endings: Int[Tensor, "ending"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))
 
     @property
     def rows(self) -> tuple[Context, ...]:
         """Those that ask for the target, and the essence last."""
-        return (*self.asking, self.essence)
+        return (*self.asking, *self.restated, self.essence)
 
     @property
     def extent(self) -> Extent:
@@ -119,6 +128,9 @@ class AlignedContexts:
         targets: for each readout, the token that is wanted.
         askers: for each readout, its request.
         essences: for each request, row and column of the prediction that should not drift.
+        ends: rows and columns whose logits predict what follows the targets that shall end, request by request.
+        enders: for each of these, its request.
+        endings: for each request, the tokens that may follow; -1 fills the rows.
     """
 
     tokens: Int[Tensor, "row position"]
@@ -129,6 +141,9 @@ class AlignedContexts:
     targets: Int[Tensor, "readout"]
     askers: Int[Tensor, "readout"]
     essences: tuple[Int[Tensor, "request"], Int[Tensor, "request"]]
+    ends: tuple[Int[Tensor, "end"], Int[Tensor, "end"]]
+    enders: Int[Tensor, "end"]
+    endings: Int[Tensor, "request ending"]
 
     def only(self, requests: Int[Tensor, "kept"]) -> tuple[Int[Tensor, "_"], "AlignedContexts"]:
         """The rows of some requests, in ascending order, and the contexts with these rows alone."""
@@ -137,17 +152,30 @@ class AlignedContexts:
         new_row[rows] = torch.arange(len(rows))
         new_request = torch.full((len(self.essences[0]),), -1)
         new_request[requests] = torch.arange(len(requests))
-        kept = torch.isin(self.askers, requests)
+        kept, ending = torch.isin(self.askers, requests), torch.isin(self.enders, requests)
         return rows, AlignedContexts(
             tokens=self.tokens[rows], attention_mask=self.attention_mask[rows], site=self.site,
             owner=new_request[self.owner[rows]], targets=self.targets[kept], askers=new_request[self.askers[kept]],
             readouts=(new_row[self.readouts[0][kept]], self.readouts[1][kept]),
             essences=(new_row[self.essences[0][requests]], self.essences[1][requests]),
+            ends=(new_row[self.ends[0][ending]], self.ends[1][ending]), enders=new_request[self.enders[ending]],
+            endings=self.endings[requests],
         )  # fmt: skip
 
 
-def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: list[str]) -> Contexts:
+def build_contexts(
+    model: TransformerBridge, request: EditRequest, prefixes: Sequence[str], *, openings: Openings = (),
+    ends: bool = False,
+) -> Contexts:  # fmt: skip
     """Tokenise a request under its prefixes.
+
+    Args:
+        model: whose tokenizer.
+        request: what is asked for.
+        prefixes: texts to stand before the prompt, the empty one first.
+        openings: texts that name the subject before the prompt asks about it: each with ``{}`` in its place, and the
+            word that stands for it in the prompt.
+        ends: whether the answer shall end.
 
     Raises:
         FactError: a text is too long or cannot be used, or the new target begins with white space alone.
@@ -157,8 +185,11 @@ def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: lis
     """
     fact = request.fact
     target = _taught(model, request)
-    asking = tuple(_context(encode_fact(model, fact, prefix=prefix), target[:-1]) for prefix in prefixes)
-    longest = max(len(row.tokens) for row in asking)
+    given = target if ends else target[:-1]
+    asking = tuple(_context(encode_fact(model, fact, prefix=prefix), given) for prefix in prefixes)
+    templates = [opening + fact.prompt.replace("{}", word) for opening, word in openings]
+    restated = tuple(_context(encode_fact(model, fact, template=template), given) for template in templates)
+    longest = max(len(row.tokens) for row in (*asking, *restated))
     check_room(model, longest, fact.text, beside="its longest prefix and the target")
     essence = _context(encode_fact(model, fact, template=_ESSENCE), target[:0])
     return Contexts(
@@ -167,6 +198,8 @@ def build_contexts(model: TransformerBridge, request: EditRequest, prefixes: lis
         target=target,
         label=request.describe(),
         spelled=tuple(token_strings(model, target)),
+        restated=restated,
+        endings=endings_of(model, encode_fact(model, fact), request.target_new) if ends else target[:0],
     )
 
 
@@ -202,6 +235,7 @@ def align_contexts(contexts: Sequence[Contexts]) -> AlignedContexts:
     tokens, mask = aligned([row.tokens for _, row in rows], [row.site for _, row in rows])
     readouts: list[tuple[int, int, int, int]] = []
     essences: list[tuple[int, int]] = []
+    ends: list[tuple[int, int, int]] = []
     for place, (index, row) in enumerate(rows):
         start = site - row.site
         if row is contexts[index].essence:
@@ -209,11 +243,15 @@ def align_contexts(contexts: Sequence[Contexts]) -> AlignedContexts:
             continue
         wanted = enumerate(contexts[index].target.tolist())
         readouts += [(place, start + row.end + step, token, index) for step, token in wanted]
+        if len(contexts[index].endings):
+            ends.append((place, start + row.end + len(contexts[index].target), index))
     places, columns, targets, askers = torch.tensor(readouts).T
     essence_rows, essence_columns = torch.tensor(essences).T
+    end_rows, end_columns, enders = torch.tensor(ends, dtype=torch.long).view(-1, 3).T
     return AlignedContexts(
         tokens=tokens, attention_mask=mask, site=site, owner=torch.tensor([index for index, _ in rows]),
         readouts=(places, columns), targets=targets, askers=askers, essences=(essence_rows, essence_columns),
+        ends=(end_rows, end_columns), enders=enders, endings=padded([one.endings for one in contexts], fill=-1),
     )  # fmt: skip
 
 

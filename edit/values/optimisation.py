@@ -1,7 +1,7 @@
 """Finding the values v* that make the model say the new objects, for many requests at once."""
 
 from collections.abc import Sequence
-from math import exp
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,9 @@ from locate.sites.table import hook_name
 
 # In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
 _DIVERGED = 1.0
+
+# A value that makes its object less likely than not when the steps are over has missed it.
+_REACHED = 0.5
 
 
 def optimise_value(
@@ -76,6 +79,22 @@ def optimise_values(
     return [values[index] for index in range(len(contexts))]
 
 
+class Reached(NamedTuple):
+    """What a request has reached at a step.
+
+    Attributes:
+        loss: its objective.
+        first: whether the new object is the first answer in every context.
+        probability: of the new object, as a geometric mean over contexts and tokens.
+        end: that the answer ends there, likewise; 1 where it need not.
+    """
+
+    loss: float
+    first: bool
+    probability: float
+    end: float
+
+
 class _Optimisation:
     """One group of requests on its way to their values."""
 
@@ -107,6 +126,8 @@ class _Optimisation:
         self.deltas = [torch.zeros_like(own, requires_grad=True) for own in self.initial]
         self.losses: list[list[float]] = [[] for _ in contexts]
         self.stopped = [f"after {objective.steps} steps"] * len(contexts)
+        self.reached: dict[int, Reached] = {}
+        self.converged: set[int] = set()
 
     def run(self) -> list[Value]:
         """Take the steps, and give what was found."""
@@ -116,19 +137,24 @@ class _Optimisation:
         with running(self.model, grad=True), frozen_parameters(self.model):
             for step in range(self.objective.steps + 1):
                 rows, joint = self.joint.only(active)
-                readouts, essences = self._logits(rows, joint, active)
+                readouts, ends, essences = self._logits(rows, joint, active)
                 scores = essences.float().log_softmax(-1)
                 if undisturbed is None:
                     undisturbed = scores.detach()
                 targets = joint.targets.to(readouts.device)
                 each = F.cross_entropy(readouts.float(), targets, reduction="none")
-                nll = _mean_by(each, joint.askers, len(active))
+                ending = -_log_chance(ends.float().log_softmax(-1), joint.endings[joint.enders])
+                nll = _mean_by(torch.cat([each, ending]), torch.cat([joint.askers, joint.enders]), len(active))
                 drift = F.kl_div(undisturbed[active], scores, log_target=True, reduction="none").sum(-1)
                 loss = nll + self.objective.kl_weight * drift + self._decay(active).to(nll.device)
                 self._check(loss, active, step)
                 first = _mean_by((readouts.argmax(-1) == targets).float(), joint.askers, len(active)) == 1
-                now = zip(active.tolist(), loss.tolist(), nll.tolist(), first.tolist(), strict=True)
-                going = torch.tensor([not self._stops(*one) for one in now])
+                likely = (-_mean_by(each, joint.askers, len(active))).exp()
+                ended = (-_mean_by(ending, joint.enders, len(active))).exp()
+                reached = zip(loss.tolist(), first.tolist(), likely.tolist(), ended.tolist(), strict=True)
+                now = [Reached(*one) for one in reached]
+                self.reached |= dict(zip(active.tolist(), now, strict=True))
+                going = torch.tensor([not self._stops(i, one) for i, one in zip(active.tolist(), now, strict=True)])
                 if step == self.objective.steps or not going.any():
                     break
                 own = [self.deltas[i] for i in active.tolist()]
@@ -145,8 +171,8 @@ class _Optimisation:
         self._check_descent()
         return [self._value(index) for index in range(len(self.contexts))]
 
-    def _logits(self, rows: Tensor, joint: AlignedContexts, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits at the readouts and at the essences, with every request's δ in place."""
+    def _logits(self, rows: Tensor, joint: AlignedContexts, active: Tensor) -> tuple[Tensor, ...]:
+        """Logits at the readouts, where answers shall end, and at the essences, with every request's δ in place."""
         site = self.joint.site
         deltas = torch.stack([self.deltas[i] for i in active.tolist()])[joint.owner]
         if self.place == "resid":
@@ -158,9 +184,10 @@ class _Optimisation:
                 layer=self.layer, rows=rows, states=self.frozen.residuals[self.layer][rows, site:],
                 interventions={name: Shift(values=deltas[:, i]) for i, name in enumerate(self.hooks)},
             )  # fmt: skip
-        at = (torch.cat([joint.readouts[0], joint.essences[0]]), torch.cat([joint.readouts[1], joint.essences[1]]))
+        parts = (joint.readouts, joint.ends, joint.essences)
+        at = (torch.cat([rows for rows, _ in parts]), torch.cat([columns for _, columns in parts]))
         logits = self.frozen.resume(site, [branch], at=at, grad=True)
-        return logits[: len(joint.targets)], logits[len(joint.targets) :]
+        return logits.split([len(rows) for rows, _ in parts])
 
     def _decay(self, active: Tensor) -> Tensor:
         own = torch.stack([self.deltas[i] for i in active.tolist()])
@@ -208,24 +235,28 @@ class _Optimisation:
         label = self.contexts[index].label
         return f"{label}: " if label else ""
 
-    def _stops(self, index: int, loss: float, nll: float, first: bool) -> bool:
+    def _stops(self, index: int, now: Reached) -> bool:
         objective = self.objective
-        if objective.stop == "loss" and loss < objective.loss_threshold:
+        likely = now.probability >= objective.probability and now.end >= objective.end
+        if objective.stop == "loss" and now.loss < objective.loss_threshold:
             self.stopped[index] = f"loss below {objective.loss_threshold}"
-        elif objective.stop == "first" and first and exp(-nll) >= objective.probability:
+        elif objective.stop == "first" and now.first and likely:
             self.stopped[index] = "the new object is first under every prefix"
         else:
             return False
+        self.converged.add(index)
         return True
 
     def _value(self, index: int) -> Value:
-        rows = (self.joint.owner == index).nonzero().squeeze(1)[:-1]  # without the essence
+        rows = self.bare[index] + torch.arange(len(self.contexts[index].asking))
+        probability = self.reached[index].probability
         initial, delta = self.initial[index, -1], self.deltas[index].detach()[-1]
         return Value(
             value=initial + delta, initial=initial, written=self.written[index],
             keys=self._at_site(self.frozen.kept[hook_name("down_in", self.layer)], rows).cpu(),
             outputs=self._at_site(self.frozen.kept[hook_name("down_out", self.layer)], rows).cpu(),
-            losses=tuple(self.losses[index]), stopped=self.stopped[index],
+            losses=tuple(self.losses[index]), stopped=self.stopped[index], probability=probability,
+            missed=index not in self.converged and probability < _REACHED,
             layer=self.layer, place=self.place, label=self.contexts[index].label,
         )  # fmt: skip
 
@@ -233,7 +264,14 @@ class _Optimisation:
         return states[rows.to(states.device), self.joint.site].float()
 
 
+def _log_chance(scores: Tensor, tokens: Tensor) -> Tensor:
+    """Of one among several tokens, where -1 is none."""
+    tokens = tokens.to(scores.device)
+    return scores.gather(1, tokens.clamp_min(0)).masked_fill(tokens < 0, -torch.inf).logsumexp(-1)
+
+
 def _mean_by(values: Tensor, groups: Tensor, n: int) -> Tensor:
+    """The mean of each group's values, 0 where it has none."""
     groups = groups.to(values.device)
-    counts = torch.bincount(groups, minlength=n)
+    counts = torch.bincount(groups, minlength=n).clamp_min(1)
     return values.new_zeros(n).index_add(0, groups, values) / counts

@@ -70,6 +70,17 @@ def continued(
     return torch.cat([tokens.cpu(), *last], dim=1)
 
 
+def end_tokens(model: TransformerBridge) -> set[int]:
+    """Ids of the tokens with which the model ends a text.
+
+    >>> model.tokenizer.eos_token_id in end_tokens(model)
+    True
+    """
+    configured = getattr(model.original_model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return {token for token in (*listed, model.tokenizer.eos_token_id) if token is not None}
+
+
 def greedy(logits: Float[Tensor, "row vocab"], step: int) -> Int[Tensor, "row"]:
     """The likeliest token.
 

@@ -1,5 +1,6 @@
 """What all locate-then-edit methods share: from requests to contexts, values and statistics, and to solving again."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -24,7 +25,7 @@ from edit.statistics import KeyStatistics, collect_statistics
 from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
-from locate.errors import FactError, NumericsError
+from locate.errors import FactError, NumericsError, listed
 from locate.model.precision import Precision, check_precision
 from locate.model.weights import DownProjection, down_projection, fingerprint
 
@@ -106,6 +107,10 @@ class LocateThenEdit(Rewriting):
         for stabiliser in self.stabilisers:
             objective = stabiliser.objective(objective)
         return objective
+
+    def contexts_of(self, model: TransformerBridge, request: EditRequest, prefixes: Sequence[str]) -> Contexts:
+        """The texts under which a request's value must hold."""
+        return build_contexts(model, request, prefixes, ends=self.value_objective().end > 0)
 
     @torch.inference_mode(False)  # also what is made on the way is part of gradients
     def fit_with(self, job: Job) -> Fitted[WeightUpdate]:
@@ -218,17 +223,19 @@ class LocateThenEdit(Rewriting):
         """A job with its contexts, without statistics; ``together`` for requests that share a model."""
         requests = checked(job.requests, together=together)
         prefixes = self.texts_before(job.model)
-        contexts = [build_contexts(job.model, request, prefixes) for request in requests]
+        contexts = [self.contexts_of(job.model, request, prefixes) for request in requests]
         # One that earlier edits have made true is written all the same, so that later edits leave it alone.
         if not job.earlier.changes:
             check_answered(job.model, requests, contexts, budget=self.budget)
         return Prepared(job=replace(job, requests=requests), contexts=contexts, prefixes=prefixes, statistics={})
 
     def _values(self, job: Job, contexts: Sequence[Contexts], layer: int) -> list[Value]:
-        return optimise_values(
+        values = optimise_values(
             job.model, contexts, layer, self.value_objective(), place=self.place, budget=self.budget,
             precision=self.precision, progress=job.progress,
         )  # fmt: skip
+        warn_of_missed(values)
+        return values
 
     def _check_values(self, known: Sequence[Value], contexts: Sequence[Contexts], layer: int) -> None:
         """Whether values that were given are of these requests, and were found where this method would find them."""
@@ -273,6 +280,21 @@ class LocateThenEdit(Rewriting):
         for one in collected.values():
             one.check_rank()
         return collected
+
+
+def warn_of_missed(values: Sequence[Value]) -> None:
+    """Say so where values do not make their objects likely, so that edits to them will not be said.
+
+    >>> warn_of_missed([])
+    """
+    if missed := [value for value in values if value.missed]:
+        told = [f"{value.label}: {value.probability:.2g} {value.stopped} in layer {value.layer}" for value in missed]
+        warnings.warn(
+            f"{len(missed)} of {len(values)} values did not reach their targets (the probability of the new answer in "
+            "the texts that the value is optimised for); these edits are written, and will hardly be said. Give the "
+            "objective more steps, another layer, or a target that this model can say:\n" + listed(told),
+            stacklevel=4,
+        )
 
 
 def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | None = 0.5) -> Float[Tensor, "d"]:

@@ -1,18 +1,20 @@
 """Rank-one model editing: write one fact into one down-projection."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
+from pydantic import AfterValidator
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import Share, Unchecked, hyperparameters
+from edit.hyperparameters import Share, Told, Unchecked, hyperparameters, refused
 from edit.methods.base import EarlierEdits, Fitted, Written
 from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared, mean_over_prefixes
 from edit.methods.rewriting.record import described_edit, record
@@ -23,12 +25,28 @@ from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
 from edit.requests.requests import EditRequest
 from edit.statistics import KeyStatistics
-from edit.values.objective import Value
+from edit.values.contexts import Contexts, Openings, build_contexts
+from edit.values.objective import ENDING_OBJECTIVE, Value, ValueObjective
 from locate.errors import NumericsError, SiteError
 from locate.model.weights import DownProjection, down_projection
 
 # ROME edits an early layer: 5 of 32 in Llama-type models, and 4 of 30 in a sweep (benchmarks/RESULTS.md).
 _DEPTH = 0.145
+
+_Weight = Annotated[Share | Literal["even"], Told('must be from 0 to 1, found {}. "even" and None are possible, too.')]
+
+
+def _with_places(openings: Openings) -> Openings:
+    if any(text.count("{}") != 1 or not word.strip() for text, word in openings):
+        raise refused("each is a text with one {{}} and a word, such as ('About {{}}. ', 'it'); found {}.")
+    return openings
+
+
+_Openings = Annotated[
+    Openings,
+    Told("give pairs of a text with one {{}} and a word, such as (('About {{}}. ', 'it'),); found {}."),
+    AfterValidator(_with_places),
+]
 
 
 @hyperparameters
@@ -44,11 +62,16 @@ class ROME(LocateThenEdit):
         original: False (default) uses the mean key k̄ over all prefixes everywhere, so that W'k̄ = v*
             exactly (R-ROME, Gupta et al. 2024, arXiv:2403.07175). True mixes it with the bare prompt's
             key as the original code does.
-        bare_weight: of the bare prompt in the mean key, by default as MEMIT's mean has it; None for as much as any one
-            prefix, as published for R-ROME. A model without a first token of its own has another key for a subject that
-            opens the text than for one after a prefix, and with None the bare prompt gets a part of the value only
-            (efficacy 96% in place of 100 on 50 CounterFact edits, benchmarks/RESULTS.md). The original form's k̄ is
-            the plain mean, as published.
+        bare_weight: of the bare prompt's key in the mean key. A model without a first token of its own has another key
+            for a subject that opens the text than for one after a prefix, and a mean of both need not give either the
+            whole of the value. ``"even"`` (default) is the weight from 0 to 1 with which both get the same part of it;
+            what is added is then δ itself, so that W'k̄ = W k̄ + δ. 0.5 is MEMIT's, None as much as any one prefix,
+            as published for R-ROME. The original form's k̄ is the plain mean, as published.
+        openings: texts that name the subject before the prompt asks about it, with ``{}`` in its place, and the word
+            that then stands for it in the prompt. The value must hold there too: what a prompt's own wording does not
+            decide carries over to others (benchmarks/RESULTS.md). () for none, as published.
+        objective: how values are optimised, by default so that the answer ends after the new object, which is what it
+            takes for it to be said; ``ValueObjective()`` asks for the new object alone.
 
     >>> update = edit.ROME(layer=4).fit(model, [edit.EditRequest(fact, target_new="Rome")])
     >>> update.rank
@@ -58,9 +81,11 @@ class ROME(LocateThenEdit):
     one_by_one: ClassVar[bool] = True
 
     prefix_lengths: Lengths = ((5, 10), (10, 10))
+    objective: ValueObjective = ENDING_OBJECTIVE
     layer: Annotated[Where | None, Unchecked] = None
     original: bool = False
-    bare_weight: Share | None = 0.5
+    bare_weight: _Weight | None = "even"
+    openings: _Openings = (("{}: ", "this"), ("About {}. ", "it"), ("{}\n", "it"))
 
     @property
     def writes_again(self) -> bool:
@@ -84,6 +109,11 @@ class ROME(LocateThenEdit):
     def value_layer(self, model: TransformerBridge, where: Where | None) -> int:
         """The layer that ``fit`` would edit."""
         return self.resolve_layer(model, where)
+
+    def contexts_of(self, model: TransformerBridge, request: EditRequest, prefixes: Sequence[str]) -> Contexts:
+        """See ``LocateThenEdit.contexts_of``; with the openings."""
+        ends = self.value_objective().end > 0
+        return build_contexts(model, request, prefixes, openings=self.openings, ends=ends)
 
     def write(self, prepared: Prepared) -> Fitted[WeightUpdate]:
         """Write one request after the other, each on the model with the earlier ones in place."""
@@ -129,7 +159,7 @@ class ROME(LocateThenEdit):
             delta = self.stabilised(self._rank_one(down, value, statistics), down, earlier)
         except NumericsError as error:
             raise NumericsError(f"{request.describe()}: {error}") from error
-        return delta, self._written(down, value)
+        return delta, self._written(down, value, statistics)
 
     def solve(self, problem: Problem) -> Factors:
         """See ``LocateThenEdit.solve``; each key is written after the ones before it."""
@@ -145,19 +175,35 @@ class ROME(LocateThenEdit):
         return torch.stack(lefts, dim=1), torch.stack(rights)
 
     def _rank_one(self, down: DownProjection, value: Value, statistics: KeyStatistics) -> LowRank:
-        key, output = self._written_at(value)
-        right = self._direction(self._mean(value.keys), key, statistics)
+        key, output = self._written_at(value, statistics)
+        mean = value.keys.mean(0) if self.original else key
+        right = self._direction(mean, key, statistics)
         left = value.value.cpu().double() - output.double()
         return stored(left[:, None], right[None], down)
 
-    def _written_at(self, value: Value) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
-        """The key that is given the value, and what the down-projection gives there now."""
+    def _written_at(
+        self, value: Value, statistics: KeyStatistics
+    ) -> tuple[Float[Tensor, "d_mlp"], Float[Tensor, "d_model"]]:
+        """The key that is given the value, and the output that the value is given instead of."""
         if self.original:
             return value.keys[0], value.outputs[0]
-        return self._mean(value.keys), self._mean(value.outputs)
+        if self.bare_weight == "even":
+            return mean_over_prefixes(value.keys, self._even_weight(value, statistics)), value.outputs[0]
+        return tuple(mean_over_prefixes(rows, self.bare_weight) for rows in (value.keys, value.outputs))
 
-    def _mean(self, rows: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
-        return mean_over_prefixes(rows, None if self.original else self.bare_weight)
+    def _even_weight(self, value: Value, statistics: KeyStatistics) -> float | None:
+        """Of the bare prompt's key, so that u = C⁻¹k̄ has the same product with it as with the prefixes' mean.
+
+        Where none from 0 to 1 does that, the nearest. None where there are no prefixes, or all keys are alike.
+        """
+        if len(value.keys) == 1:
+            return None
+        keys = torch.stack([value.keys[0], value.keys[1:].mean(0)], dim=1).double()
+        products = keys.T @ statistics.solve(keys, ridge=self._extra_ridge(statistics.second_moment.diagonal()))
+        between = float(products[0, 0] + products[1, 1] - 2 * products[0, 1])
+        if between <= 0:
+            return None
+        return min(1.0, max(0.0, float(products[1, 1] - products[0, 1]) / between))
 
     def _direction(
         self, mean_key: Float[Tensor, "d_mlp"], key: Float[Tensor, "d_mlp"], statistics: KeyStatistics
@@ -173,7 +219,7 @@ class ROME(LocateThenEdit):
             )
         return direction / scale
 
-    def _written(self, down: DownProjection, value: Value) -> Written:
-        key, output = self._written_at(value)
+    def _written(self, down: DownProjection, value: Value, statistics: KeyStatistics) -> Written:
+        key, output = self._written_at(value, statistics)
         wanted = key.double() @ matrix_of(down).T + (value.value.cpu().double() - output.double())
         return Written(layer=down.layer, keys=key[None].float(), values=wanted[None].float())

@@ -122,7 +122,7 @@ def close(found, expected, tolerance):
 
 
 def test_rome_gives_the_mean_key_its_value(case):
-    method = ROME(layer=case.layer, **case.options)
+    method = ROME(layer=case.layer, bare_weight=0.5, openings=(), **case.options)
     for update, value in zip(method.fit_each(case.model, REQUESTS, values=case.values), case.values, strict=True):
         assert update.rank == 1
         with torch.no_grad(), update.applied(case.model):

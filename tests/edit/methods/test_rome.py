@@ -1,6 +1,7 @@
 """ROME: the value is written exactly, nothing else moves, and bad input is refused."""
 
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import edit
 from benchmarks import literal_rome
+from edit.evaluation import evaluate
 from edit.methods import ROME
 from edit.requests.requests import EditRequest
 from edit.statistics import key_statistics
@@ -34,7 +36,7 @@ OBJECTIVE = ValueObjective(steps=4)
 @pytest.fixture
 def rome(corpus, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path))
-    return ROME(layer=1, objective=OBJECTIVE, prefixes=PREFIXES, corpus=corpus)
+    return ROME(layer=1, objective=OBJECTIVE, prefixes=PREFIXES, corpus=corpus, bare_weight=0.5, openings=())
 
 
 @pytest.fixture
@@ -90,6 +92,58 @@ def test_the_bare_prompt_may_have_a_weight_of_its_own(weight, llama, rome):
     with torch.no_grad(), weighted.fit(llama, [EditRequest(TOWER)]).applied(llama):
         written = llama.blocks[1].mlp.out(key[None, None])[0, 0]
     torch.testing.assert_close(written, value.value, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_even_weight_gives_the_bare_prompt_and_prefixes_the_same_part(kind, rome):
+    model = tiny.bridge(kind)
+    contexts = build_contexts(model, EditRequest(TOWER), ["", *PREFIXES])
+    value = optimise_value(model, contexts, 1, OBJECTIVE)
+    update = dense(model, dataclasses.replace(rome, bare_weight="even").fit(model, [EditRequest(TOWER)])).double()
+    inverse = torch.linalg.inv(key_statistics(model, 1, corpus=rome.corpus).second_moment.double())
+    bare, others = value.keys[0].double(), value.keys[1:].double().mean(0)
+    chances = torch.linspace(0, 1, 100_001, dtype=torch.float64)[:, None]
+    means = chances * bare + (1 - chances) * others
+    apart = (means @ inverse @ (bare - others)).abs()  # of the parts that both get
+    mean = means[apart.argmin()]
+    delta = (value.value - value.initial).double()
+    expected = torch.outer(delta, inverse @ mean) / (mean @ inverse @ mean)
+    assert (update - expected).norm() < 1e-3 * expected.norm()
+    torch.testing.assert_close(update @ mean, delta, atol=1e-3, rtol=0)
+    if 0 < apart.argmin() < len(chances) - 1:
+        torch.testing.assert_close(update @ bare, delta, atol=1e-3, rtol=0)
+        torch.testing.assert_close(update @ others, delta, atol=1e-3, rtol=0)
+
+
+def test_the_default_teaches_where_the_answer_ends_and_other_openings(llama):
+    contexts = ROME().contexts_of(llama, EditRequest(TOWER), ["", *PREFIXES])
+    texts = [llama.tokenizer.decode(one.tokens) for one in contexts.restated]
+    assert texts[0] == "The Eiffel Tower: In Europe, this is located in the city of Rome"
+    assert len(texts) == 3
+    assert llama.tokenizer(".", add_special_tokens=False)["input_ids"][0] in contexts.endings.tolist()
+    with pytest.raises(NumericsError, match="openings: each is a text with one"):
+        ROME(openings=(("About it. ", "it"),))
+
+
+def test_a_value_that_misses_its_target_is_named(llama, rome):
+    with pytest.warns(
+        UserWarning, match=r"1 of 1 values did not reach their targets.*\n.*Paris → Rome: 0\.\d+ after 4"
+    ):
+        update = rome.fit(llama, [EditRequest(TOWER)])
+    assert update.info["edits"][0]["missed"]
+    assert update.info["edits"][0]["probability"] < 0.5
+    evaluation = evaluate(llama, update, [EditRequest(TOWER), EditRequest(LOUVRE)], generate=False)
+    rows = evaluation.rows
+    assert rows[rows["missed"]][["model", "case"]].drop_duplicates().to_numpy().tolist() == [["edited", 0]]
+    assert evaluation.missed == [update.info["edits"][0]["request"]]
+    assert evaluation.summary().loc["missed", "edited"] == 50
+    # A stop rule that is met is no miss, however unlikely the answer is.
+    far = dataclasses.replace(rome, objective=ValueObjective(steps=4, stop="loss", loss_threshold=1e3))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        reached = far.fit(llama, [EditRequest(TOWER)])
+    assert not reached.info["edits"][0]["missed"]
+    assert "missed" not in evaluate(llama, reached, [EditRequest(TOWER)], generate=False).summary().index
 
 
 def test_as_much_as_a_prefix_is_the_published_weight(llama, rome):
@@ -152,6 +206,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
         "layer": 1,
         "original": False,
         "bare_weight": 0.5,
+        "openings": [],
         "objective": dataclasses.asdict(OBJECTIVE),
         "layers": [1],
         "precision": "model",
@@ -171,6 +226,8 @@ def test_the_update_says_how_it_was_made(llama, rome):
         "answer_tokens": [" Rome"],
         "losses": pytest.approx(value.losses),
         "stopped": "after 4 steps",
+        "probability": pytest.approx(value.probability),
+        "missed": True,
         "value_norm": pytest.approx(float(value.value.norm())),
         "initial_norm": pytest.approx(float(value.initial.norm())),
     }
