@@ -335,7 +335,8 @@ def test_what_earlier_edits_made_true_is_written_all_the_same(name, llama, metho
         with saying(llama, "Rome"), pytest.raises(FactError, match="already answers"):
             session.edit(REQUESTS[4], progress=False)
         assert session.requests == REQUESTS[:4]
-        assert (weight(llama) - before).norm() > 0
+        if name != "ROME":  # which writes the key with the value that it has
+            assert (weight(llama) - before).norm() > 0
         if name != "KN":  # which has no keys
             assert len(session.earlier().written[1].keys) == 4
 
