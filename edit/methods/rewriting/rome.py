@@ -189,7 +189,8 @@ class ROME(LocateThenEdit):
             return value.keys[0], value.outputs[0]
         if self.bare_weight == "even":
             return mean_over_prefixes(value.keys, self._even_weight(value, statistics)), value.outputs[0]
-        return tuple(mean_over_prefixes(rows, self.bare_weight) for rows in (value.keys, value.outputs))
+        weight = self.bare_weight
+        return mean_over_prefixes(value.keys, weight), mean_over_prefixes(value.outputs, weight)
 
     def _even_weight(self, value: Value, statistics: KeyStatistics) -> float | None:
         """Of the bare prompt's key, so that u = C⁻¹k̄ has the same product with it as with the prefixes' mean.
