@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from edit.changes.change import Change, check_in_weights, within
 from locate.errors import ModelError, UpdateError
 from locate.model.weights import hf_modules
+from locate.model.wrapped import adapted_layers
 
 _RECORD = "edit.json"
 
@@ -80,8 +81,8 @@ def _plain_model(model: TransformerBridge) -> PreTrainedModel:
     missing = sorted(name for name in wanted if name not in state or state[name].is_meta)
     if missing:
         raise ModelError(
-            f"{len(missing)} weights are not in memory, {missing[0]} among them. "
-            "Load the model without quantisation or offloading."
+            f"{len(missing)} weights are not in memory as the model names them, {missing[0]} among them. "
+            f"{_cause(model, any(name in state for name in missing))}"
         )
     # The bridge gives an output layer without bias one of zeros, for which the original has no place.
     added = [name for name in state if name not in wanted and state[name].any()]
@@ -94,6 +95,19 @@ def _plain_model(model: TransformerBridge) -> PreTrainedModel:
     plain.tie_weights()
     plain.generation_config = copy.deepcopy(original.generation_config)
     return plain
+
+
+def _cause(model: TransformerBridge, without_values: bool) -> str:
+    """Why weights are missing, and what to do."""
+    layers = adapted_layers(hf_modules(model))
+    if layers:
+        return (
+            f"A peft adapter stands around {len(layers)} layers, {layers[0]} among them. Merge it into the weights "
+            "(merge_and_unload()), load the merged model and edit that."
+        )
+    if without_values:
+        return "They were offloaded and hold no values. Load the model on a device that holds all of it."
+    return "Other modules stand in their place, as quantisation puts them there. Load the model without quantisation."
 
 
 def _state(model: TransformerBridge) -> dict[str, Tensor]:

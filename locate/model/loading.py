@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformer_lens.model_bridge.sources.transformers import determine_architecture_from_hf_config
@@ -17,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from locate.errors import ModelError, suggest
 from locate.model.bundled import bundled_folder
+from locate.model.wrapped import check_plain
 from locate.names import DEFAULT_MODEL
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -42,8 +44,8 @@ def load_model(
         device_map: placement over several devices through accelerate, instead of ``device``.
 
     Raises:
-        ModelError: no such model, a folder without weights, or an architecture that
-            TransformerLens does not know.
+        ModelError: no such model, a folder without weights, an architecture that TransformerLens does
+            not know, an adapter that is not merged, or weights that were offloaded.
 
     >>> import locate
     >>> model = locate.load_model("smollm2-135m")
@@ -56,6 +58,8 @@ def load_model(
                 "A loaded model needs its tokenizer: load_model(hf_model, tokenizer=AutoTokenizer.from_pretrained(…))."
             )
         return _bridge(model, tokenizer, getattr(model.config, "_name_or_path", "") or "in-memory")
+    if isinstance(model, nn.Module):
+        check_plain(model)
     if not isinstance(model, str | Path):
         raise ModelError(
             f"load_model takes a name, a folder or a Hugging Face model, found {type(model).__name__}. "
@@ -124,6 +128,7 @@ def _source(name: str) -> dict[str, str]:
 
 
 def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> TransformerBridge:
+    check_plain(hf_model)
     if hasattr(hf_model, "set_attn_implementation"):
         hf_model.set_attn_implementation("eager")
     hf_model.eval()

@@ -18,6 +18,7 @@ from locate import ModelError, UpdateError
 from locate.model.weights import hf_parameters, model_fingerprint
 from tests import tiny
 from tests.edit.changes.test_updates import make, prints
+from tests.wrapping import Adapted
 
 TOKENS = torch.arange(3, 11)[None]
 
@@ -247,5 +248,25 @@ def test_refuses_an_output_bias_that_the_original_does_not_have(model, tmp_path)
 
 def test_refuses_offloaded_weights(model, tmp_path):
     model.blocks[1].mlp.out.original_component.to("meta")
-    with pytest.raises(ModelError, match=r"1 weights are not in memory, model.layers.1.mlp.down_proj.weight"):
+    with pytest.raises(ModelError, match=r"^1 weights .*, model.layers.1.mlp.down_proj.weight .*They were offl"):
+        export(model, None, tmp_path / "m")
+
+
+def test_names_an_adapter_that_is_not_merged(model, tmp_path):
+    owner = model.blocks[1].mlp.out
+    owner._modules["_original_component"] = Adapted(owner.original_component)
+    message = (
+        r"^1 weights .*, model.layers.1.mlp.down_proj.weight among them. "
+        r"A peft adapter stands around 1 layers, model.layers.1.mlp.down_proj among them. Merge .*merge_and_unload\(\)"
+    )
+    with pytest.raises(ModelError, match=message):
+        export(model, None, tmp_path / "m")
+
+
+def test_names_modules_that_store_weights_otherwise(model, tmp_path):
+    matrix = model.blocks[1].mlp.out.original_component
+    matrix.register_parameter("weight", None)
+    matrix.register_buffer("qweight", torch.zeros(2, 2, dtype=torch.int32))
+    message = r"^1 weights .*, model.layers.1.mlp.down_proj.weight among them. Other modules .* without quantisation"
+    with pytest.raises(ModelError, match=message):
         export(model, None, tmp_path / "m")
