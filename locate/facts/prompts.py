@@ -184,18 +184,25 @@ def encode_target(
     # Special tokens are left out: one that the tokenizer puts at the end would stand between the two.
     base = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     ids = tokenizer(prompt + follows, add_special_tokens=False)["input_ids"]
-    found = ids[len(base) :] if ids[: len(base)] == base else _by_itself(model, prompt, base, follows)
+    found = ids[len(base) :] if ids[: len(base)] == base else []
+    # A space at a prompt's end belongs to the answer's first token; alone it is rarely what a model was taught on.
+    if not found and (joined or not prompt[-1:].isspace()):
+        found = _by_itself(model, base, follows)
     if not found:
-        raise FactError(
-            f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. "
-            "End the prompt at a word boundary, without a trailing space."
+        bare = prompt.rstrip()
+        remedy = (
+            f"Give the prompt {bare!r} and the target {prompt[len(bare) :] + follows!r}, or joined=True to ask for "
+            "it after the space as it stands."
+            if bare not in ("", prompt) and not joined
+            else "End the prompt at a word boundary, without a trailing space."
         )
+        raise FactError(f"The target {target!r} does not follow the prompt {prompt!r} as separate tokens. {remedy}")
     if tokenizer.unk_token_id in found and tokenizer.unk_token not in target:
         raise FactError(f"The target {target!r} is unknown to the model's tokenizer.")
     return torch.tensor(found)
 
 
-def _by_itself(model: TransformerBridge, prompt: str, base: list[int], follows: str) -> list[int]:
+def _by_itself(model: TransformerBridge, base: list[int], follows: str) -> list[int]:
     """The tokens of an answer whose first ones would merge with the prompt's last; none where it has none of its own.
 
     Words that are joined, as in scripts without spaces, may share a token when they are written together. A model that
@@ -206,8 +213,6 @@ def _by_itself(model: TransformerBridge, prompt: str, base: list[int], follows: 
     def decoded(ids: list[int]) -> str:
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
-    if prompt[-1:].isspace():
-        return []
     for anchor in ("", "\n"):  # the second where a tokenizer puts a space before every text
         before = tokenizer(anchor, add_special_tokens=False)["input_ids"] if anchor else []
         ids = tokenizer(anchor + follows, add_special_tokens=False)["input_ids"]

@@ -121,8 +121,21 @@ def test_an_empty_target_is_refused(plain, target):
 
 
 def test_a_target_that_merges_with_a_trailing_space_is_refused(model):
-    with pytest.raises(FactError, match=r"does not follow the prompt .*without a trailing space"):
+    message = r"does not follow the prompt .*Give the prompt '.* city of' and the target ' Paris', or joined=True"
+    with pytest.raises(FactError, match=message):
         encode_target(model, "The Eiffel Tower is located in the city of ", "Paris")
+
+
+@pytest.mark.parametrize(("prompt", "target"), [("import numpy as ", "np"), ("def f(x):\n    ", "return")])
+def test_a_joined_target_follows_a_trailing_space_as_it_stands(model, prompt, target):
+    def ids(text):
+        return model.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    found = encode_target(model, prompt, target, joined=True).tolist()
+    assert model.tokenizer.decode(ids(prompt) + found) == prompt + target
+    bare = prompt.rstrip()  # the other remedy
+    moved = encode_target(model, bare, prompt[len(bare) :] + target).tolist()
+    assert ids(bare) + moved == ids(prompt + target)
 
 
 def test_a_target_unknown_to_the_tokenizer_is_refused():
