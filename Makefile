@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 WORKERS ?= 2
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
-.PHONY: demo test test-all install lint types bench notebooks facts face pictures wheel clean
+.PHONY: demo test test-all install lint types bench notebooks facts face pictures architectures wheel clean
 
 # FACT: a facts file, a JSON object, or the id of a shipped fact. ARGS: any option of `locate-edit demo`.
 # Handed on through the environment: a fact may hold quotes and dollars.
@@ -70,6 +70,10 @@ face: $(READY)
 # Accept what figures look like now (tests/pictures).
 pictures: $(READY)
 	$(BIN)/python -m tests.drawings
+
+# Try every type of model and write docs/architectures.md. TYPES: only these, as the table names them.
+architectures: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures $(TYPES)
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel

@@ -47,6 +47,7 @@ def causal_trace(
         value[1:, start:end] += corruption.noise(value[0, start:end])
         return value
 
+    known = model.hook_dict
     table = torch.full((length, n_layers), float("nan"))
     every = [(position, layer) for position in range(length) for layer in range(n_layers)]
     for position, layer in every if sites is None else sites:
@@ -60,7 +61,8 @@ def causal_trace(
             value[1:, position] = value[0, position]
             return value
 
-        patches = [(names[kind].format(one), restore) for one in layers]
+        # Not every layer has attention, or an MLP.
+        patches = [(name, restore) for name in map(names[kind].format, layers) if name in known]
         with torch.no_grad(), model.hooks(fwd_hooks=[("embed.hook_out", corrupt), *patches]):
             logits = model(batch)
         table[position, layer] = logits[1:, -1].softmax(-1)[:, answer].mean().cpu()

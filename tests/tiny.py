@@ -118,12 +118,16 @@ def hf_model(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale
     """A Hugging Face model of this kind with random weights, larger than usual so that nothing is near uniform."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(kind, **{**CONFIGS, **OTHER_CONFIGS, **BESIDE_CONFIGS}[kind])
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(scale)
-    return model
+    return enlarged(AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager"), scale)
+
+
+@torch.no_grad()
+def enlarged(model, scale: float):
+    """A model with its matrices multiplied, in evaluation mode."""
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.mul_(scale)
+    return model.eval()
 
 
 def bridge(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32, scale: float = 4.0):

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from edit.changes.change import Change, check_in_weights, within
 from locate.errors import ModelError, UpdateError
+from locate.model.copies import copied
 from locate.model.weights import hf_modules
 from locate.model.wrapped import adapted_layers
 
@@ -91,7 +92,10 @@ def _plain_model(model: TransformerBridge) -> PreTrainedModel:
             f"{type(original).__name__} has no place for {', '.join(added)}. Set it back to zero, or load "
             "the model again."
         )
+    state |= {one.name: one.effective() for one in copied(model)}
     plain.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    if _held_apart(plain):
+        plain.config.get_text_config().tie_word_embeddings = plain.config.tie_word_embeddings = False
     plain.tie_weights()
     plain.generation_config = copy.deepcopy(original.generation_config)
     return plain
@@ -108,6 +112,14 @@ def _cause(model: TransformerBridge, without_values: bool) -> str:
     if without_values:
         return "They were offloaded and hold no values. Load the model on a device that holds all of it."
     return "Other modules stand in their place, as quantisation puts them there. Load the model without quantisation."
+
+
+def _held_apart(plain: PreTrainedModel) -> bool:
+    """Whether the embedding and the unembedding have other values than each other."""
+    ends: list[Any] = [plain.get_input_embeddings(), plain.get_output_embeddings()]
+    if None in ends or ends[0].weight.shape != ends[1].weight.shape:
+        return False
+    return not torch.equal(ends[0].weight, ends[1].weight)
 
 
 def _state(model: TransformerBridge) -> dict[str, Tensor]:

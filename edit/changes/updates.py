@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.change import Change
 from edit.changes.lowrank import LowRank, deltas_in, factors_of
 from locate.errors import DataError, UpdateError, suggest
+from locate.model.copies import copied
 from locate.model.held import exchange
 from locate.model.weights import fingerprint, hf_parameters
 from locate.store.tensors import Kind, read_tensors, write_tensors
@@ -250,7 +251,13 @@ def load_update(path: str | Path) -> WeightUpdate:
 def _find(model: TransformerBridge, deltas: Mapping[str, LowRank]) -> dict[str, nn.Parameter]:
     """The live parameters that the deltas name, which must have the deltas' shapes."""
     known = hf_parameters(model)
+    unread = {one.name for one in copied(model)}
     for name, delta in deltas.items():
+        if name in unread:
+            raise UpdateError(
+                f"The model does not compute with {name}, but with copies of its query, key and value, so a change of "
+                "it would do nothing. Change model.blocks[layer].attn.q, .k or .v in place; an export writes it back."
+            )
         if name not in known:
             raise UpdateError(f"The model has no parameter {name!r}. {suggest(name, known)}")
         if tuple(known[name].shape) != delta.shape:

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corrupted
 from locate.engine.embedding import embedded
+from locate.engine.hooking import hook_points, keep_in, listen
 from locate.errors import LocateError
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact
@@ -197,8 +198,16 @@ def subject_embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> F
 def _embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> dict[str, Float[Tensor, "token _"]]:
     """The same, with what the model's other modules that look tokens up make of them, by name."""
     tokens = torch.cat([prompt.tokens[slice(*prompt.subject_span)] for prompt in prompts])
-    with running(model):
-        return {_STREAM: model.embed(tokens.to(input_device(model))[None])[0], **embedded(model, tokens)}
+    kept: dict[str, Tensor] = {}
+    # As they pass the hook point, which may be scaled: the module's output alone is not.
+    listener = listen(hook_points(model, [_STREAM])[_STREAM], keep_in(kept, _STREAM))
+    try:
+        with running(model):
+            model.embed(tokens.to(input_device(model))[None])
+            beside = embedded(model, tokens)
+    finally:
+        listener.remove()
+    return {_STREAM: kept[_STREAM][0], **beside}
 
 
 def _corrupted(tokens: Int[Tensor, "sample position"], made: dict[str, Tensor]) -> Corrupted:

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.model_bridge import TransformerBridge
 
@@ -46,21 +45,34 @@ def _hook_point(model: TransformerBridge, name: str) -> nn.Module:
     return known[name]
 
 
-def listen(point: nn.Module, function: Callable[[Tensor], Tensor | None]) -> RemovableHandle:
-    """Call a function with the value at a hook point, in the form that users of TransformerLens see; what it
-    returns, if anything, takes the value's place.
+class Listener:
+    """A function that hears a hook point, until it is removed."""
 
-    Some values pass in another form, such as heads side by side in one axis.
+    def __init__(self, point: HookPoint, hook: Callable[..., Tensor | None]) -> None:
+        # Through the library's own call: some points only fire for what was added by it.
+        self._point, self._handle = point, point.add_hook(hook)
+
+    def remove(self) -> None:
+        """Hear no more."""
+        self._handle.hook.remove()
+        self._point.fwd_hooks = [one for one in self._point.fwd_hooks if one is not self._handle]
+
+
+def listen(point: nn.Module, function: Callable[[Tensor], Tensor | None]) -> Listener:
+    """Call a function with the value at a hook point, in the form that users of TransformerLens see but for its axes,
+    of which positions are always the second; what it returns, if anything, takes the value's place.
+
+    Some values pass in another form, such as heads side by side in one axis. Where heads or channels come before the
+    positions the hook point says so; patterns, which have one position for each of two axes, stay as they are.
     """
-    conversion: Any = getattr(point, "hook_conversion", None)
+    assert isinstance(point, HookPoint)
+    axis = point.pos_dim if point.pos_dim is not None and point.pos_dim > 1 else 1
 
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-        if conversion is None:
-            return function(output)
-        changed = function(conversion.convert(output))
-        return None if changed is None else conversion.revert(changed)
+    def hook(value: Tensor, hook: object) -> Tensor | None:
+        changed = function(value.movedim(axis, 1))
+        return None if changed is None else changed.movedim(1, axis)
 
-    return point.register_forward_hook(hook)
+    return Listener(point, hook)
 
 
 def keep_in(kept: dict[str, Tensor], name: str) -> Callable[[Tensor], None]:

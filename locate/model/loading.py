@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -18,6 +19,7 @@ from transformers.utils import logging as hf_logging
 
 from locate.errors import ModelError, suggest
 from locate.model.bundled import bundled_folder
+from locate.model.copies import copied
 from locate.model.wrapped import check_plain
 from locate.names import DEFAULT_MODEL
 
@@ -135,13 +137,23 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Tra
     config = copy.deepcopy(hf_model.config)
     if not config.architectures:  # a model made in memory does not say what it is
         config.architectures = [type(hf_model).__name__]
+    kind = type(hf_model).__name__
     try:
         architecture = determine_architecture_from_hf_config(config)
-        bridge = build_bridge_from_module(hf_model, architecture, hf_config=config, model_name=name)
     except (ValueError, KeyError) as error:
         raise ModelError(
-            f"TransformerLens cannot bridge the architecture {type(hf_model).__name__}: {_first_line(error)}"
+            f"TransformerLens {version('transformer-lens')} does not know the architecture {kind}. Use a model that it "
+            "bridges: docs/architectures.md says which were tried."
         ) from error
+    try:
+        bridge = build_bridge_from_module(hf_model, architecture, hf_config=config, model_name=name)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        raise ModelError(
+            f"TransformerLens {version('transformer-lens')} knows the architecture {kind}, but cannot bridge it as it "
+            f"is configured ({type(error).__name__}: {_first_line(error)})."
+        ) from error
+    _check_parts(bridge, kind)
+    copied(bridge)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # Set afterwards and not at boot: TransformerLens would swap it for one that prepends BOS.
@@ -152,6 +164,22 @@ def _bridge(hf_model: Any, tokenizer: PreTrainedTokenizerBase, name: str) -> Tra
     bridge.cfg.tokenizer_prepends_bos = bridge.cfg.default_prepend_bos = special[:1] == [1]
     bridge.cfg.tokenizer_appends_eos = special[-1:] == [1]
     return bridge
+
+
+# What every analysis reads a model by, in words.
+_PARTS = {"blocks": "stack of blocks", "ln_final": "final norm", "unembed": "unembedding"}
+
+
+def _check_parts(bridge: TransformerBridge, kind: str) -> None:
+    missing = [words for part, words in _PARTS.items() if not hasattr(bridge, part)]
+    if missing:
+        found = ", ".join(name for name, _ in bridge.named_children() if not name.startswith("_"))
+        raise ModelError(
+            f"{kind}, as TransformerLens bridges it with this configuration, has no {' and no '.join(missing)}: it is "
+            f"made of {found}. States are read out of one stream that blocks add to and a final norm reads, which a "
+            "model does not have whose norms stand after its modules, or that projects what the norm gives. Use "
+            "another model."
+        )
 
 
 def _as_device(device: str | torch.device | None) -> torch.device:

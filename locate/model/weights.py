@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.pytorch_utils import Conv1D
@@ -56,12 +57,7 @@ def down_projection(model: TransformerBridge, layer: int) -> DownProjection:
     layer = check_layer(model, layer)
     module = down_module(model.blocks[layer])
     if module is None:
-        found = type(getattr(model.blocks[layer], "mlp", None)).__name__
-        raise ModelError(
-            f"Layer {layer} has no single MLP down projection: found {found} without a hook point "
-            "mlp.out. In a mixture of experts every expert has its own, and dense layers of such a model may be "
-            "wrapped like the others. Choose a layer that has the hook point, or another model."
-        )
+        raise ModelError(_no_down_projection(model, layer))
     weight = getattr(module, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or not weight.is_floating_point():
         raise ModelError(
@@ -76,6 +72,43 @@ def down_projection(model: TransformerBridge, layer: int) -> DownProjection:
         )
     transposed = _is_transposed(module, weight, model.cfg.d_model)
     return DownProjection(layer=layer, name=names[0], parameter=weight, transposed=transposed)
+
+
+def check_down_projections(model: TransformerBridge) -> None:
+    """Whether every layer has one MLP that writes through one matrix.
+
+    Raises:
+        ModelError: some have not, with those that have.
+
+    >>> check_down_projections(model)
+    """
+    for layer, block in enumerate(model.blocks):
+        if down_module(block) is None:
+            raise ModelError(_no_down_projection(model, layer))
+
+
+def _no_down_projection(model: TransformerBridge, layer: int) -> str:
+    kind = type(model.original_model).__name__
+    having = [str(one) for one, block in enumerate(model.blocks) if down_module(block) is not None]
+    where = f"Layers that have one: {', '.join(having)}." if having else f"No layer of {kind} has one."
+    mlp: Any = getattr(model.blocks[layer], "mlp", None)
+    if mlp is None:
+        return f"Layer {layer} has no MLP. {where}"
+    return (
+        f"Layer {layer} has no single MLP down projection that can be read and written: "
+        f"found {type(mlp.original_component).__name__}. In a mixture of experts every expert has its own, and "
+        f"TransformerLens wraps the dense layers of such a model like the others. {where}"
+    )
+
+
+def written_by(module: nn.Module, d_model: int) -> Float[Tensor, "into d_model"]:
+    """The weights of a module that writes to the stream, as ``x @ W`` has them.
+
+    >>> written_by(model.blocks[5].mlp.out.original_component, model.cfg.d_model).shape
+    torch.Size([1536, 576])
+    """
+    weight: Any = module.weight
+    return weight if _is_transposed(module, weight, d_model) else weight.T
 
 
 def hf_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:

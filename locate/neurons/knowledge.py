@@ -14,12 +14,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import DEFAULT_BUDGET, Branch, FrozenRun, Pin, freeze
 from locate.engine.rows import Budget, cut
-from locate.errors import FactError, LocateError, SiteError
+from locate.errors import FactError, LocateError, ModelError, SiteError
 from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target
 from locate.model.parameters import frozen_parameters
 from locate.model.running import running
+from locate.model.weights import check_down_projections
 from locate.neurons.integration import RULES, Answer, Asked, Attribution
 from locate.results import Result, place_of_largest
 from locate.sites.site import Site, hook_name
@@ -203,13 +204,20 @@ def attribute_neurons(
 
     Only the last position is run again, for every layer and step side by side.
 
+    Raises:
+        ModelError: a layer has no single MLP, or one of another width than the others.
+
     >>> found = attribute_neurons(model, locate.encode_fact(model, fact).tokens, 42, steps=2)
     >>> found.values.shape == (model.cfg.n_layers, model.cfg.d_mlp)
     True
     """
     n, last = model.cfg.n_layers, len(tokens) - 1
     names = [hook_name("neuron", layer) for layer in range(n)]
+    check_down_projections(model)
     run = freeze(model, tokens[None], keep=names, budget=budget)
+    if len({run.kept[name].shape[-1] for name in names}) > 1:
+        widths = ", ".join(str(run.kept[name].shape[-1]) for name in names)
+        raise ModelError(f"The MLPs differ in width between layers ({widths}), so their neurons fill no one table.")
     states = torch.stack([run.kept[name][0, last] for name in names])
 
     def ask(asked: Sequence[Asked]) -> list[Answer]:

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from einops import einsum
+from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import ModelError
 from locate.model.anatomy import anatomy, norm_after
+from locate.model.weights import written_by
 from locate.sites.table import hook_name
 
 # What is read of a layer to tell its contributions apart.
@@ -90,7 +91,9 @@ def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tenso
     through = passage(model, layer, projected)
     attention = model.blocks[layer].attn
     z = kept[hook_name("attn_head_z", layer)]
-    weight = attention.W_O.to(z)
+    # By the module, and not by attention's W_O: the width of a head may differ from layer to layer.
+    weight = written_by(attention.o.original_component, model.cfg.d_model).to(z)
+    weight = rearrange(weight, "(head d_head) d_model -> head d_head d_model", head=z.shape[-2])
     written = einsum(z, weight, "row position head d_head, head d_head d_model -> row position head d_model")
     constant = torch.zeros_like(projected) if attention.b_O is None else attention.b_O.to(z).expand_as(projected)
     _check(model, layer, written.sum(-2) + constant, projected)

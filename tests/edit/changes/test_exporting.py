@@ -14,9 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 import locate
 from edit.changes import exporting
 from edit.changes.exporting import export
+from edit.changes.lowrank import LowRank
+from edit.changes.updates import WeightUpdate
 from locate import ModelError, UpdateError
+from locate.model.copies import copied
 from locate.model.weights import hf_parameters, model_fingerprint
 from tests import tiny
+from tests.architectures import table as architectures
 from tests.edit.changes.test_updates import make, prints
 from tests.wrapping import Adapted
 
@@ -79,6 +83,42 @@ def test_only_the_original_tensors_are_saved(kind, tmp_path):
             found.append({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
+@pytest.mark.parametrize("kind", ["gpt_neox", "bloom", "falcon", "falcon:alibi", "mpt", "codegen"])
+def test_what_computes_is_written_where_fused_weights_are_copied(kind, tmp_path):
+    model = architectures.bridge(kind)
+    before = logits(model)
+    fused = [one for one in copied(model) if one.parameter.ndim == 2]
+    assert len(fused) == model.cfg.n_layers
+    assert all(torch.equal(one.effective(), one.parameter) for one in copied(model))
+    with torch.no_grad():  # the fused weight is not read
+        fused[1].parameter.mul_(2)
+        assert torch.equal(logits(model), before)
+        fused[1].parameter.div_(2)
+        for part in ("q", "k", "v"):
+            getattr(model.blocks[1].attn, part).original_component.weight.mul_(1.5)
+    edited = logits(model)
+    assert not torch.allclose(edited, before, atol=1e-3)
+    loaded = load(export(model, None, tmp_path / "m"))
+    torch.testing.assert_close(logits(loaded).logits, edited, atol=1e-4 * float(edited.std()), rtol=0)
+    delta = LowRank(left=torch.ones(len(fused[1].parameter), 1), right=torch.ones(1, fused[1].parameter.shape[1]))
+    with pytest.raises(UpdateError, match=r"does not compute with .* but with copies of its query, key and value"):
+        WeightUpdate.make(model, {fused[1].name: delta}, method="test")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "llama"])
+def test_shared_weights_are_no_copies(kind):
+    assert copied(tiny.bridge(kind)) == ()
+
+
+def test_embeddings_that_the_model_holds_apart_stay_apart(tmp_path):
+    hf = tiny.hf_model("gpt2", scale=1.0)
+    assert hf.config.tie_word_embeddings
+    hf.lm_head.weight = torch.nn.Parameter(2 * hf.lm_head.weight.detach())
+    model = locate.load_model(hf, tiny.tokenizer())
+    loaded = load(export(model, None, tmp_path / "m"))
+    torch.testing.assert_close(logits(loaded).logits, logits(model), rtol=0, atol=1e-6)
 
 
 def test_keeps_dtype_ties_and_fingerprint(tmp_path):
@@ -219,6 +259,8 @@ _KILLED = """
 import os, sys
 from tests import tiny
 from edit.changes.exporting import export
+from edit.changes.lowrank import LowRank
+from edit.changes.updates import WeightUpdate
 model = tiny.bridge("llama")
 type(model.tokenizer).save_pretrained = lambda *_, **__: os._exit(9)
 export(model, None, sys.argv[1])
