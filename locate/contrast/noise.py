@@ -199,15 +199,14 @@ def _embeddings(model: TransformerBridge, prompts: Sequence[Prompt]) -> dict[str
     """The same, with what the model's other modules that look tokens up make of them, by name."""
     tokens = torch.cat([prompt.tokens[slice(*prompt.subject_span)] for prompt in prompts])
     kept: dict[str, Tensor] = {}
-    # As they pass the hook point, which may be scaled: the module's output alone is not.
-    listener = listen(hook_points(model, [_STREAM])[_STREAM], keep_in(kept, _STREAM))
-    try:
-        with running(model):
+    with running(model):
+        # As they pass the hook point, which may be scaled: the module's output alone is not.
+        listener = listen(hook_points(model, [_STREAM])[_STREAM], keep_in(kept, _STREAM))
+        try:
             model.embed(tokens.to(input_device(model))[None])
-            beside = embedded(model, tokens)
-    finally:
-        listener.remove()
-    return {_STREAM: kept[_STREAM][0], **beside}
+        finally:
+            listener.remove()
+        return {_STREAM: kept[_STREAM][0], **embedded(model, tokens)}
 
 
 def _corrupted(tokens: Int[Tensor, "sample position"], made: dict[str, Tensor]) -> Corrupted:

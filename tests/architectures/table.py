@@ -191,7 +191,7 @@ TYPES: dict[str, dict] = {
 _SCALE = 8.0
 _SCALES = {
     "glm4": 16.0, "granite": 16.0, "granitemoe": 16.0, "jetmoe": 16.0, "modernbert-decoder": 16.0, "nanochat": 16.0,
-    "nemotron_h": 32.0, "opt": 32.0, "youtu": 2.0,
+    "bamba": 16.0, "nemotron_h": 32.0, "qwen3_next": 16.0, "opt": 32.0, "youtu": 2.0,
 }  # fmt: skip
 
 
