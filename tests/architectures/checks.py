@@ -158,8 +158,10 @@ def trace_of_states(tried: Tried) -> str:
         (modules[name], lambda value, noise=noise: torch.cat([value[:1], value[1:] + noise]))
         for name, noise in noise_by_module(tried.plain, tried.tokens, names, found.subject_span).items()
     ]
-    expected = torch.empty(len(tried.tokens), tried.n_layers)
-    for position in range(len(tried.tokens)):
+    # Before the subject, in it, after it, and at the end.
+    positions = [2, *range(found.subject_span[0], found.subject_span[1] + 2), len(tried.tokens) - 1]
+    expected = torch.empty(len(positions), tried.n_layers)
+    for place, position in enumerate(positions):
         for layer in range(tried.n_layers):
 
             def restore(value: torch.Tensor, position: int = position) -> torch.Tensor:
@@ -168,8 +170,8 @@ def trace_of_states(tried: Tried) -> str:
                 return value
 
             logits = plain_logits(tried.plain, batch, [*embeddings, (blocks[layer], restore)])
-            expected[position, layer] = logits[1:].softmax(-1)[:, answer].mean()
-    compare_chances(found.scores.sel(kind="resid").values, expected)
+            expected[place, layer] = logits[1:].softmax(-1)[:, answer].mean()
+    compare_chances(found.scores.sel(kind="resid", position=positions).values, expected)
     return ""
 
 
@@ -259,8 +261,9 @@ def patches(tried: Tried) -> str:
         if row.name == "block_in" and token_places(tried.model):
             continue  # more than a state: see ``cut``
         for place, layer in enumerate(found.values["layer"].values.tolist()):
+            source = source_of(tried, row, clean, layer)
             for index, position in enumerate((4, 6)):
-                expected = literal_patch(tried, row, clean, corrupt, layer, position, options.get("units", [0])[0])
+                expected = literal_patch(tried, row, source, corrupt, layer, position, options.get("units", [0])[0])
                 assert_close(found.values.values[place, index].item(), expected, scale)
                 largest = max(largest, abs(float(expected) - found.corrupted))
     if why is not None and len(refused) == len(PATCHED):
@@ -269,26 +272,31 @@ def patches(tried: Tried) -> str:
     return f"not {', '.join(refused)}" if refused else ""
 
 
+def source_of(tried: Tried, row: Any, clean: torch.Tensor, layer: int) -> torch.Tensor:
+    """What the clean run has at a place; in the middle of a block, the sum of what entered and attention's output."""
+    names = ["resid_pre", "attn_out"] if row.name == "resid_mid" else [row.name]
+    seen: list[torch.Tensor] = []
+    hooks = [(hook_name(name, layer), lambda value, hook: seen.append(value.clone())) for name in names]
+    hooked_logits(tried.model, clean[None], hooks)
+    return sum(seen[1:], seen[0])
+
+
 def literal_patch(
-    tried: Tried, row: Any, clean: torch.Tensor, corrupt: torch.Tensor, layer: int, position: int, unit: int
+    tried: Tried, row: Any, source: torch.Tensor, corrupt: torch.Tensor, layer: int, position: int, unit: int
 ) -> torch.Tensor:
     seen: dict[str, torch.Tensor] = {}
     middle = row.name == "resid_mid"
     name = hook_name("attn_out" if middle else row.name, layer)
-    before = hook_name("resid_pre", layer)
+    seen: dict[str, torch.Tensor] = {}
 
-    def keep(value: torch.Tensor, hook: Any, name: str) -> None:
-        seen[name] = value.clone()
-
-    names = [before, name] if middle else [name]
-    hooked_logits(tried.model, clean[None], [(n, lambda value, hook, n=n: keep(value, hook, n)) for n in names])
-    source = seen[name] + seen[before] if middle else seen[name]
+    def keep(value: torch.Tensor, hook: Any) -> None:
+        seen["entering"] = value.clone()
 
     def put(value: torch.Tensor, hook: Any) -> torch.Tensor:
         value = value.clone()
         if middle:  # attention's output is what brings the sum to the wanted state
             value[:, position] = source[:, position] - seen["entering"][:, position]
-        elif row.name == "attn_head_pattern" or (row.unit and value.shape[1] != len(clean)):
+        elif row.name == "attn_head_pattern" or (row.unit and value.shape[1] != len(corrupt)):
             value[:, unit, position] = source[:, unit, position]
         elif row.unit:
             value[:, position, unit] = source[:, position, unit]
@@ -296,7 +304,7 @@ def literal_patch(
             value[:, position] = source[:, position]
         return value
 
-    entering = [(before, lambda value, hook: keep(value, hook, "entering"))] if middle else []
+    entering = [(hook_name("resid_pre", layer), keep)] if middle else []
     return difference(hooked_logits(tried.model, corrupt[None], [*entering, (name, put)]))
 
 

@@ -15,7 +15,7 @@ SAMPLE = [
 slow = pytest.mark.slow("a sample of the types stands for all")
 
 
-@pytest.mark.budget(5, "a type of many")
+@pytest.mark.budget(12, "every kind of site in all layers, against whole passes")
 @pytest.mark.parametrize("kind", [kind if kind in SAMPLE else pytest.param(kind, marks=slow) for kind in TYPES])
 def test_a_type_does_what_the_page_says(kind):
     with warnings.catch_warnings():
