@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -66,12 +67,12 @@ def _find(model: TransformerBridge) -> Iterator[Copied]:
 
 def _rows(fused: nn.Module, parts: list[nn.Module]) -> list[Tensor] | None:
     """Which rows of a module's weight each of some parts is a copy of; none where they are not all of it."""
-    weight: Tensor = fused.weight.detach()  # type: ignore[assignment]
-    sizes = [part.weight.shape for part in parts]  # type: ignore[union-attr]
+    weight, *theirs = (cast(Tensor, module.weight).detach() for module in (fused, *parts))
+    sizes = [part.shape for part in theirs]
     if weight.ndim != 2 or sum(size[0] for size in sizes) != len(weight) or any(s[1] != weight.shape[1] for s in sizes):
         return None
     at = {row.tobytes(): index for index, row in enumerate(_bytes(weight))}
-    found = [[at.get(row.tobytes(), -1) for row in _bytes(part.weight.detach())] for part in parts]  # type: ignore[operator]
+    found = [[at.get(row.tobytes(), -1) for row in _bytes(part)] for part in theirs]
     every = sorted(index for one in found for index in one)
     return [torch.tensor(one) for one in found] if every == list(range(len(weight))) else None
 

@@ -28,7 +28,7 @@ or gives another number: the test that holds this page would fail.
 | column | what was compared |
 | --- | --- |
 | run | the logits, with those of plain transformers; *resumed*: only what a change can reach is run again |
-| trace | restoring the stream in every layer under noise, at and around the subject, with whole passes of the plain model |
+| trace | restoring the stream in every layer under noise, at and around the subject, with whole plain passes |
 | attn, mlp | restoring what attention and MLP add, in windows of layers |
 | cut | all of the one token that differs, from any layer on, gives the other run; the stream does, unless said |
 | patch | every kind of site that `patch` knows, at two tokens, in all layers |
