@@ -150,10 +150,13 @@ def _in_place(model: TransformerBridge, takes: tuple[bool, ...], entered: list[i
 
 def with_cache(args: tuple[Any, ...], kwargs: dict[str, Any], cache: object, other: object) -> Any:
     """A block's arguments with another cache in a cache's place."""
-    if cache is None:
-        return args, kwargs
-    given = tuple(other if value is cache else value for value in args)
-    return given, {name: other if value is cache else value for name, value in kwargs.items()}
+    given = tuple(other if is_cache(value, cache) else value for value in args)
+    return given, {name: other if is_cache(value, cache) else value for name, value in kwargs.items()}
+
+
+def is_cache(value: object, cache: object) -> bool:
+    """Whether this is the cache that a pass was given, or one that the model has made for itself."""
+    return (cache is not None and value is cache) or isinstance(value, Cache)
 
 
 def _built(block: nn.Module) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locate.engine.caches import is_cache
+
 Place = int | str
 
 
@@ -93,7 +95,7 @@ class BlockCall:
         """All arguments but the states, for positions ``start:`` of the frozen rows ``rows``."""
 
         def cut(value: Any, place: Place) -> Any:
-            if self.cache is not None and value is self.cache:
+            if is_cache(value, self.cache):
                 return cache
             if isinstance(value, MutableMapping):
                 return carried.entering(place, value, self, rows)

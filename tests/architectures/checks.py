@@ -313,7 +313,7 @@ def neurons(tried: Tried) -> str:
     answer, steps, layer, step = 7, 4, 1, 0.02
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = attribute_neurons(tried.model, tried.tokens, answer, steps=steps)[layer]
+        found = attribute_neurons(tried.model, tried.tokens, answer, steps=steps, rule="right").values[layer]
     seen: list[torch.Tensor] = []
     name = hook_name("neuron", layer)
     hooked_logits(tried.model, tried.tokens[None], [(name, lambda value, hook: seen.append(value[0, -1].clone()))])
@@ -348,7 +348,12 @@ def edits(tried: Tried) -> str:
         fingerprint=model_fingerprint(tried.model),
     )  # fmt: skip
     method = edit.ROME(
-        layer=layer, objective=OBJECTIVE, prefixes=PREFIXES, statistics={layer: statistics}, bare_weight=None
+        openings=(),
+        layer=layer,
+        objective=OBJECTIVE,
+        prefixes=PREFIXES,
+        statistics={layer: statistics},
+        bare_weight=None,
     )
     before = {name: one.detach().clone() for name, one in hf_parameters(tried.model).items()}
     with warnings.catch_warnings():

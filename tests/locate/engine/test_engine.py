@@ -423,10 +423,11 @@ def test_whether_a_hook_point_is_live_is_found_once():
 
 
 @pytest.mark.parametrize("kind", MAMBAS)
-def test_a_recurrent_model_is_run_whole(kind):
-    with pytest.warns(UserWarning, match="cannot be resumed from the middle") as caught:
+def test_a_recurrent_model_runs_its_blocks_over_the_whole_sequence(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
         run = freeze(bridge(kind), TOKENS)
-    assert len(caught) == 1
+    assert run.entire == frozenset(range(N_LAYERS))
     for layer, position in [(0, 0), (1, 4), (4, 2)]:
         with torch.no_grad():
             expected = whole(plain(kind), TOKENS[ROWS], layer, position, states(layer, position))
