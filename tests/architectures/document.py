@@ -81,7 +81,7 @@ def page(kept: dict[str, Any]) -> str:
     def cell(text: str) -> str:
         if text.startswith("refused: "):
             return f"({number(text.removeprefix('refused: '))})"
-        return f"✓ {text}".rstrip()
+        return text if text.startswith("not tried") else f"✓ {text}".rstrip()
 
     lines = [f"| type | {' | '.join(CHECKS)} |", f"| --- |{' --- |' * len(CHECKS)}"]
     for kind, found in results.items():
