@@ -16,7 +16,7 @@ _MARKS = (".", ",", ";", ":", "!", "?", ")", "\n", "。", "，", "、", "；", "
 def endings_of(model: TransformerBridge, prompt: Prompt, answer: str) -> Int[Tensor, "ending"]:
     """Ids of the tokens that end an answer: those that end a text, and marks that are one token after it.
 
-    >>> prompt = encode_fact(model, fact)
+    >>> prompt = locate.encode_fact(model, fact)
     >>> model.tokenizer.eos_token_id in endings_of(model, prompt, "Rome")
     True
     """
