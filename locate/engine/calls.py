@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.engine.caches import is_cache
+from locate.engine.rows import rows_of
 
 Place = int | str
 
@@ -236,9 +237,7 @@ def _rows_of(value: Any, rows: Int[Tensor, "row"], batch: int) -> Any:
         return type(value)(_rows_of(item, rows, batch) for item in value)
     if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch:
         return value
-    if batch == 1:
-        return value.expand(len(rows), *value.shape[1:])
-    return value[rows.to(value.device)]
+    return rows_of(value, rows)
 
 
 def _joined(before: Any, added: Any) -> Any:

@@ -31,10 +31,9 @@ def embedded(model: TransformerBridge, tokens: Int[Tensor, "token"]) -> dict[str
     >>> embedded(model, torch.tensor([1, 2]))
     {}
     """
-    modules = dict(model.original_model.named_modules())
     with running(model):
         given = tokens.to(input_device(model))[None]
-        return {name: modules[name](given)[0] for name in other_embeddings(model)}
+        return {name: model.original_model.get_submodule(name)(given)[0] for name in other_embeddings(model)}
 
 
 def _find(model: TransformerBridge) -> tuple[str, ...]:

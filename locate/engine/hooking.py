@@ -117,19 +117,25 @@ def _is_live(model: TransformerBridge, name: str) -> bool:
 @contextmanager
 def hooked(model: TransformerBridge, hooks: Sequence[Hook]) -> Iterator[None]:
     """While active, TransformerLens hooks; a name that is no hook point's is a module's, whose output it takes."""
-    modules = dict(model.original_model.named_modules()) if hooks else {}
-    points = [(name, function) for name, function in hooks if not _is_plain(modules.get(name))]
+    points: list[Hook] = []
     with ExitStack() as stack:
         for name, function in hooks:
-            if _is_plain(modules.get(name)):
-                hook = partial(_of_output, function)
-                stack.callback(modules[name].register_forward_hook(hook).remove)
+            module = _plain_module(model, name)
+            if module is None:
+                points.append((name, function))
+            else:
+                stack.callback(module.register_forward_hook(partial(_of_output, function)).remove)
         stack.enter_context(model.hooks(fwd_hooks=points))
         yield
 
 
-def _is_plain(module: nn.Module | None) -> bool:
-    return module is not None and not isinstance(module, HookPoint)
+def _plain_module(model: TransformerBridge, name: str) -> nn.Module | None:
+    """The model's own module of this name; none where it is a hook point's."""
+    try:
+        module = model.original_model.get_submodule(name)
+    except AttributeError:
+        return None
+    return None if isinstance(module, HookPoint) else module
 
 
 def _of_output(function: Callable[..., Any], module: nn.Module, _args: Any, output: Tensor) -> Any:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformer_lens.model_bridge import TransformerBridge
@@ -196,7 +196,7 @@ def aligned(
     return tokens, (torch.arange(tokens.shape[1]) >= torch.tensor(shifts)[:, None]).long()
 
 
-def rows_of(values: Float[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Float[Tensor, "row *rest"]:
+def rows_of(values: Shaped[Tensor, "_ *rest"], rows: Int[Tensor, "row"]) -> Shaped[Tensor, "row *rest"]:
     """These rows of a state; a state of one row is that of all.
 
     >>> rows_of(torch.zeros(1, 7), torch.tensor([0, 0, 0])).shape
