@@ -382,6 +382,7 @@ def test_moves_the_eiffel_tower_to_rome(smollm):
 
 
 @pytest.mark.real_model
+@pytest.mark.budget(60, "one edit of the default model, from statistics to what it says, stands for many")
 def test_an_edit_of_the_default_model_is_evaluated(smollm):
     """What the slow one shows, with fewer contexts, probes and keys."""
     fact = Fact(
