@@ -1,8 +1,9 @@
 """ROME as published, written down literally: whole right-padded sequences through the whole model.
 
 Nothing here uses the engine: it is the yardstick for ``edit.values.optimisation`` and ``edit.methods.rewriting.rome``.
-Where the paper and its code differ it follows the paper: the drift is read at the end of "{subject} is a"
-(the code reads it at the subject's last token), and ``steps`` counts updates (the code makes one fewer).
+What they have beyond the publication, the answer's end and openings, is there where it is asked for. Where the paper
+and its code differ it follows the paper: the drift is read at the end of "{subject} is a" (the code reads it at the
+subject's last token), and ``steps`` counts updates (the code makes one fewer).
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.requests.requests import EditRequest
+from edit.values.contexts import Openings
 from edit.values.objective import ValueObjective
 from locate.facts.prompts import encode_fact, encode_target
 
@@ -25,16 +27,20 @@ def optimise_value(
     layer: int,
     objective: ValueObjective,
     place: str = "mlp",
+    openings: Openings = (),
 ) -> tuple[Float[Tensor, "d_model"], list[float]]:
     """v* and the losses on the way, by one whole forward and backward pass of all rows per step.
 
     ``place`` is ``"mlp"`` as in ROME, ``"resid"`` as in MEMIT, or ``"attn+mlp"`` as in PMET (whose value is the MLP's).
+    An answer that shall end (``objective.end``) has one more token in every text: any of those that end it.
 
     >>> value, losses = optimise_value(model, request, ["", "I am here. "], 5, ValueObjective())
     >>> value.shape
     torch.Size([576])
     """
-    rows, sites, ends, target = text_rows(model, request, prefixes)
+    endings = ending_tokens(model) if objective.end > 0 else []
+    rows, sites, ends, target = text_rows(model, request, prefixes, openings, ends=bool(endings))
+    askers = range(len(rows) - 1)
     device = next(model.original_model.parameters()).device
     length = max(len(row) for row in rows)
     tokens = torch.stack([F.pad(row, (0, length - len(row))) for row in rows]).to(device)
@@ -61,19 +67,20 @@ def optimise_value(
     for step in range(objective.steps + 1):
         with model.hooks(fwd_hooks=hooks):
             scores = model(tokens, attention_mask=mask).float().log_softmax(-1)
-        nll = torch.stack([-scores[i, ends[i] + j, t] for i in range(len(prefixes)) for j, t in enumerate(target)])
-        firsts = [
-            bool(scores[i, ends[i] + j].argmax() == t) for i in range(len(prefixes)) for j, t in enumerate(target)
-        ]
+        nll = torch.stack([-scores[i, ends[i] + j, t] for i in askers for j, t in enumerate(target)])
+        firsts = [bool(scores[i, ends[i] + j].argmax() == t) for i in askers for j, t in enumerate(target)]
+        ending = [-scores[i, ends[i] + len(target), endings].logsumexp(0) for i in askers if endings]
+        ended = not ending or (-torch.stack(ending).mean()).exp() >= objective.end
         essence = scores[-1, ends[-1]]
         undisturbed = essence.detach() if undisturbed is None else undisturbed
         drift = (essence.exp() * (essence - undisturbed)).sum()
         decay = torch.stack([d.norm() / i.norm() ** 2 for d, i in zip(deltas, initials, strict=True)]).sum()
-        loss = nll.mean() + objective.kl_weight * drift + objective.weight_decay * decay
+        loss = torch.stack([*nll, *ending]).mean() + objective.kl_weight * drift + objective.weight_decay * decay
         losses.append(float(loss.detach()))
         if objective.stop == "loss" and loss < objective.loss_threshold:
             break
-        if objective.stop == "first" and all(firsts) and (-nll.mean()).exp() >= objective.probability:
+        likely = ended and (-nll.mean()).exp() >= objective.probability
+        if objective.stop == "first" and all(firsts) and likely:
             break
         if step == objective.steps:
             break
@@ -124,14 +131,33 @@ def halved_mean(rows: Float[Tensor, "prefix d"]) -> Float[Tensor, "d"]:
     return rows[0] if len(rows) == 1 else (rows[0] + rows[1:].mean(0)) / 2
 
 
+def ending_tokens(model: TransformerBridge) -> list[int]:
+    """Every token that is a mark after which no word goes on, and the one that ends a text.
+
+    >>> model.tokenizer.eos_token_id in ending_tokens(model)
+    True
+    """
+    marks = {*".,;:!?)\n", *"。，、；：！？）"}
+    everything = range(len(model.tokenizer))
+    return [i for i in everything if i == model.tokenizer.eos_token_id or model.tokenizer.decode([i]) in marks]
+
+
 def text_rows(
-    model: TransformerBridge, request: EditRequest, prefixes: Sequence[str]
-) -> tuple[list[Int[Tensor, "_"]], list[int], list[int], list[int]]:
-    """Token rows, last position of the subject and of the prompt in each, and the target's ids."""
-    target = encode_target(model, request.fact.text, request.target_new)
-    prompts = [encode_fact(model, request.fact, prefix=prefix) for prefix in prefixes]
-    essence = encode_fact(model, request.fact, template="{} is a")
-    rows = [*(torch.cat([prompt.tokens, target[:-1]]) for prompt in prompts), essence.tokens]
+    model: TransformerBridge, request: EditRequest, prefixes: Sequence[str], openings: Openings = (), *,
+    ends: bool = False,
+) -> tuple[list[Int[Tensor, "_"]], list[int], list[int], list[int]]:  # fmt: skip
+    """Token rows, last position of the subject and of the prompt in each, and the target's ids.
+
+    The target's last token is there where the answer ``ends``, since its end follows it.
+    """
+    fact = request.fact
+    target = encode_target(model, fact.text, request.target_new)
+    restated = [text + fact.prompt.replace("{}", word) for text, word in openings]
+    prompts = [encode_fact(model, fact, prefix=prefix) for prefix in prefixes]
+    prompts += [encode_fact(model, fact, template=template) for template in restated]
+    essence = encode_fact(model, fact, template="{} is a")
+    given = target if ends else target[:-1]
+    rows = [*(torch.cat([prompt.tokens, given]) for prompt in prompts), essence.tokens]
     everything = [*prompts, essence]
     sites = [prompt.last_subject_position for prompt in everything]
     return rows, sites, [len(prompt.tokens) - 1 for prompt in everything], target.tolist()
