@@ -14,7 +14,7 @@ from rich.table import Table
 import edit
 import locate
 from edit.cli.kit.command import command
-from edit.cli.kit.options import METHOD, RUN, ModelOption, read_numbers
+from edit.cli.kit.options import METHOD, RUN, CorpusOption, ModelOption, TokensOption, read_numbers
 from edit.cli.kit.output import Outcome, progress_bar
 from edit.cli.kit.statistics import SUFFIX, add_up, statistics_files
 from edit.names import SAMPLED
@@ -28,20 +28,8 @@ def run(
         list[Path] | None, typer.Argument(help="With --merge: files of statistics, or folders of them.")
     ] = None,
     layers: Annotated[str | None, typer.Option(help="Layers, such as 3-7 or 3,5.", rich_help_panel=METHOD)] = None,
-    corpus: Annotated[
-        str,
-        typer.Option(
-            help=f"{SAMPLED} (the model writes it), a text file, or the name of a data set.", rich_help_panel=METHOD
-        ),
-    ] = SAMPLED,
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="How many keys, in all shards; by default 20 times their dimension (AlphaEdit's own default is 40).",
-            min=1,
-            rich_help_panel=METHOD,
-        ),
-    ] = None,
+    corpus: CorpusOption = SAMPLED,
+    tokens: TokensOption = None,
     seed: Annotated[int, typer.Option(help="Seed of sampled text.", rich_help_panel=METHOD)] = 0,
     shard: Annotated[
         str | None,

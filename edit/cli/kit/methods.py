@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 import edit
-from edit.cli.kit.options import METHOD, read_names, read_numbers
+from edit.cli.kit.options import METHOD, CorpusOption, TokensOption, read_names, read_numbers
 from edit.cli.kit.statistics import add_up, statistics_files
 from edit.names import SAMPLED
 from locate.errors import DataError, suggest
@@ -65,21 +65,8 @@ class MethodOptions:
             rich_help_panel=METHOD,
         ),
     ] = None
-    corpus: Annotated[
-        str,
-        typer.Option(
-            help=f"Text for key statistics: {SAMPLED} (the model writes it), a text file, or the name of a data set.",
-            rich_help_panel=METHOD,
-        ),
-    ] = SAMPLED
-    tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Keys to collect, where none are given; by default 20 times their dimension (40 for alphaedit).",
-            min=1,
-            rich_help_panel=METHOD,
-        ),
-    ] = None
+    corpus: CorpusOption = SAMPLED
+    tokens: TokensOption = None
     precision: Annotated[
         Precision, typer.Option(help="Of the matrix products while values are optimised.", rich_help_panel=METHOD)
     ] = "model"

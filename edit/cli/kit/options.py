@@ -10,6 +10,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from edit.names import SAMPLED
 from locate.errors import DataError
 from locate.names import DEFAULT_BUDGET, DEFAULT_MODEL, Direction, PositionName, Precision
 
@@ -47,6 +48,21 @@ PositionsOption = Annotated[
 ]
 PrecisionOption = Annotated[
     Precision, typer.Option(help="Of the patched runs' matrix products.", rich_help_panel=METHOD)
+]
+CorpusOption = Annotated[
+    str,
+    typer.Option(
+        help=f"Text for key statistics: {SAMPLED} (the model writes it), a text file, or the name of a data set.",
+        rich_help_panel=METHOD,
+    ),
+]
+TokensOption = Annotated[
+    int | None,
+    typer.Option(
+        help="Keys to collect, in all shards; by default 20 times their dimension (40 for edits by alphaedit).",
+        min=1,
+        rich_help_panel=METHOD,
+    ),
 ]
 ModelOption = Annotated[
     str, typer.Option(help=f"{DEFAULT_MODEL}, a Hugging Face name, or a folder.", rich_help_panel=RUN)
