@@ -47,7 +47,7 @@ _MEASURES = (
     Measure("efficacy tokens", "efficacy", "token_accuracy", "prompt: tokens of o*, forced (zsRE efficacy)"),
     Measure("paraphrase tokens", "paraphrase", "token_accuracy", "paraphrases: tokens of o*, forced (zsRE paraphrase)"),
     Measure("specificity tokens", "unrelated", "token_accuracy", "unrelated: its tokens, forced (zsRE specificity)"),
-    Measure("missed", "efficacy", "missed", "edits whose value did not reach o* when it was fitted"),
+    Measure("missed", "efficacy", "missed", "edits whose value did not reach o*, or its end, when fitted"),
     Measure("specificity own tokens", "unrelated", "same_tokens", "unrelated: choices as before the edit, forced"),
 )
 _WRITTEN = (

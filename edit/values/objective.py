@@ -79,7 +79,9 @@ class Value:
         losses: the objective at every evaluation.
         stopped: why the optimisation ended.
         probability: of the new object with this value in place, as a geometric mean over contexts and tokens.
-        missed: whether the steps ended before the value had made the new object likelier than not.
+        end: that the answer ends there, likewise; 1 where it need not.
+        missed: whether the steps ended before the value had made the new object, and its end where that is asked for,
+            likelier than not.
         layer: of the optimisation.
         place: of the optimisation.
         label: of the request, as messages name it.
@@ -93,6 +95,7 @@ class Value:
     losses: tuple[float, ...]
     stopped: str
     probability: float
+    end: float
     missed: bool
     layer: int
     place: Place

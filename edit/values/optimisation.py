@@ -23,7 +23,7 @@ from locate.sites.table import hook_name
 # In nats: a value whose loss has risen by more has been overshot at every step, and is no edit.
 _DIVERGED = 1.0
 
-# A value that makes its object less likely than not when the steps are over has missed it.
+# A value that makes its object, or that the answer ends there, less likely than not when the steps are over has missed.
 _REACHED = 0.5
 
 
@@ -249,14 +249,14 @@ class _Optimisation:
 
     def _value(self, index: int) -> Value:
         rows = self.bare[index] + torch.arange(len(self.contexts[index].asking))
-        probability = self.reached[index].probability
+        reached = self.reached[index]
         initial, delta = self.initial[index, -1], self.deltas[index].detach()[-1]
         return Value(
             value=initial + delta, initial=initial, written=self.written[index],
             keys=self._at_site(self.frozen.kept[hook_name("down_in", self.layer)], rows).cpu(),
             outputs=self._at_site(self.frozen.kept[hook_name("down_out", self.layer)], rows).cpu(),
-            losses=tuple(self.losses[index]), stopped=self.stopped[index], probability=probability,
-            missed=index not in self.converged and probability < _REACHED,
+            losses=tuple(self.losses[index]), stopped=self.stopped[index], probability=reached.probability,
+            end=reached.end, missed=index not in self.converged and min(reached.probability, reached.end) < _REACHED,
             layer=self.layer, place=self.place, label=self.contexts[index].label,
         )  # fmt: skip
 

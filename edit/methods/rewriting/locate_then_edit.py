@@ -288,7 +288,10 @@ def warn_of_missed(values: Sequence[Value]) -> None:
     >>> warn_of_missed([])
     """
     if missed := [value for value in values if value.missed]:
-        told = [f"{value.label}: {value.probability:.2g} {value.stopped} in layer {value.layer}" for value in missed]
+        told = [
+            f"{value.label}: {value.probability:.2g}" + f" (that it ends there: {value.end:.2g})" * (value.end < 1)
+            + f" {value.stopped} in layer {value.layer}" for value in missed
+        ]  # fmt: skip
         warnings.warn(
             f"{len(missed)} of {len(values)} values did not reach their targets (the probability of the new answer in "
             "the texts that the value is optimised for); these edits are written, and will hardly be said. Give the "

@@ -32,8 +32,8 @@ def described_edit(request: EditRequest, context: Contexts, value: Value) -> dic
     return {
         "request": request.describe(), "prompt": request.fact.prompt, "subject": request.fact.subject,
         "target": request.fact.target, "target_new": request.target_new, "answer_tokens": list(context.spelled),
-        "losses": value.losses, "stopped": value.stopped, "probability": value.probability, "missed": value.missed,
-        "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
+        "losses": value.losses, "stopped": value.stopped, "probability": value.probability, "end": value.end,
+        "missed": value.missed, "value_norm": float(value.value.norm()), "initial_norm": float(value.initial.norm()),
     }  # fmt: skip
 
 

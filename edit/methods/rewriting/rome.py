@@ -69,7 +69,9 @@ class ROME(LocateThenEdit):
             as published for R-ROME. The original form's k̄ is the plain mean, as published.
         openings: texts that name the subject before the prompt asks about it, with ``{}`` in its place, and the word
             that then stands for it in the prompt. The value must hold there too: what a prompt's own wording does not
-            decide carries over to others (benchmarks/RESULTS.md). () for none, as published.
+            decide carries over to others (benchmarks/RESULTS.md). () for none, as published. The default's are English,
+            whatever the language of the prompt; those of its own may be given, such as
+            ``(("{}：", "它"), ("关于{}。", "它"))``.
         objective: how values are optimised, by default so that the answer ends after the new object, which is what it
             takes for it to be said; ``ValueObjective()`` asks for the new object alone.
 

@@ -121,6 +121,10 @@ def test_the_default_teaches_where_the_answer_ends_and_other_openings(llama):
     assert texts[0] == "The Eiffel Tower: In Europe, this is located in the city of Rome"
     assert len(texts) == 3
     assert llama.tokenizer(".", add_special_tokens=False)["input_ids"][0] in contexts.endings.tolist()
+    chinese = ROME(openings=(("{}：", "它"),)).contexts_of(
+        llama, EditRequest(Fact(prompt="{}的首都是", subject="中国", target="北京"), "上海"), [""]
+    )
+    assert llama.tokenizer.decode(chinese.restated[0].tokens) == "中国：它的首都是上海"
     with pytest.raises(NumericsError, match="openings: each is a text with one"):
         ROME(openings=(("About it. ", "it"),))
 
@@ -227,6 +231,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
         "losses": pytest.approx(value.losses),
         "stopped": "after 4 steps",
         "probability": pytest.approx(value.probability),
+        "end": 1.0,
         "missed": True,
         "value_norm": pytest.approx(float(value.value.norm())),
         "initial_norm": pytest.approx(float(value.initial.norm())),

@@ -7,10 +7,11 @@ import torch
 
 from benchmarks import literal_rome
 from edit.methods import ROME
+from edit.methods.rewriting.locate_then_edit import warn_of_missed
 from edit.requests.requests import EditRequest
 from edit.values.contexts import build_contexts
 from edit.values.endings import endings_of
-from edit.values.objective import ENDING_OBJECTIVE, ValueObjective
+from edit.values.objective import ENDING_OBJECTIVE, Place, ValueObjective
 from edit.values.optimisation import optimise_value
 from locate import Fact
 from locate.facts.prompts import encode_fact
@@ -23,7 +24,7 @@ OPENINGS = ROME().openings
 LAST = Fact(prompt="In the city of Paris there is {}", subject="The Eiffel Tower", target="Paris")
 
 
-def found(model, target_new, objective, fact=FACT, openings=OPENINGS, place="mlp"):
+def found(model, target_new, objective, fact=FACT, openings=OPENINGS, place: Place = "mlp"):
     contexts = build_contexts(model, EditRequest(fact, target_new), PREFIXES, openings=openings, ends=objective.end > 0)
     return optimise_value(model, contexts, 1, objective, place=place)
 
@@ -109,6 +110,21 @@ def test_the_steps_go_on_until_the_answer_ends_likely_enough():
     quick, late = steps.values()
     assert len(quick) < len(late)
     assert quick == late[: len(quick)]
+
+
+def test_a_likely_answer_that_does_not_end_is_a_miss_and_named():
+    model = tiny.bridge("llama", scale=16.0)
+    objective = ValueObjective(steps=30, learning_rate=1.0, kl_weight=0.0, clamp=50.0, probability=0.99)
+    said = found(model, "Rome", objective, LAST, openings=())
+    run_on = found(model, "Rome", dataclasses.replace(objective, end=0.7), LAST, openings=())
+    assert min(said.probability, run_on.probability) > 0.5
+    assert (said.end, said.missed) == (1, False)
+    assert run_on.end < 0.5
+    assert run_on.missed
+    with pytest.warns(
+        UserWarning, match=r"1 of 2 values .*\n.*Rome: 0\.\d+ \(that it ends there: 0\.0\d+\) after 30 st"
+    ):
+        warn_of_missed([said, run_on])
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
