@@ -214,9 +214,11 @@ def _record(
         shape = tuple(kept[name].shape) if name in kept else None
         by_position = shape is not None and (shape[:2] == (n_rows, length) or shape[::2] == (n_rows, length))
         if not by_position:  # the second form: attention patterns, whose heads come before their queries
+            silent = " TransformerLens shows some states only after a setter, such as set_use_hook_mlp_in(True)."
             raise ModelError(
                 f"The state at {name!r} cannot be patched by position in this architecture: expected a tensor of shape "
-                f"({n_rows}, {length}, …), found {'no tensor' if shape is None else shape}."
+                f"({n_rows}, {length}, …), found {'no tensor' if shape is None else shape}. Choose another site."
+                f"{silent if shape is None else ''}"
             )
     return tuple(states), tuple(calls), kept, logits[0], recorder
 
@@ -249,7 +251,7 @@ def _known_ways(run: FrozenRun) -> tuple[frozenset[int], str]:
         found[form] = _ways(run)
     if form in found:
         return found[form]
-    return next(iter(found.values()), (frozenset(range(run.n_layers)) - run._keys.keys(), ""))
+    return next(iter(found.values()), (frozenset(range(run.n_layers)).difference(run._keys), ""))
 
 
 def _ways(run: FrozenRun) -> tuple[frozenset[int], str]:
