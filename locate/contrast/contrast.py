@@ -15,7 +15,7 @@ from locate.contrast.measures import as_metrics, usual_metric
 from locate.contrast.metrics import Metric, Metrics, joint_measure, reading_of
 from locate.contrast.pairs import Pair, Text, check_direction, make_pairs
 from locate.contrast.rows import Rows
-from locate.engine import FrozenRun, Measure, freeze
+from locate.engine import FrozenRun, Measure, freeze_alike, freeze_together
 from locate.errors import FactError, SiteError
 from locate.facts.prompts import token_strings
 from locate.facts.questions import Questions
@@ -120,12 +120,15 @@ class Contrast:
         reading = reading_of(model, metrics, prompts, [pair.target for pair in pairs])
         each = torch.arange(len(pairs))
         rows = reading.rows(torch.stack([prompt.tokens for prompt in prompts]), each)
-        clean = freeze(model, rows, keep=keep_clean, at=reading.at(each), budget=budget)
+        # Both, as what the corrupted rows begin with is the clean ones'.
+        kept = list(dict.fromkeys([*keep_clean, *keep_corrupted]))
+        clean = freeze_together(model, rows, keep=kept, at=reading.at(each), budget=budget)
         tokens, hooks = run_corrupted([pair.corrupted for pair in pairs], prompts)
         owner = each.repeat_interleave(torch.tensor([len(pair.corrupted.tokens) for pair in pairs]))
-        corrupted = freeze(
-            model, reading.rows(tokens, owner), hooks=hooks, keep=keep_corrupted, at=reading.at(owner), budget=budget
+        corrupted = freeze_alike(
+            clean, owner, reading.rows(tokens, owner), hooks=hooks, keep=keep_corrupted, at=reading.at(owner)
         )
+        clean = replace(clean, kept={name: clean.kept[name] for name in keep_clean})
         # Without a known answer, what the model says itself.
         following = reading.next_token(clean.logits, each)
         said = following.argmax(-1).tolist()

@@ -1,5 +1,6 @@
 """Run a prompt once; run again only the suffix that a change can reach."""
 
+from locate.engine.alike import freeze_alike, freeze_together
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze, refreeze
 from locate.engine.hooking import Hook, check_live, hook_points
@@ -20,6 +21,8 @@ __all__ = [
     "Shift",
     "check_live",
     "freeze",
+    "freeze_alike",
+    "freeze_together",
     "hook_points",
     "refreeze",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from locate.engine.calls import Beside, Carried
 from locate.engine.interventions import Intervention
 from locate.engine.rows import cut
+from locate.errors import SiteError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,3 +71,27 @@ def chunks(branches: Sequence[Branch], limit: int) -> list[list[tuple[int, Branc
 def within(indices: Tensor, start: int, stop: int) -> bool:
     """Whether there are indices, all of them from ``start`` to before ``stop``."""
     return len(indices) > 0 and start <= int(indices.min()) and int(indices.max()) < stop
+
+
+def check_branches(branches: Sequence[Branch], position: int, shape: Sequence[int], n_layers: int) -> None:
+    """Whether branches fit a run of so many rows and positions.
+
+    Raises:
+        SiteError: one does not, or there are none.
+    """
+    n_rows, length = shape
+    if not 0 <= position < length:
+        raise SiteError(f"Position {position} is out of range: the prompt has {length} tokens.")
+    if not branches:
+        raise SiteError("Nothing to resume: give at least one branch of states.")
+    for branch in branches:
+        if not 0 <= branch.layer <= n_layers:
+            raise SiteError(f"Layer {branch.layer} is out of range: the model has {n_layers} layers.")
+        if not within(branch.rows, 0, n_rows):
+            found = f"{branch.rows.min()} to {branch.rows.max()}" if len(branch) else "none"
+            raise SiteError(f"A branch continues frozen rows {found}, but there are rows 0 to {n_rows - 1}.")
+        if branch.states.shape[1] != length - position:
+            raise SiteError(
+                f"A branch at position {position} of {length} needs states of {length - position} "
+                f"positions, found {branch.states.shape[1]}."
+            )

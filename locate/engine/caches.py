@@ -18,25 +18,8 @@ _N_TOKENS = 3
 _CLOSE = 1e-2  # of the spread of the logits: a cache that forgets is off by about 1
 
 
-class PrefixCache:
-    """A transformers cache in which every block finds the frozen keys and values of the prefix.
-
-    ``update`` joins them to the new ones and stores nothing, so one object serves a whole resume
-    and gradients flow through the new part.
-    """
-
-    def __init__(self, prefix: Callable[[int], tuple[Tensor, Tensor]]) -> None:
-        self._prefix = prefix
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        frozen_key, frozen_value = self._prefix(layer_idx)
-        if frozen_key.shape[-2] == 0:
-            return key, value
-        return torch.cat([frozen_key, key], dim=-2), torch.cat([frozen_value, value], dim=-2)
-
-
 class Recorder:
-    """A cache that keeps every layer's keys and values of one pass over whole sequences, all positions of them.
+    """A cache that keeps every layer's keys and values of one pass, at all positions that pass.
 
     It has nothing but what attention asks of a cache: a block that keeps something else cannot use it, and says so.
     """
@@ -48,6 +31,25 @@ class Recorder:
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.keys[layer_idx], self.values[layer_idx] = key, value
         return key, value
+
+
+class PrefixCache:
+    """A transformers cache in which every block finds the frozen keys and values of the prefix.
+
+    ``update`` joins them to the new ones, which it stores in a recorder if anywhere, so one object serves a whole
+    resume and gradients flow through the new part.
+    """
+
+    def __init__(self, prefix: Callable[[int], tuple[Tensor, Tensor]], recorder: Recorder | None = None) -> None:
+        self._prefix, self._recorder = prefix, recorder
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        if self._recorder is not None:
+            self._recorder.update(key, value, layer_idx)
+        frozen_key, frozen_value = self._prefix(layer_idx)
+        if frozen_key.shape[-2] == 0:
+            return key, value
+        return torch.cat([frozen_key, key], dim=-2), torch.cat([frozen_value, value], dim=-2)
 
 
 def empty_cache(model: TransformerBridge) -> Cache | None:

@@ -23,13 +23,21 @@ Place = int | str
 
 @dataclass(frozen=True, kw_only=True)
 class BlockCall:
-    """The arguments that one block received in a full run over ``batch`` rows of ``length`` positions."""
+    """The arguments that one block received in a full run over ``batch`` rows of ``length`` positions.
+
+    Rows of another run that began as these do are called as they are: ``owners`` says for each as which.
+    """
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     cache: object
     batch: int
     length: int
+    owners: Int[Tensor, "row"] | None = None
+
+    def of_rows(self, rows: Int[Tensor, "row"]) -> "BlockCall":
+        """The same for other rows, each of which is called as one of these."""
+        return replace(self, owners=self._called(rows))
 
     def kept(self) -> "BlockCall":
         """The same call to be kept: without the states, and with what it was handed beside them as it was then."""
@@ -85,7 +93,8 @@ class BlockCall:
                 carried.replace_in(place, value)
             if place not in places:
                 return value
-            return carried.token_inputs(place, self._slice(self.argument(place), rows, 0), len(rows), 0)
+            own_rows = self._called(rows)
+            return carried.token_inputs(place, self._slice(self.argument(place), own_rows, 0), len(rows), 0)
 
         given = tuple(own(value, place) for place, value in enumerate(args))
         return given, {name: own(value, name) for name, value in kwargs.items()}
@@ -94,6 +103,7 @@ class BlockCall:
         self, rows: Int[Tensor, "row"], start: int, cache: object, carried: "Carried"
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """All arguments but the states, for positions ``start:`` of the frozen rows ``rows``."""
+        rows = self._called(rows)
 
         def cut(value: Any, place: Place) -> Any:
             if is_cache(value, self.cache):
@@ -113,6 +123,10 @@ class BlockCall:
     def argument(self, place: Place) -> Any:
         """One argument as it was given."""
         return self.args[place] if isinstance(place, int) else self.kwargs[place]
+
+    def _called(self, rows: Int[Tensor, "row"]) -> Int[Tensor, "row"]:
+        """The rows that were called for these."""
+        return rows if self.owners is None else self.owners.to(rows.device)[rows]
 
     def _beside(self) -> Iterator[tuple[Place, Any]]:
         """Every argument but the states, with its place among them."""

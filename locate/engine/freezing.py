@@ -148,7 +148,8 @@ def _frozen(
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, at=at, logits=logits,
         hooks=hooks, resumable=True, weights=HeldWeights.of(model), budget=budget, calls=calls,
-        token_places=token_places(model), _keys=recorder.keys, _values=recorder.values,
+        token_places=token_places(model), devices=tuple(state.device for state in states),
+        _keys=recorder.keys, _values=recorder.values,
     )  # fmt: skip
     entire, problem = _known_ways(run)
     return replace(run, resumable=not problem, entire=entire), problem

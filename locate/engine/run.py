@@ -14,8 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.branch import Branch, carried_by, chunks, within
-from locate.engine.caches import PrefixCache
+from locate.engine.branch import Branch, carried_by, check_branches, chunks, within
+from locate.engine.caches import PrefixCache, Recorder
 from locate.engine.calls import BlockCall, Carried, Place
 from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
 from locate.engine.readout import only_logits_at, read_logits
@@ -45,6 +45,7 @@ class FrozenRun:
         budget: the most tokens (rows × positions) that one resumed pass holds at a time.
         calls: what each block was called with.
         token_places: where in that tokens bring something of their own, beside the stream.
+        devices: where each of the residuals lies.
         entire: layers whose blocks keep more than keys and values, such as the state of a convolution: a resume runs
             them over the whole sequence.
     """
@@ -52,8 +53,8 @@ class FrozenRun:
     model: TransformerBridge
     tokens: Int[Tensor, "row position"]
     attention_mask: Int[Tensor, "row position"] | None
-    residuals: tuple[Float[Tensor, "row position d_model"], ...]
-    kept: dict[str, Tensor]
+    residuals: Sequence[Float[Tensor, "row position d_model"]]
+    kept: Mapping[str, Tensor]
     at: Readouts
     logits: Float[Tensor, "readout vocab"]
     hooks: tuple[Hook, ...]
@@ -62,6 +63,7 @@ class FrozenRun:
     budget: int
     calls: tuple[BlockCall, ...]
     token_places: frozenset[Place]
+    devices: tuple[torch.device, ...]
     entire: frozenset[int] = frozenset()
     _keys: Mapping[int, Tensor]
     _values: Mapping[int, Tensor]
@@ -114,7 +116,7 @@ class FrozenRun:
             SiteError: a branch or a readout does not fit the run.
             ModelError: the model's weights were changed in place since the run was frozen.
         """
-        self._check(position, branches)
+        check_branches(branches, position, self.tokens.shape, self.n_layers)
         total = sum(len(branch) for branch in branches)
         if at is None:
             frozen = torch.cat([branch.rows for branch in branches]).cpu()
@@ -161,7 +163,7 @@ class FrozenRun:
             SiteError: the branch does not fit the run.
             ModelError: the architecture cannot be resumed, or as ``resume`` does.
         """
-        self._check(position, [branch])
+        check_branches([branch], position, self.tokens.shape, self.n_layers)
         self._check_resumable()
         states: dict[int, Tensor] = {}
         carried = carried_by([branch])
@@ -171,7 +173,7 @@ class FrozenRun:
                 if layer in layers:
                     states[layer] = hidden
                 if layer < max(layers):
-                    hidden = self._block(layer, hidden, branch.rows, position, carried)
+                    hidden = self.follow(layer, hidden, branch.rows, position, carried)
         return states
 
     def record(self, position: int, branch: Branch, names: Sequence[str]) -> dict[str, Tensor]:
@@ -186,7 +188,7 @@ class FrozenRun:
             SiteError: the branch does not fit the run, or there is no such hook point.
             ModelError: the architecture cannot be resumed, or as ``resume`` does.
         """
-        self._check(position, [branch])
+        check_branches([branch], position, self.tokens.shape, self.n_layers)
         self._check_resumable()
         parts: list[dict[str, Tensor]] = []
         stops = [int(name.split(".")[1]) + 1 for name in names if name.startswith("blocks.")]
@@ -201,8 +203,8 @@ class FrozenRun:
                 stack.enter_context(intervening(self.model, [part], self._offsets(position)))
                 hidden, carried = part.states, carried_by([part])
                 for layer in range(part.layer, stop):
-                    hidden = self._block(layer, hidden, part.rows, position, carried)
-            own = {name: self._suffix_of(name, value, position) for name, value in kept.items()}
+                    hidden = self.follow(layer, hidden, part.rows, position, carried)
+            own = {name: self.suffix_of(name, value, position) for name, value in kept.items()}
             parts.append({**own, **dict.fromkeys(final, hidden)})
         return {name: torch.cat([part[name] for part in parts]) for name in names}
 
@@ -210,6 +212,25 @@ class FrozenRun:
         """How many rows that are resumed at a position fit one pass of the budget, at least one."""
         budget = Budget.of(self.model, self.budget)
         return budget.rows(max(self.tokens.shape[1] - position, self.reads * budget.logits))
+
+    def follow(
+        self, layer: int, hidden: Tensor, rows: Tensor, position: int, carried: Carried,
+        recorder: Recorder | None = None,
+    ) -> Tensor:  # fmt: skip
+        """What one block makes of states that follow frozen rows from a position on; a recorder keeps their keys."""
+        rows, block, call = rows.to(hidden.device), self.model.blocks[layer], self.calls[layer]
+        if layer in self.entire:
+            whole = torch.cat([rows_of(self.residuals[layer], rows)[:, :position].to(hidden), hidden], dim=1)
+            return call.replay(block, whole, rows, 0, None, carried.at(layer))[:, position:]
+        cache = PrefixCache(self._prefix(rows, position), recorder)
+        return call.replay(block, hidden, rows, position, cache, carried.at(layer))
+
+    def suffix_of(self, name: str, value: Tensor, position: int) -> Tensor:
+        """Of a value at a hook point, as a resume at a position has it, what is from there on."""
+        if not (start := self._offsets(position)(name)):
+            return value
+        # The second form: attention patterns, whose heads come before their queries.
+        return value[:, start:] if value.shape[1] == self.tokens.shape[1] else value[:, :, start:]
 
     def _check_resumable(self) -> None:
         if not self.resumable:
@@ -222,7 +243,7 @@ class FrozenRun:
         carried = carried_by(waiting)
         with intervening(self.model, waiting, self._offsets(position)):
             for layer in range(waiting[0].layer, self.n_layers + 1):
-                device = self.residuals[layer].device
+                device = self.devices[layer]
                 entering = [branch for branch in waiting if branch.layer == layer]
                 states = [branch.states.to(device) for branch in entering]
                 hidden = torch.cat([*([] if hidden is None else [hidden.to(device)]), *states])
@@ -230,27 +251,14 @@ class FrozenRun:
                 if layer == self.n_layers:
                     break
                 with self._read_columns(layer, waiting, at, hooked):
-                    hidden = self._block(layer, hidden, rows, position, carried)
+                    hidden = self.follow(layer, hidden, rows, position, carried)
             assert hidden is not None
             places = hidden[at[0].to(hidden.device), at[1].to(hidden.device)]
             return read_logits(self.model, places)
 
-    def _block(self, layer: int, hidden: Tensor, rows: Tensor, position: int, carried: Carried) -> Tensor:
-        rows, block, call = rows.to(hidden.device), self.model.blocks[layer], self.calls[layer]
-        if layer in self.entire:
-            whole = torch.cat([rows_of(self.residuals[layer], rows)[:, :position].to(hidden), hidden], dim=1)
-            return call.replay(block, whole, rows, 0, None, carried.at(layer))[:, position:]
-        cache = PrefixCache(self._prefix(rows, position))
-        return call.replay(block, hidden, rows, position, cache, carried.at(layer))
-
     def _offsets(self, position: int) -> Callable[[str], int]:
         """Where the resumed position stands in the value at a hook point."""
         return lambda name: position if _layer_of(name) in self.entire else 0
-
-    def _suffix_of(self, name: str, value: Tensor, position: int) -> Tensor:
-        start = self._offsets(position)(name)
-        # The second form: attention patterns, whose heads come before their queries.
-        return value[:, start:] if value.shape[1] == self.tokens.shape[1] else value[:, :, start:]
 
     def _read_columns(self, layer: int, branches: list[Branch], at: Readouts, hooked: bool) -> Any:
         """In the last block, nothing but the columns that are read needs to pass the MLP."""
@@ -323,26 +331,6 @@ class FrozenRun:
             stack.enter_context(intervening(self.model, [branch], lambda name: position))
             stack.enter_context(only_logits_at(self.model, *at))
             return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
-
-    def _check(self, position: int, branches: Sequence[Branch]) -> None:
-        length = self.tokens.shape[1]
-        if not 0 <= position < length:
-            raise SiteError(f"Position {position} is out of range: the prompt has {length} tokens.")
-        if not branches:
-            raise SiteError("Nothing to resume: give at least one branch of states.")
-        for branch in branches:
-            if not 0 <= branch.layer <= self.n_layers:
-                raise SiteError(f"Layer {branch.layer} is out of range: the model has {self.n_layers} layers.")
-            if not within(branch.rows, 0, len(self.tokens)):
-                found = f"{branch.rows.min()} to {branch.rows.max()}" if len(branch) else "none"
-                raise SiteError(
-                    f"A branch continues frozen rows {found}, but there are rows 0 to {len(self.tokens) - 1}."
-                )
-            if branch.states.shape[1] != length - position:
-                raise SiteError(
-                    f"A branch at position {position} of {length} needs states of {length - position} "
-                    f"positions, found {branch.states.shape[1]}."
-                )
 
 
 def _layer_of(name: str) -> int | None:
