@@ -1,4 +1,5 @@
 from . import plots as plots
+from . import tasks as tasks
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import (
@@ -20,6 +21,7 @@ from .contrast.noise import (
     ZeroEmbedding,
     embedding_std,
 )
+from .contrast.sides import prob_diff, prob_greater
 from .contrast.swaps import TokenSwap
 from .errors import DataError, FactError, LocateError, ModelError, NumericsError, SiteError, UpdateError
 from .facts.facts import Consequence, Fact, OtherRelation
@@ -89,8 +91,11 @@ __all__ = [
     "patch",
     "path_patch",
     "plots",
+    "prob_diff",
+    "prob_greater",
     "probability",
     "rank",
     "sequence_log_probability",
     "sequence_probability",
+    "tasks",
 ]

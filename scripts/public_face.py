@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import typer
 
@@ -44,19 +45,23 @@ def of_class(name: str, kind: type) -> Iterator[str]:
         yield f"{name}.{member}" + (parameters(value) if inspect.isfunction(value) else "")
 
 
+def of_module(module: ModuleType) -> Iterator[str]:
+    """The names that a module or package offers."""
+    for name in sorted(module.__all__):
+        value, whole = getattr(module, name), f"{module.__name__}.{name}"
+        if inspect.isclass(value):
+            yield from of_class(whole, value)
+        elif inspect.ismodule(value):
+            yield from of_module(value)
+        else:
+            yield whole + (parameters(value) if callable(value) else "")
+
+
 def face() -> str:
     """All of it, one line a name."""
-    lines = []
-    for package in (locate, edit):
-        for name in sorted(package.__all__):
-            value, whole = getattr(package, name), f"{package.__name__}.{name}"
-            if inspect.isclass(value):
-                lines += of_class(whole, value)
-            else:
-                lines.append(whole + (parameters(value) if callable(value) else ""))
+    lines = [*of_module(locate), *of_module(edit)]
     for name, command in sorted(typer.main.get_command(app).commands.items()):  # type: ignore[attr-defined]
-        for option in command.params:
-            lines.append(f"locate-edit {name} {' '.join([*option.opts, *option.secondary_opts])}")
+        lines += [f"locate-edit {name} {' '.join([*option.opts, *option.secondary_opts])}" for option in command.params]
     return "\n".join(lines) + "\n"
 
 

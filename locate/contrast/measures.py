@@ -9,6 +9,7 @@ from torch import Tensor
 
 from locate.contrast.metrics import Logits, Metric, Metrics, Plain
 from locate.contrast.sequences import sequence_log_probability, sequence_probability
+from locate.contrast.sides import prob_greater
 from locate.engine import Measure
 from locate.errors import LocateError
 from locate.facts.prompts import encode_target
@@ -248,6 +249,7 @@ _NAMED: dict[str, Callable[[], Metric]] = {
     "logit_diff": logit_diff,
     "kl_divergence": kl_divergence,
     "rank": rank,
+    "prob_greater": prob_greater,
     "sequence_probability": sequence_probability,
     "sequence_log_probability": sequence_log_probability,
 }

@@ -58,7 +58,7 @@ class TokenSwap:
         chosen: dict[str, Prompt] = {}
         for subject in self._candidates(fact):
             other = encode_fact(model, replace(fact, subject=subject))
-            if _alike(prompt, other):
+            if alike(prompt, other):
                 chosen[subject] = other
             if len(chosen) == self.samples:
                 break
@@ -104,7 +104,13 @@ def check_alike(model: TransformerBridge, clean: Prompt, other: Prompt) -> None:
         )
 
 
-def _alike(clean: Prompt, other: Prompt) -> bool:
+def alike(clean: Prompt, other: Prompt) -> bool:
+    """Whether two prompts differ in the tokens of their subjects, and nowhere else.
+
+    >>> prompts = [locate.encode_fact(model, fact, "{} is in"), locate.encode_fact(model, fact, "{} is at")]
+    >>> alike(*prompts), alike(prompts[0], prompts[0])
+    (False, False)
+    """
     if len(clean.tokens) != len(other.tokens) or clean.subject_span != other.subject_span:
         return False
     start, end = clean.subject_span
