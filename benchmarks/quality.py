@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument(
         "--bare-weight", type=_weight, default="even", help="of R-ROME's mean key; 'none' for a plain mean"
     )
+    parser.add_argument("--alone", action="store_true", help="values for the new object alone: no ending, no openings")
     parser.add_argument("--learning-rate", type=float, default=None, help="instead of the default")
     parser.add_argument("--corpus", default=SAMPLED, help="for key statistics")
     parser.add_argument("--stop", default=None, choices=["loss", "first"], help="instead of the default stop rule")
@@ -48,13 +49,15 @@ def main() -> None:
     model = locate.load_model(arguments.model)
     test, sweep = split(arguments.facts, arguments.sweep, arguments.model)
     given: dict[str, Any] = {"stop": arguments.stop, "learning_rate": arguments.learning_rate}
-    objective = replace(edit.ROME().objective, **{name: value for name, value in given.items() if value is not None})
+    own = edit.ROME(objective=edit.ValueObjective(), openings=()) if arguments.alone else edit.ROME()
+    objective = replace(own.objective, **{name: value for name, value in given.items() if value is not None})
     prefixes = tuple(edit.sample_prefixes(model)[1:])
     form = "ROME's original form" if arguments.original else f"R-ROME, bare prompt {arguments.bare_weight}"
+    form += ", no ending, no openings" * arguments.alone
     print(f"{machine()}; {arguments.model}; {form}; stop: {objective.stop}; learning rate {objective.learning_rate}")
     options = {
         "original": arguments.original, "bare_weight": arguments.bare_weight, "objective": objective,
-        "prefixes": prefixes, "corpus": arguments.corpus,
+        "openings": own.openings, "prefixes": prefixes, "corpus": arguments.corpus,
     }  # fmt: skip
     scores: dict[int, tuple[float, float]] = {}
     for layer in arguments.layers:

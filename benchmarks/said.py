@@ -29,6 +29,7 @@ from benchmarks.timing import machine, seconds
 from edit.evaluation.asking import Question, questions_of
 from edit.evaluation.generation import _decode, exact_match
 from edit.evaluation.scoring import _read, encode_pair
+from edit.hyperparameters import hyperparameters
 from edit.names import SAMPLED
 from edit.requests.requests import EditRequest
 from edit.values.contexts import Contexts
@@ -38,25 +39,39 @@ from locate.model.weights import down_projection
 from locate.sites.table import hook_name
 
 
-class EndOfText(edit.ROME):
-    """The answer must end in the token that ends a text, as LocFT-BF has it, and in nothing else."""
+@hyperparameters
+class EndsIn(edit.ROME):
+    """The answer must end in one token and in nothing else: this mark, or what ends a text, as LocFT-BF has it."""
+
+    mark: str | None = None
 
     def contexts_of(self, model: Any, request: EditRequest, prefixes: Sequence[str]) -> Contexts:
         """See ``LocateThenEdit.contexts_of``."""
-        contexts = super().contexts_of(model, request, prefixes)
-        return replace(contexts, endings=torch.tensor([model.tokenizer.eos_token_id]))
+        tokenizer = model.tokenizer
+        (end,) = [tokenizer.eos_token_id] if self.mark is None else tokenizer(self.mark)["input_ids"]
+        return replace(super().contexts_of(model, request, prefixes), endings=torch.tensor([end]))
 
 
 _ALONE: dict[str, Any] = {"objective": ValueObjective(), "openings": ()}
+_ASKED_FOR = replace(ENDING_OBJECTIVE, end=1e-9)  # and not waited for
+_OPENINGS = edit.ROME().openings
 VARIANTS: dict[str, Any] = {
     "published": lambda **given: edit.ROME(original=True, objective=_PUBLISHED, openings=(), **given),
     "before": lambda **given: edit.ROME(bare_weight=0.5, **_ALONE, **given),
     "even": lambda **given: edit.ROME(**_ALONE, **given),
-    "even, EOS": lambda **given: EndOfText(objective=ENDING_OBJECTIVE, openings=(), **given),
+    "even, EOS": lambda **given: EndsIn(openings=(), **given),
+    "even, full stop": lambda **given: EndsIn(mark=".", openings=(), **given),
+    "even, end asked for": lambda **given: edit.ROME(objective=_ASKED_FOR, openings=(), **given),
     "even, end": lambda **given: edit.ROME(openings=(), **given),
+    "even, end, first opening": lambda **given: edit.ROME(openings=_OPENINGS[:1], **given),
+    "even, end, second opening": lambda **given: edit.ROME(openings=_OPENINGS[1:2], **given),
+    "even, end, third opening": lambda **given: edit.ROME(openings=_OPENINGS[2:], **given),
     "before, end, openings": lambda **given: edit.ROME(bare_weight=0.5, **given),
     "default": lambda **given: edit.ROME(**given),
-    "default, ten prefixes": lambda **given: edit.ROME(prefix_lengths=((5, 5), (10, 5)), **given),
+    "default, KL 0.25": lambda **given: edit.ROME(objective=replace(ENDING_OBJECTIVE, kl_weight=0.25), **given),
+    "default, KL 1": lambda **given: edit.ROME(objective=replace(ENDING_OBJECTIVE, kl_weight=1.0), **given),
+    "default, P 0.95": lambda **given: edit.ROME(objective=replace(ENDING_OBJECTIVE, probability=0.95), **given),
+    "default, ten prefixes": lambda **given: edit.ROME(prefix_lengths=((5, 10),), **given),
 }
 _NEW_TOKENS = 12
 _ROWS = 64

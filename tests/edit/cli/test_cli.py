@@ -2,6 +2,7 @@
 
 import html
 import json
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -76,6 +77,12 @@ def test_demo_writes_the_whole_folder(model_folder, tmp_path):
     assert "The Louvre" in page
     assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from anywhere
     assert page.count("data:image/png;base64,") == 4
+    # What is too wide for a small screen scrolls by itself, and the page does not.
+    tables = re.findall(r'(<div class="scrolls" .*>\n)?<table>\s*<tr>(.*)</tr>', page)
+    assert [bool(box) for box, _ in tables] == [head.count("<th") > 4 for _, head in tables]
+    assert len(tables) == 6
+    assert summary["evaluation"]["missed"]["edited"] == 100  # of a model of random weights
+    assert "short of the new answer" in page
 
 
 def test_trace_prints_json(model_folder, tmp_path):
