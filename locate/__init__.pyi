@@ -30,6 +30,7 @@ from .facts.prompts import Prompt, encode_fact
 from .model.loading import load_model
 from .neurons.extraction import attribute_extraction_rate
 from .neurons.knowledge import NeuronScores, knowledge_neurons, load_neurons
+from .patching.attribute import attribute
 from .patching.average import AveragePatches, average_patches
 from .patching.knockout import Knockout, attention_knockout, load_knockout
 from .patching.patch import patch
@@ -70,6 +71,7 @@ __all__ = [
     "UpdateError",
     "ZeroEmbedding",
     "attention_knockout",
+    "attribute",
     "attribute_extraction_rate",
     "average_patches",
     "average_traces",

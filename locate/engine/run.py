@@ -92,6 +92,7 @@ class FrozenRun:
         at: Readouts | None = None,
         measure: Measure | None = None,
         grad: bool = False,
+        heard: bool = False,
     ) -> Tensor:
         """Run the given states through the rest of the model, on positions from ``position`` on.
 
@@ -108,6 +109,7 @@ class FrozenRun:
             measure: reduces logits (given the frozen row that each continues), so that a large vocabulary need not
                 be kept for all rows; of rows that are read several times it may make one value each.
             grad: whether gradients flow back to the states and through the hooks.
+            heard: whether somebody listens at hook points besides, so that nothing may be left out there.
 
         Returns:
             Logits ``readout vocab``, or what ``measure`` makes of them.
@@ -141,7 +143,7 @@ class FrozenRun:
                 places = (rows[late], at[1][mine][late] - position)
                 own = [part for _, part in parts]
                 if self.resumable:
-                    logits = self._suffix_pass(position, own, places, hooked=bool(hooks))
+                    logits = self._suffix_pass(position, own, places, hooked=heard or bool(hooks))
                 else:
                     logits = self._whole_passes(position, own, places)
                 frozen = torch.cat([part.rows for part in own])[rows]

@@ -11,6 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import ModelError
 from locate.model.anatomy import anatomy, norm_after
+from locate.model.norms import NormShape
 from locate.model.weights import written_by
 from locate.sites.table import hook_name
 
@@ -50,6 +51,13 @@ class Passage:
     centred: bool
     shift: Float[Tensor, "d_model"] | None
     multiplier: float
+
+    @classmethod
+    def of(cls, norm: nn.Module, projected: Float[Tensor, "row position d_model"], multiplier: float) -> "Passage":
+        """Through a norm with the scale that it has at some states."""
+        shape = NormShape.of(norm, projected)
+        gain, shift = shape.scaled(projected, norm(projected)), shape.shift.flatten()
+        return cls(gain=gain, centred=shape.centred, shift=shift, multiplier=multiplier)
 
     def __call__(self, vectors: Float[Tensor, "row position *unit d_model"]) -> Tensor:
         """What of some parts of the projection's output arrives in the stream, the constant left out."""
@@ -117,21 +125,7 @@ def passage(model: TransformerBridge, layer: int, projected: Float[Tensor, "row 
     norm = norm_after(model.blocks[layer], "attn")
     if norm is None:
         return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
-    return _linear(norm, projected, own.multiplier)
-
-
-def _linear(norm: nn.Module, states: Float[Tensor, "row position d_model"], multiplier: float) -> Passage:
-    """A norm with the scale that it has at some states, found from what it makes of a few vectors."""
-    probe = torch.ones_like(states[:1, :1])
-    probe[..., ::2] = -1
-    probe = probe - probe.mean(-1, keepdim=True)  # where the width is odd, its mean is not 0
-    shift = norm(torch.zeros_like(probe)).float()
-    gain = (norm(probe).float() - shift) / probe.float()  # up to the scale, which is one number for each position
-    centred = torch.allclose(norm(probe + 1), norm(probe), rtol=1e-2, atol=1e-3)
-    given = states.float() - states.float().mean(-1, keepdim=True) if centred else states.float()
-    wanted, shape = norm(states).float() - shift, given * gain
-    scale = (wanted * shape).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True).clamp_min(1e-30)
-    return Passage(gain=gain * scale, centred=centred, shift=shift[0, 0], multiplier=multiplier)
+    return Passage.of(norm, projected, own.multiplier)
 
 
 def _check(model: TransformerBridge, layer: int, total: Tensor, projected: Tensor) -> None:

@@ -9,7 +9,7 @@ from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from locate import ModelError
 from locate.engine import Branch, freeze
-from locate.engine.gradients import state_gradients
+from locate.engine.gradients import backward_passes
 from locate.model.weights import down_projection, fingerprint, hf_parameters
 from tests import tiny
 
@@ -114,7 +114,12 @@ def test_gradients_of_states_are_those_of_the_runs_own_weights():
     names = ["blocks.1.hook_mlp_out"]
 
     def found(run):
-        return state_gradients(run, names, lambda logits, rows: logits[:, [7]])[1][names[0]]
+        kept = []
+        backward_passes(
+            run, 0, Branch(layer=0, rows=torch.arange(len(TOKENS)), states=run.residuals[0]), names,
+            lambda logits, rows: logits[:, [7]], lambda tape: kept.append(tape.gradients()[names[0]]),
+        )  # fmt: skip
+        return torch.cat(kept)
 
     expected = found(base)
     with update.applied(model):

@@ -330,7 +330,7 @@ def test_the_estimate_is_the_slope_of_small_patches(sites):
         warnings.simplefilter("ignore")
         options = {"sites": sites, "metric": difference, "progress": False}
         exact = locate.patch(model("llama"), fact, tiny_noise, **options)
-        guess = locate.patch(model("llama"), fact, tiny_noise, screen=1, **options)
+        guess = locate.patch(model("llama"), fact, tiny_noise, screen=1, method="atp", **options)
     effect, estimate = exact.effect.values, guess.data["estimate"].values
     assert np.corrcoef(effect.ravel(), estimate.ravel())[0, 1] > 0.999
     np.testing.assert_allclose(estimate, effect, atol=0.02 * np.abs(effect).max())

@@ -94,7 +94,7 @@ def test_a_norm_that_centres_and_shifts_is_linear_at_its_scale():
     states = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(1)) * 3 + 1
     parts = torch.randn(2, 3, 4, 7, generator=torch.Generator().manual_seed(2))
     parts[:, :, -1] += states - parts.sum(2)
-    through = contributed._linear(norm, states, 2.0)
+    through = contributed.Passage.of(norm, states, 2.0)
     assert through.centred
     torch.testing.assert_close(through(parts).sum(2) + through.shift * 2.0, norm(states) * 2.0, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(through(states), through(parts).sum(2), rtol=1e-4, atol=1e-4)
