@@ -1,0 +1,1 @@
+"""Circuits: scored edges between components, what of them carries the answer, and how faithfully."""

@@ -1,0 +1,305 @@
+"""Scores of edges, for all of them from a few backward passes."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from einops import einsum, rearrange, repeat
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from locate.circuits.written import differences
+from locate.contrast.contrast import Contrast
+from locate.contrast.metrics import Metric
+from locate.engine import Branch, Pin
+from locate.engine.gradients import Tape, backward_passes
+from locate.engine.rows import rows_of
+from locate.engine.rules import GRADIENT, RELP, Rules
+from locate.errors import LocateError, ModelError, suggest
+from locate.sites.components import Component
+from locate.sites.graph import Graph
+from locate.sites.inputs import attention_input, mlp_input, projection
+from locate.sites.table import hook_name
+
+# On which of the states between the two runs a gradient is taken: at the target's, at both ends, on the way of what
+# enters the first block, or on the way of each component's own output.
+Path = Literal["target", "ends", "inputs", "activations"]
+# Floats of what is written in a group of rows, in units of what a token takes in passing.
+_FLOATS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class EdgeMethod:
+    """A way to score edges: (a_u(x′) − a_u(x)) · ∂m/∂in_v, with a gradient of its own.
+
+    Attributes:
+        path: where gradients are taken.
+        rules: how they flow back.
+    """
+
+    path: Path
+    rules: Rules = field(default_factory=Rules)
+
+
+METHODS: dict[str, EdgeMethod] = {
+    "eap": EdgeMethod(path="target"),
+    "eap-relp": EdgeMethod(path="target", rules=RELP),
+    "eap-ig-inputs": EdgeMethod(path="inputs", rules=GRADIENT),
+    "eap-ig-activations": EdgeMethod(path="activations"),
+    "clean-corrupted": EdgeMethod(path="ends"),
+}
+_OTHER_NAMES = {"eap-ig": "eap-ig-inputs"}
+
+
+def edge_method(name: str) -> EdgeMethod:
+    """The method of this name.
+
+    Raises:
+        LocateError: there is none; the nearest names are suggested.
+
+    >>> edge_method("eap-ig").path
+    'inputs'
+    """
+    known = _OTHER_NAMES.get(name, name)
+    if known not in METHODS:
+        raise LocateError(f"There is no method {name!r} to score edges. {suggest(name, [*METHODS, *_OTHER_NAMES])}")
+    return METHODS[known]
+
+
+@dataclass(kw_only=True, eq=False)
+class Sums:
+    """Sums over pairs of prompts, of scores and of their squares.
+
+    Attributes:
+        n: pairs.
+        total: of scores.
+        squares: of their squares.
+        by_position: of scores by position, where these are told apart.
+    """
+
+    n: int = 0
+    total: Float[Tensor, "writer reader"]
+    squares: Float[Tensor, "writer reader"]
+    by_position: Float[Tensor, "position writer reader"] | None = None
+
+    @property
+    def mean(self) -> Float[Tensor, "writer reader"]:
+        """The mean score."""
+        return self.total / self.n
+
+    @property
+    def error(self) -> Float[Tensor, "writer reader"]:
+        """Its standard error; NaN of a single pair."""
+        if self.n < 2:
+            return torch.full_like(self.total, float("nan"))
+        variance = (self.squares - self.total**2 / self.n).clamp_min(0) / (self.n - 1)
+        return (variance / self.n).sqrt()
+
+
+def add_scores(
+    sums: Sums,
+    contrast: Contrast,
+    graph: Graph,
+    metric: Metric,
+    how: EdgeMethod,
+    *,
+    steps: int,
+    progress: Callable[[int], Any] = lambda rows: None,
+) -> None:
+    """Add the scores of a contrast's questions, or of its rows where there is a single question.
+
+    Both runs must have kept ``written_hooks``.
+
+    Raises:
+        LocateError: the metric has no gradient.
+        ModelError: the architecture has inputs that edges cannot be told apart at, or that no path leads along.
+    """
+    if how.path in ("inputs", "ends") and contrast.target.token_places:
+        raise ModelError(
+            "Tokens of this model bring more than the residual stream, so that there is no straight path between two "
+            "of them to integrate along. Use another method."
+        )
+    for group in _groups(contrast, graph):
+        rows = torch.cat(group)
+        scorer = _Scorer(contrast=contrast, graph=graph, metric=metric, how=how, steps=steps, rows=rows)
+        scores = scorer.scores(by_position=sums.by_position is not None)
+        for own in torch.arange(len(rows)).split([len(one) for one in group]):
+            mean = scores[own].mean(0)  # position writer reader
+            if sums.by_position is not None:
+                sums.by_position[contrast.first :] += mean
+            mean = mean.sum(0)
+            sums.total += mean
+            sums.squares += mean**2
+            sums.n += 1
+        progress(len(rows))
+
+
+def _groups(contrast: Contrast, graph: Graph) -> Iterator[list[Int[Tensor, "row"]]]:
+    """Rows that are scored together, by question, or one by one of a single question."""
+    asked = contrast.rows.question
+    every = [(asked == one).nonzero()[:, 0] for one in asked.unique()]
+    if len(every) == 1:
+        every = list(every[0].split(1))
+    positions = contrast.target.tokens.shape[1] - contrast.first
+    most = _FLOATS * contrast.target.budget // (positions * len(graph.writers))
+    group: list[Tensor] = []
+    for one in every:
+        if group and sum(map(len, group)) + len(one) > most:
+            yield group
+            group = []
+        group.append(one)
+    yield group
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scorer:
+    contrast: Contrast
+    graph: Graph
+    metric: Metric
+    how: EdgeMethod
+    steps: int
+    rows: Int[Tensor, "row"]
+
+    def scores(self, *, by_position: bool) -> Float[Tensor, "row position writer reader"]:
+        """Of each row; without positions these are summed to one."""
+        moved = differences(self.contrast, self.rows)
+        n, length = moved.shape[:2]
+        found = torch.zeros(n, length if by_position else 1, len(self.graph.writers), len(self.graph.readers))
+        for branch, shares, senders in self._branches():
+            sent_first = min(self.graph.writers[i].order for i in senders)
+            gradients = self._stream_gradients(branch, shares, sent_first)
+            for columns, gradient in gradients:
+                sent = [i for i in senders if self.graph.writers[i].order < self.graph.readers[columns[0]].order]
+                terms = "row position writer reader" if by_position else "row writer reader"
+                own = einsum(
+                    moved[:, :, sent], gradient.to(moved),
+                    f"row position writer d_model, row position reader d_model -> {terms}",
+                )  # fmt: skip
+                own = own.cpu() if by_position else own.cpu()[:, None]
+                found[:, :, torch.tensor(sent)[:, None], torch.tensor(columns)] = own
+        return found
+
+    def _branches(self) -> Iterator[tuple[Branch, int, list[int]]]:
+        """What is run, with how many rows to each of the contrast's; and the writers whose edges it is for."""
+        target, source, first = self.contrast.target, self.contrast.source, self.contrast.first
+        own, theirs = self.contrast.rows.target[self.rows], self.contrast.rows.source[self.rows]
+        shares = {
+            "target": [1.0], "ends": [0.0, 1.0], "inputs": self._steps, "activations": self._steps,
+        }[self.how.path]  # fmt: skip
+        everyone = list(range(len(self.graph.writers)))
+
+        def path(one: Tensor, other: Tensor) -> Tensor:
+            """From the source's values to the target's."""
+            has, wanted = (rows_of(values, at)[:, first:] for values, at in ((one, own), (other, theirs)))
+            if shares == [1.0]:
+                return has
+            wanted = wanted.to(has)
+            points = torch.tensor(shares, device=has.device, dtype=has.dtype)
+            points = rearrange(points, f"share -> share {' '.join('1' * (has.ndim - 1))}")
+            return rearrange(wanted[:, None] + points * (has - wanted)[:, None], "row share ... -> (row share) ...")
+
+        rows = repeat(own, "row -> (row share)", share=len(shares))
+        whole = Branch(layer=0, rows=rows, states=path(target.residuals[0], source.residuals[0]))
+        if self.how.path != "activations":
+            yield whole, len(shares), everyone
+            return
+        yield whole, len(shares), [0]
+        columns = tuple(range(target.tokens.shape[1] - first))
+        for hook in dict.fromkeys(one.hook for one in self.graph.writers[1:]):
+            senders = [i for i in everyone[1:] if self.graph.writers[i].hook == hook]
+            layer = self.graph.writers[senders[0]].layer
+            states = rows_of(target.residuals[layer], own)[:, first:]
+            pin = Pin(values=path(target.kept[hook], source.kept[hook]), columns=columns)
+            branch = Branch(
+                layer=layer, rows=rows, states=repeat(states, "row ... -> (row share) ...", share=len(shares)),
+                interventions={hook: pin},
+            )  # fmt: skip
+            yield branch, len(shares), senders
+
+    @property
+    def _steps(self) -> list[float]:
+        return [step / self.steps for step in range(1, self.steps + 1)]
+
+    def _stream_gradients(
+        self, branch: Branch, shares: int, after: int
+    ) -> list[tuple[list[int], Float[Tensor, "row position reader d_model"]]]:
+        """The mean gradient with respect to the stream as each reader reads it, for readers after some writers.
+
+        Readers that read at one time, one after the other in the graph, come together.
+        """
+        run, first = self.contrast.target, self.contrast.first
+        readers = [one for one in self.graph.readers if one.order > after]
+        together = _at_one_time(self.graph, readers)
+        seen = sorted({name for columns in together for name in self._states_of(columns)})
+        names = list(dict.fromkeys(self._gradient_hook(one) for one in readers))
+        totals: list[Tensor | None] = [None] * len(together)
+
+        def use(tape: Tape) -> None:
+            own = torch.arange(len(branch))[tape.rows] // shares
+            gradients = tape.gradients()
+            for index, columns in enumerate(together):
+                found = self._pulled_back(columns, tape, gradients) / shares
+                total = totals[index]
+                if total is None:
+                    total = totals[index] = found.new_zeros(len(self.rows), *found.shape[1:])
+                total.index_add_(0, own.to(found.device), found)
+
+        backward_passes(
+            run, first, branch, names, self.contrast.measure(self.metric), use, seen=seen, rules=self.how.rules
+        )
+        return [(columns, total) for columns, total in zip(together, totals, strict=True) if total is not None]
+
+    def _gradient_hook(self, reader: Component) -> str:
+        # What enters the final norm is read where the last block leaves it: the norm is given what is read alone.
+        last = self.graph.anatomy.n_layers - 1
+        return hook_name("resid_post", last) if reader.layer > last else reader.hook
+
+    def _states_of(self, columns: Sequence[int]) -> list[str]:
+        """The hook points that say what is read."""
+        one = self.graph.readers[columns[0]]
+        if one.layer == self.graph.anatomy.n_layers:
+            return []
+        names = [hook_name("resid_pre", one.layer)]
+        return (
+            names if one.head is not None or self._parallel(one.layer) else [*names, hook_name("attn_out", one.layer)]
+        )
+
+    def _parallel(self, layer: int) -> bool:
+        own = self.graph.anatomy.layers[layer]
+        return own.parallel or not own.n_heads
+
+    def _pulled_back(
+        self, columns: Sequence[int], tape: Tape, gradients: dict[str, Tensor]
+    ) -> Float[Tensor, "row position reader d_model"]:
+        readers, model = [self.graph.readers[i] for i in columns], self.contrast.target.model
+        one = readers[0]
+        if one.layer == self.graph.anatomy.n_layers:
+            return rearrange(gradients[self._gradient_hook(one)], "row position d_model -> row position 1 d_model")
+        stream = sum(tape.values[name] for name in self._states_of(columns))
+        assert isinstance(stream, Tensor)
+        parts = []
+        for hook in dict.fromkeys(reader.hook for reader in readers):
+            kind = next(reader.input for reader in readers if reader.hook == hook)
+            gradient = gradients[hook]
+            if kind is None:
+                parts.append(rearrange(gradient, "row position d_model -> row position 1 d_model"))
+            else:
+                weight = projection(model, one.layer, kind).to(gradient)
+                parts.append(
+                    einsum(
+                        gradient, weight, "row position unit d_head, unit d_head d_model -> row position unit d_model"
+                    )
+                )
+        if one.head is None:
+            return mlp_input(model, one.layer).pulled_back(stream, parts[0])
+        return attention_input(model, one.layer).pulled_back(stream, torch.cat(parts, dim=2))
+
+
+def _at_one_time(graph: Graph, readers: Sequence[Component]) -> list[list[int]]:
+    """Indices of readers in groups of one layer that read at one time and through one norm."""
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for index, one in enumerate(graph.readers):
+        if one in readers:
+            groups.setdefault((one.layer, one.head is None), []).append(index)
+    return list(groups.values())

@@ -1,0 +1,65 @@
+"""What every component adds to the residual stream in some rows of a run, and where that differs in another run."""
+
+import torch
+from einops import pack, rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.contrast.contrast import Contrast
+from locate.engine import FrozenRun
+from locate.engine.rows import rows_of
+from locate.errors import ModelError
+from locate.sites.contributions import contribution_hooks, contributions
+from locate.sites.graph import Graph, graph
+
+
+def written_hooks(model: TransformerBridge) -> list[str]:
+    """The hook points that both runs must keep.
+
+    >>> len(written_hooks(model)) == 3 * model.cfg.n_layers
+    True
+    """
+    return contribution_hooks(model, range(model.cfg.n_layers))
+
+
+def tellable(model: TransformerBridge) -> Graph:
+    """The graph of a model whose stream is the sum of what heads and MLPs write.
+
+    Raises:
+        ModelError: something else writes there as well.
+
+    >>> tellable(model).writers[0].name
+    'embed'
+    """
+    found = graph(model)
+    if others := [layer for layer, one in enumerate(found.anatomy.layers) if not one.adds_up]:
+        raise ModelError(
+            f"{type(model.original_model).__name__} adds to the residual stream what is neither attention nor an MLP, "
+            f"in layers {', '.join(map(str, others))}: edges cannot be told apart there. Patch or attribute to sites "
+            "instead."
+        )
+    return found
+
+
+@torch.no_grad()
+def written(run: FrozenRun, rows: Int[Tensor, "row"], first: int) -> Float[Tensor, "row position writer d_model"]:
+    """What each writer of the graph adds, in its order, from a position on."""
+    model = run.model
+    parts = [rearrange(rows_of(run.residuals[0], rows)[:, first:], "row position d_model -> row position 1 d_model")]
+    with run.weights.entered():
+        for layer in range(run.n_layers):
+            names = contribution_hooks(model, [layer])
+            own = contributions(model, layer, {name: rows_of(run.kept[name], rows)[:, first:] for name in names})
+            parts.append(own.heads)
+            if own.mlp is not None:
+                parts.append(rearrange(own.mlp, "row position d_model -> row position 1 d_model"))
+    device = parts[-1].device
+    return pack([part.to(device) for part in parts], "row position * d_model")[0]
+
+
+def differences(contrast: Contrast, rows: Int[Tensor, "row"]) -> Float[Tensor, "row position writer d_model"]:
+    """What each writer adds in the source, less what it adds in the target, for some of a contrast's rows."""
+    own, first = contrast.rows, contrast.first
+    theirs = written(contrast.source, own.source[rows], first)
+    return theirs - written(contrast.target, own.target[rows], first).to(theirs)
