@@ -9,7 +9,7 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from locate.circuits.written import differences
+from locate.circuits.written import differences, groups
 from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
 from locate.engine import Branch, Pin
@@ -25,8 +25,6 @@ from locate.sites.table import hook_name
 # On which of the states between the two runs a gradient is taken: at the target's, at both ends, on the way of what
 # enters the first block, or on the way of each component's own output.
 Path = Literal["target", "ends", "inputs", "activations"]
-# Floats of what is written in a group of rows, in units of what a token takes in passing.
-_FLOATS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,7 @@ def add_scores(
             "Tokens of this model bring more than the residual stream, so that there is no straight path between two "
             "of them to integrate along. Use another method."
         )
-    for group in _groups(contrast, graph):
+    for group in groups(contrast, graph):
         rows = torch.cat(group)
         scorer = _Scorer(contrast=contrast, graph=graph, metric=metric, how=how, steps=steps, rows=rows)
         scores = scorer.scores(by_position=sums.by_position is not None)
@@ -133,23 +131,6 @@ def add_scores(
             sums.squares += mean**2
             sums.n += 1
         progress(len(rows))
-
-
-def _groups(contrast: Contrast, graph: Graph) -> Iterator[list[Int[Tensor, "row"]]]:
-    """Rows that are scored together, by question, or one by one of a single question."""
-    asked = contrast.rows.question
-    every = [(asked == one).nonzero()[:, 0] for one in asked.unique()]
-    if len(every) == 1:
-        every = list(every[0].split(1))
-    positions = contrast.target.tokens.shape[1] - contrast.first
-    most = _FLOATS * contrast.target.budget // (positions * len(graph.writers))
-    group: list[Tensor] = []
-    for one in every:
-        if group and sum(map(len, group)) + len(one) > most:
-            yield group
-            group = []
-        group.append(one)
-    yield group
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,5 +1,7 @@
 """What every component adds to the residual stream in some rows of a run, and where that differs in another run."""
 
+from collections.abc import Iterator
+
 import torch
 from einops import pack, rearrange
 from jaxtyping import Float, Int
@@ -12,6 +14,10 @@ from locate.engine.rows import rows_of
 from locate.errors import ModelError
 from locate.sites.contributions import contribution_hooks, contributions
 from locate.sites.graph import Graph, graph
+from locate.sites.inputs import check_inputs
+
+# Floats of what is written in rows that are computed together, in units of what a token takes in passing.
+_FLOATS = 8
 
 
 def written_hooks(model: TransformerBridge) -> list[str]:
@@ -24,10 +30,10 @@ def written_hooks(model: TransformerBridge) -> list[str]:
 
 
 def tellable(model: TransformerBridge) -> Graph:
-    """The graph of a model whose stream is the sum of what heads and MLPs write.
+    """The graph of a model whose stream is the sum of what heads and MLPs write, and who reads it through a norm.
 
     Raises:
-        ModelError: something else writes there as well.
+        ModelError: something else writes there as well, or is read otherwise.
 
     >>> tellable(model).writers[0].name
     'embed'
@@ -39,6 +45,7 @@ def tellable(model: TransformerBridge) -> Graph:
             f"in layers {', '.join(map(str, others))}: edges cannot be told apart there. Patch or attribute to sites "
             "instead."
         )
+    check_inputs(model)
     return found
 
 
@@ -63,3 +70,23 @@ def differences(contrast: Contrast, rows: Int[Tensor, "row"]) -> Float[Tensor, "
     own, first = contrast.rows, contrast.first
     theirs = written(contrast.source, own.source[rows], first)
     return theirs - written(contrast.target, own.target[rows], first).to(theirs)
+
+
+def groups(contrast: Contrast, graph: Graph) -> Iterator[list[Int[Tensor, "row"]]]:
+    """Rows that are computed together, by question, or one by one of a single question.
+
+    What all components write in them takes no more memory than a pass of the budget.
+    """
+    asked = contrast.rows.question
+    every = [(asked == one).nonzero()[:, 0] for one in asked.unique()]
+    if len(every) == 1:
+        every = list(every[0].split(1))
+    positions = contrast.target.tokens.shape[1] - contrast.first
+    most = _FLOATS * contrast.target.budget // (positions * len(graph.writers))
+    group: list[Tensor] = []
+    for one in every:
+        if group and sum(map(len, group)) + len(one) > most:
+            yield group
+            group = []
+        group.append(one)
+    yield group

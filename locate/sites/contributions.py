@@ -95,10 +95,33 @@ def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tenso
     >>> contributions(model, 5, run.kept).heads.shape[:3]
     torch.Size([1, 3, 9])
     """
-    projected = kept[hook_name("attn_proj_out", layer)]
+    heads, bias = attention_contributions(
+        model, layer, kept[hook_name("attn_head_z", layer)], kept[hook_name("attn_proj_out", layer)]
+    )
+    has_mlp = anatomy(model).layers[layer].has_mlp
+    return Contributions(heads=heads, bias=bias, mlp=kept[hook_name("mlp_out", layer)] if has_mlp else None)
+
+
+@torch.no_grad()
+def attention_contributions(
+    model: TransformerBridge,
+    layer: int,
+    z: Float[Tensor, "row position head d_head"],
+    projected: Float[Tensor, "row position d_model"],
+) -> tuple[Float[Tensor, "row position head d_model"], Float[Tensor, "row position d_model"]]:
+    """What each head of a layer adds to the stream, and what attention adds without any of them.
+
+    Args:
+        model: a raw-mode bridge.
+        layer: of the model.
+        z: the heads' outputs.
+        projected: what the output projection makes of them.
+
+    Raises:
+        ModelError: as ``contributions`` does.
+    """
     through = passage(model, layer, projected)
     attention = model.blocks[layer].attn
-    z = kept[hook_name("attn_head_z", layer)]
     # By the module, and not by attention's W_O: the width of a head may differ from layer to layer.
     weight = written_by(attention.o.original_component, model.cfg.d_model).to(z)
     weight = rearrange(weight, "(head d_head) d_model -> head d_head d_model", head=z.shape[-2])
@@ -108,8 +131,7 @@ def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tenso
     bias = through(constant)
     if through.shift is not None:
         bias = bias + through.shift.to(bias) * through.multiplier
-    has_mlp = anatomy(model).layers[layer].has_mlp
-    return Contributions(heads=through(written), bias=bias, mlp=kept[hook_name("mlp_out", layer)] if has_mlp else None)
+    return through(written), bias
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from locate.model.anatomy import Anatomy, LayerAnatomy, anatomy
 from locate.model.devices import input_device
 from locate.model.found import once
 from locate.model.running import running
+from locate.model.weights import read_by
 from locate.sites.table import hook_name
 
 _N_TOKENS = 4
@@ -57,6 +58,17 @@ class Input:
         return rearrange(found, "(unit row) position d_model -> row position unit d_model", row=len(stream))
 
 
+def check_inputs(model: TransformerBridge) -> None:
+    """Whether all layers' attention and MLPs read the stream through one norm at most; found before anything is run.
+
+    Raises:
+        ModelError: a layer does not.
+
+    >>> check_inputs(model)
+    """
+    _inputs(model)
+
+
 def attention_input(model: TransformerBridge, layer: int) -> Input:
     """How a layer's attention reads the stream.
 
@@ -85,18 +97,13 @@ def mlp_input(model: TransformerBridge, layer: int) -> Input:
 def projection(model: TransformerBridge, layer: int, name: str) -> Float[Tensor, "unit d_head d_model"]:
     """The weights by which heads read: of their query, key or value, ``q``, ``k`` or ``v``.
 
-    By what the module makes of the axes of its input, so that it does not matter how the weights are stored.
-
     >>> projection(model, 3, "k").shape
     torch.Size([3, 4, 36])
     """
-    module = getattr(model.blocks[layer].attn, name).original_component
-    weight = next(module.parameters())
-    axes = torch.eye(model.cfg.d_model, dtype=weight.dtype, device=weight.device)
-    made = module(axes) - module(torch.zeros_like(axes[:1]))
+    weight = read_by(getattr(model.blocks[layer].attn, name).original_component, model.cfg.d_model)
     own = anatomy(model).layers[layer]
     n = own.n_heads if name == "q" else own.n_kv_heads
-    return rearrange(made, "d_model (unit d_head) -> unit d_head d_model", unit=n)
+    return rearrange(weight.detach(), "d_model (unit d_head) -> unit d_head d_model", unit=n)
 
 
 def _inputs(model: TransformerBridge) -> list[dict[str, Input]]:

@@ -1,0 +1,234 @@
+"""Running circuits: every edge outside of a circuit brings what its writer writes in another run.
+
+A reader's input is the stream as it is by then, less what its cut edges would bring and with what they bring in the
+other run. All readers of a layer have inputs of their own, which their norms and projections make queries, keys, values
+and MLP inputs of; one pass runs any number of circuits side by side.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from einops import einsum, rearrange, reduce, repeat
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.circuits.written import groups, written
+from locate.contrast.contrast import Contrast
+from locate.contrast.metrics import Metric
+from locate.engine import Branch, Measure, hook_points
+from locate.engine.hooking import listen
+from locate.engine.rows import in_parts, rows_of
+from locate.sites.components import Component
+from locate.sites.contributions import attention_contributions
+from locate.sites.graph import Graph
+from locate.sites.inputs import attention_input, mlp_input, projection
+from locate.sites.table import hook_name
+
+# What cut edges bring: what their writers write in the contrast's source, its mean over all pairs, or nothing.
+Ablation = Literal["corrupt", "mean", "zero"]
+
+
+@torch.no_grad()
+def run_circuits(
+    contrast: Contrast,
+    graph: Graph,
+    kept: Bool[Tensor, "circuit writer reader"],
+    metrics: Sequence[Metric],
+    *,
+    ablation: Ablation = "corrupt",
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Float[Tensor, "circuit row metric"]:
+    """What metrics are where only the edges of a circuit bring what their writers write in the contrast's target.
+
+    Both runs must have kept ``written_hooks``.
+
+    Args:
+        contrast: the runs: clean and corrupted, in that order.
+        graph: of the model.
+        kept: the edges of each circuit.
+        metrics: what is measured.
+        ablation: what the other edges bring.
+        progress: told how many rows are done.
+
+    Raises:
+        ModelError: the architecture has inputs that edges cannot be told apart at.
+    """
+    measure = contrast.measure(metrics)
+    mean = _mean(contrast, graph) if ablation == "mean" else None
+    results = torch.zeros(len(kept), len(contrast.rows), len(metrics))
+    for group in groups(contrast, graph):
+        rows = torch.cat(group)
+        theirs = written(contrast.source, contrast.rows.source[rows], contrast.first)
+        if ablation != "corrupt":
+            theirs = torch.zeros_like(theirs) if mean is None else mean.expand_as(theirs)
+        together = max(1, contrast.target.rows_at_a_time(contrast.first) // len(rows))
+        for some in in_parts(range(len(kept)), together):
+            passed = _Pass(contrast=contrast, graph=graph, rows=rows, theirs=theirs, kept=kept[list(some)])
+            results[some.start : some.stop, rows] = passed.run(measure)
+            progress(len(rows) * len(some))
+    return results
+
+
+def _mean(contrast: Contrast, graph: Graph) -> Float[Tensor, "1 position writer d_model"]:
+    total, n = None, 0
+    for group in groups(contrast, graph):
+        rows = torch.cat(group)
+        own = reduce(written(contrast.source, contrast.rows.source[rows], contrast.first), "row ... -> 1 ...", "sum")
+        total, n = own if total is None else total + own, n + len(rows)
+    assert total is not None
+    return total / n
+
+
+@dataclass(kw_only=True, eq=False)
+class _Pass:
+    """Some circuits on some rows, circuit by circuit.
+
+    Attributes:
+        theirs: what each writer writes in the other run.
+        kept: the edges of each circuit.
+    """
+
+    contrast: Contrast
+    graph: Graph
+    rows: Int[Tensor, "row"]
+    theirs: Float[Tensor, "row position writer d_model"]
+    kept: Bool[Tensor, "circuit writer reader"]
+    # What each writer would write in the other run, less what it writes here, as far as it has written.
+    _missing: Float[Tensor, "circuit_row position writer d_model"] = field(init=False)
+    _seen: dict[str, Tensor] = field(default_factory=dict)
+
+    def run(self, measure: Measure) -> Float[Tensor, "circuit row metric"]:
+        contrast, n = self.contrast, len(self.kept)
+        target, first = contrast.target, contrast.first
+        own = contrast.rows.target[self.rows]
+        states = repeat(rows_of(target.residuals[0], own)[:, first:], "row ... -> (circuit row) ...", circuit=n)
+        branch = Branch(layer=0, rows=repeat(own, "row -> (circuit row)", circuit=n), states=states)
+        theirs = repeat(self.theirs, "row ... -> (circuit row) ...", circuit=n)
+        self._missing = torch.zeros_like(theirs)
+        with target.weights.entered(), self._listening(target.model, theirs):
+            found = target.resume(first, [branch], measure=measure, heard=True)
+        return rearrange(found.float().cpu(), "(circuit row) metric -> circuit row metric", circuit=n)
+
+    @contextmanager
+    def _listening(self, model: TransformerBridge, theirs: Tensor) -> Iterator[None]:
+        hooks = [*self._writers(model, theirs), *self._readers(model)]
+        with ExitStack() as stack:
+            for name, function in hooks:
+                stack.callback(listen(hook_points(model, [name])[name], function).remove)
+            yield
+
+    def _late(self, value: Tensor) -> Tensor:
+        """A value from the first difference on: a run that cannot be resumed shows what comes before as well."""
+        return value if self.contrast.target.resumable else value[:, self.contrast.first :]
+
+    def _put(self, value: Tensor, late: Tensor) -> Tensor:
+        before = value.shape[1] - late.shape[1]
+        return torch.cat([value[:, :before], late], dim=1) if before else late
+
+    def _writers(
+        self, model: TransformerBridge, theirs: Tensor
+    ) -> Iterator[tuple[str, Callable[[Tensor], Tensor | None]]]:
+        index = {one.name: i for i, one in enumerate(self.graph.writers)}
+
+        def wrote(start: int, values: Tensor) -> None:
+            stop = start + values.shape[2]
+            self._missing[:, :, start:stop] = theirs[:, :, start:stop] - values
+
+        def entering(layer: int) -> Callable[[Tensor], None]:
+            def hook(value: Tensor) -> None:
+                self._seen["stream"] = self._late(value)
+                self._seen["before mlp"] = self._seen["stream"]
+                if layer == 0:
+                    wrote(0, rearrange(self._seen["stream"], "row position d_model -> row position 1 d_model"))
+
+            return hook
+
+        def attended(layer: int) -> Callable[[Tensor], None]:
+            def hook(value: Tensor) -> None:
+                z = self._seen.pop("z")
+                heads, _ = attention_contributions(model, layer, z, self._late(value))
+                wrote(index[f"a{layer}.h0"], heads)
+
+            return hook
+
+        def look(name: str) -> Callable[[Tensor], None]:
+            return lambda value: self._seen.__setitem__(name, self._late(value))
+
+        def added(value: Tensor) -> None:
+            self._seen["before mlp"] = self._seen["stream"] + self._late(value)
+
+        def mlp(layer: int) -> Callable[[Tensor], None]:
+            def hook(value: Tensor) -> None:
+                late = rearrange(self._late(value), "row position d_model -> row position 1 d_model")
+                wrote(index[f"m{layer}"], late)
+
+            return hook
+
+        for layer, own in enumerate(self.graph.anatomy.layers):
+            yield hook_name("resid_pre", layer), entering(layer)
+            if own.n_heads:
+                yield hook_name("attn_head_z", layer), look("z")
+                yield hook_name("attn_proj_out", layer), attended(layer)
+                if not own.parallel:
+                    yield hook_name("attn_out", layer), added
+            if own.has_mlp:
+                yield hook_name("mlp_out", layer), mlp(layer)
+
+    def _readers(self, model: TransformerBridge) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        last = self.graph.anatomy.n_layers - 1
+        by_hook: dict[str, list[int]] = {}
+        for i, one in enumerate(self.graph.readers):
+            by_hook.setdefault(one.hook, []).append(i)
+        for hook, columns in by_hook.items():
+            one = self.graph.readers[columns[0]]
+            if one.layer > last:
+                yield hook_name("resid_post", last), self._final(columns)
+            elif one.input is None:
+                yield hook, self._mlp(model, one, columns)
+            else:
+                yield hook, self._head(model, one, columns)
+
+    def _inputs(self, columns: Sequence[int], stream: Tensor) -> Float[Tensor, "row position reader d_model"]:
+        """The stream as these readers read it."""
+        before = sum(one.order < self.graph.readers[columns[0]].order for one in self.graph.writers)
+        cut = ~self.kept[:, :before, list(columns)]
+        missing = rearrange(self._missing[:, :, :before], "(circuit row) ... -> circuit row ...", circuit=len(cut))
+        brought = einsum(
+            missing, cut.to(missing),
+            "circuit row position writer d_model, circuit writer reader -> circuit row position reader d_model",
+        )  # fmt: skip
+        return stream[:, :, None] + rearrange(brought, "circuit row ... -> (circuit row) ...")
+
+    def _final(self, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        return lambda value: self._put(value, self._inputs(columns, self._late(value))[:, :, 0])
+
+    def _mlp(self, model: TransformerBridge, one: Component, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        def hook(value: Tensor) -> Tensor:
+            read = mlp_input(model, one.layer)
+            stream = self._seen["before mlp"]
+            moved = read(self._inputs(columns, stream)[:, :, 0]) - read(stream)
+            return self._put(value, self._late(value) + moved)
+
+        return hook
+
+    def _head(self, model: TransformerBridge, one: Component, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        assert one.input is not None
+        kind = one.input
+
+        def hook(value: Tensor) -> Tensor:
+            read, stream = attention_input(model, one.layer), self._seen["stream"]
+            inputs = self._inputs(columns, stream)
+            # Beside the rows: norms take a state for each position, and no further axis.
+            given = read(rearrange(inputs, "row position unit d_model -> (unit row) position d_model"))
+            given = rearrange(given, "(unit row) position d_model -> row position unit d_model", row=len(stream))
+            moved = einsum(
+                given - read(stream)[:, :, None], projection(model, one.layer, kind).to(given),
+                "row position unit d_model, unit d_head d_model -> row position unit d_head",
+            )  # fmt: skip
+            return self._put(value, self._late(value) + moved)
+
+        return hook
