@@ -71,6 +71,24 @@ def make_pairs(
     >>> pairs[0].first
     1
     """
+    pairs = [_pair(model, one, other, metrics) for one, other in separate(clean, corrupt)]
+    lengths = sorted({len(pair.clean.tokens) for pair in pairs})
+    if len(lengths) > 1:
+        raise FactError(f"Prompts that are patched together need the same number of tokens, found {lengths}.")
+    return pairs
+
+
+def separate(
+    clean: Text | Sequence[Text], corrupt: Corruption | Text | Sequence[Text]
+) -> list[tuple[Text, Corruption | Text]]:
+    """Each clean prompt with what stands against it: the one that was given, or that of its place in the list.
+
+    Raises:
+        FactError: there are none, or not as many of both.
+
+    >>> separate(["a", "b"], locate.TokenSwap("c"))[1][0]
+    'b'
+    """
     several: list[Text] = list(clean) if _are_several(clean) else [clean]  # type: ignore[arg-type, list-item]
     others: list[Corruption | Text] = (
         list(corrupt) if _are_several(corrupt) else [corrupt] * len(several)  # type: ignore[arg-type, list-item]
@@ -79,11 +97,7 @@ def make_pairs(
         raise FactError("There is no clean prompt; give at least one.")
     if len(several) != len(others):
         raise FactError(f"There are {len(several)} clean prompts and {len(others)} corrupted ones; give as many.")
-    pairs = [_pair(model, one, other, metrics) for one, other in zip(several, others, strict=True)]
-    lengths = sorted({len(pair.clean.tokens) for pair in pairs})
-    if len(lengths) > 1:
-        raise FactError(f"Prompts that are patched together need the same number of tokens, found {lengths}.")
-    return pairs
+    return list(zip(several, others, strict=True))
 
 
 def _are_several(given: object) -> bool:

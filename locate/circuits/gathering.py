@@ -1,0 +1,98 @@
+"""Pairs of prompts as contrasts whose runs have kept what circuits need: of one length each, and of a bounded size."""
+
+from collections.abc import Iterator, Sequence
+
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.circuits.written import written_hooks
+from locate.contrast.contrast import Contrast
+from locate.contrast.corruption import Corruption
+from locate.contrast.measures import as_metrics
+from locate.contrast.metrics import Metrics
+from locate.contrast.pairs import Pair, Text, make_pairs, separate
+from locate.errors import FactError
+from locate.tasks.paired import PairedPrompts
+
+Pairs = PairedPrompts | Contrast | Text | Sequence[Text]
+# Floats that runs of one group keep, in units of what a token takes in passing.
+_KEPT = 8
+
+
+class Gathered:
+    """Pairs in groups that are run together.
+
+    >>> gathered = Gathered(model, locate.tasks.ioi(model, 4))
+    >>> len(gathered), [contrast.record["pairs"] for contrast in gathered.contrasts()]
+    (4, [4])
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        pairs: Pairs,
+        corrupt: Corruption | Text | Sequence[Text] | None = None,
+        *,
+        metric: Metrics | None = None,
+        budget: int,
+    ) -> None:
+        """Encode them all, so that what does not fit is said before anything is run.
+
+        Raises:
+            FactError: there are none; the prompts of a pair do not fit each other, or nothing tells them from each
+                other; or a contrast is of another model.
+        """
+        self.model, self.budget = model, budget
+        self.metric = metric
+        self._contrast: Contrast | None = None
+        self._groups: list[list[Pair]] = []
+        self._corruption = corrupt if isinstance(corrupt, Corruption) else None
+        if isinstance(pairs, Contrast):
+            if pairs.target.model is not model:
+                raise FactError("The contrast's runs are of another model than the one given; give theirs.")
+            names = written_hooks(model)
+            pairs.check_kept(names, names)
+            self._contrast = pairs
+            return
+        if isinstance(pairs, PairedPrompts):
+            if corrupt is not None:
+                raise FactError("corrupt: paired prompts bring their own; leave it out.")
+            self.metric = pairs.metric if metric is None else metric
+            clean: Text | Sequence[Text] = pairs.clean
+            corrupt = pairs.corrupt
+        else:
+            clean = pairs
+        if corrupt is None:
+            raise FactError("corrupt: give a corruption or other prompts, or PairedPrompts or a Contrast for both.")
+        self._metrics = as_metrics(self.metric) if self.metric else ()
+        by_length: dict[int, list[Pair]] = {}
+        for one, other in separate(clean, corrupt):
+            (pair,) = make_pairs(model, one, other, self._metrics)
+            by_length.setdefault(len(pair.clean.tokens), []).append(pair)
+        for length, own in sorted(by_length.items()):
+            at_once = max(1, _KEPT * budget // (length * len(written_hooks(model))))
+            self._groups += [own[start : start + at_once] for start in range(0, len(own), at_once)]
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        if self._contrast is not None:
+            return len(self._contrast.questions.prompts)
+        return sum(map(len, self._groups))
+
+    @property
+    def lengths(self) -> list[int]:
+        """The numbers of tokens that there are."""
+        if self._contrast is not None:
+            return [self._contrast.target.tokens.shape[1]]
+        return sorted({len(group[0].clean.tokens) for group in self._groups})
+
+    def contrasts(self) -> Iterator[Contrast]:
+        """The contrasts, clean runs as their targets, one after the other."""
+        if self._contrast is not None:
+            yield self._contrast
+            return
+        names = written_hooks(self.model)
+        for group in self._groups:
+            yield Contrast.of_pairs(
+                self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
+                budget=self.budget, corruption=self._corruption,
+            )  # fmt: skip
