@@ -22,6 +22,8 @@ WHOLE_BUDGET = 4_096
 WRITING_BUDGET = 6_400
 # About what a token takes while a block runs, in units of d_model floats.
 _FLOATS_PER_TOKEN = 8
+# A token that others attend to takes about a third: its keys and values are joined to those of every row.
+_ATTENDED = 3
 # A token takes about as much more memory while gradients are kept for it.
 _GRADIENTS = 8
 # Numbers in a table that has a distribution over the vocabulary in every row.
@@ -80,6 +82,15 @@ class Budget:
         """
         each = max(length, self.logits) if logits else length
         return max(1, self.tokens // (each * (self.gradients if gradients else 1)))
+
+
+def behind(length: int, before: int) -> int:
+    """As how many tokens a row counts that goes on for a length behind others, whose keys and values it attends to.
+
+    >>> behind(10, 0), behind(10, 810)
+    (10, 280)
+    """
+    return length + before // _ATTENDED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from locate.engine.caches import PrefixCache, Recorder
 from locate.engine.calls import BlockCall, Carried, Place
 from locate.engine.hooking import Hook, hook_points, intervening, keep_in, listen, only_columns
 from locate.engine.readout import only_logits_at, read_logits
-from locate.engine.rows import Budget, rows_of
+from locate.engine.rows import Budget, behind, rows_of
 from locate.errors import ModelError, SiteError
 from locate.model.held import HeldWeights
 from locate.model.running import running
@@ -42,7 +42,8 @@ class FrozenRun:
         hooks: the TransformerLens hooks that this pass had of its own.
         resumable: whether suffixes can be run alone; if not, ``resume`` runs whole passes.
         weights: what the model's parameters held; a resume computes with these, whatever the model has by then.
-        budget: the most tokens (rows × positions) that one resumed pass holds at a time.
+        budget: the most tokens (rows × positions) that one resumed pass holds at a time; those before the position
+            where it is resumed count a third.
         calls: what each block was called with.
         token_places: where in that tokens bring something of their own, beside the stream.
         devices: where each of the residuals lies.
@@ -213,7 +214,7 @@ class FrozenRun:
     def rows_at_a_time(self, position: int) -> int:
         """How many rows that are resumed at a position fit one pass of the budget, at least one."""
         budget = Budget.of(self.model, self.budget)
-        return budget.rows(max(self.tokens.shape[1] - position, self.reads * budget.logits))
+        return budget.rows(max(behind(self.tokens.shape[1] - position, position), self.reads * budget.logits))
 
     def follow(
         self, layer: int, hidden: Tensor, rows: Tensor, position: int, carried: Carried,

@@ -189,7 +189,8 @@ def test_a_small_budget_gives_the_same_in_smaller_batches(budget):
     small = replace(run, budget=budget)
     close(small.resume(position, branches, hooks=count), expected)
     close(small.resume(position, branches, at=at), some)
-    assert max(batches) <= max(1, budget // (LENGTH - position))
+    # Keys and values before them are joined to those of every row, and take about a third of what a token takes.
+    assert max(batches) <= max(1, budget // (LENGTH - position + position // 3))
 
 
 def test_rows_do_not_depend_on_their_company():
