@@ -75,12 +75,15 @@ class Collection:
                 break
         return self
 
-    def pairs(self, *, metric: str | None = None, about: str = "") -> PairedPrompts:
+    def pairs(
+        self, *, metric: str | None = None, about: str = "", remedy: str = "This tokenizer cannot be asked this."
+    ) -> PairedPrompts:
         """All of them.
 
         Args:
             metric: what tells the answers apart.
             about: what the candidates were made of, for the error.
+            remedy: what to do where there are none.
 
         Raises:
             FactError: there are fewer than asked for; the message says why others fell out.
@@ -91,7 +94,7 @@ class Collection:
                 f"{self.name}: found {len(self.found)} of the {self.n} pairs asked for. "
                 + (f"{about} " if about else "")
                 + (f"Of the other candidates\n{listed(why)}\n" if why else "")
-                + (f"Ask for n={len(self.found)}." if self.found else "This tokenizer cannot be asked this.")
+                + (f"Ask for n={len(self.found)}." if self.found else remedy)
             )
         clean, corrupt = zip(*self.found.values(), strict=True)
         return PairedPrompts(name=self.name, clean=clean, corrupt=corrupt, metric=metric)

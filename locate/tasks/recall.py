@@ -50,7 +50,8 @@ def factual_recall(
     candidates = islice(_candidates(collection, groups), TRIES * n)
     alone = len(given) - sum(len(group) for group in groups if len(group) > 1)
     about = f"Of {len(given)} facts {alone} have no other of their relation whose subject has as many tokens."
-    return collection.fill(_known(collection, candidates) if known else candidates).pairs(about=about)
+    remedy = "Give facts that the model knows, or known=False." if known else "Give more facts of each relation."
+    return collection.fill(_known(collection, candidates) if known else candidates).pairs(about=about, remedy=remedy)
 
 
 def _groups(collection: Collection, facts: Sequence[Fact], seed: int) -> list[list[Fact]]:

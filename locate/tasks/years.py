@@ -30,7 +30,8 @@ def greater_than(model: TransformerBridge, n: int = 30, *, seed: int = 0) -> Pai
 
     After Hanna et al. 2023 (arXiv:2305.00586), whose model writes the last two digits of a year as one token. Here each
     prompt says as much of the end's year as this tokenizer writes as tokens of their own, and the metric,
-    ``locate.prob_greater``, compares what may come next. The answers are the first years that it counts as greater.
+    ``locate.prob_greater``, compares what may come next. The answers are the first years that tokens show to be greater
+    than each start, the corrupted one not greater than the clean start.
 
     Args:
         model: a raw-mode bridge.
