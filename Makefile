@@ -46,6 +46,7 @@ types: $(READY)
 bench: DATA ?= ../shared/data
 bench: $(READY)
 	$(BIN)/python -m benchmarks.tracing
+	$(BIN)/python -m benchmarks.long
 	$(BIN)/python -m benchmarks.patching
 	$(BIN)/python -m benchmarks.average --data $(DATA)/known_1000.json
 	$(BIN)/python -m benchmarks.rome

@@ -35,7 +35,8 @@ def freeze_alike(
 
     All is as ``freeze`` would make it under the weights of that run. Blocks run from the first position on where
     anything that enters them differs, and what lies before it is the other run's. Where a model cannot go on from
-    there (tokens bring it more than the stream, or blocks hand on more), all rows run whole.
+    there (tokens bring it more than the stream, blocks hand on more, or keep more than keys and values), all rows run
+    whole.
 
     Args:
         run: what the rows may have in common, and what they may have in common with it.
@@ -88,6 +89,7 @@ def _goes_on(run: FrozenRun, tokens: Tensor, hooks: Sequence[Hook], keep: Sequen
     """Whether rows of such tokens can go on from a run at all."""
     return (
         run.resumable
+        and not run.entire
         and run.attention_mask is None
         and not run.carries
         and not run.token_places
@@ -146,8 +148,8 @@ def _sharing(
             hidden = states[-1].to(run.devices[layer])
             states.append(run.follow(layer, hidden, rows, beginning.length, carried, recorder))
         model.ln_final(states[-1])  # for what is kept there
-        kept = {name: run.suffix_of(name, value, beginning.length) for name, value in kept.items()}
-        if any(name not in kept or beginning.axis(run.kept[name], kept[name]) is None for name in keep):
+        own = dict(kept)  # as it is now: the readout passes the final norm too
+        if any(name not in own or beginning.axis(run.kept[name], own[name]) is None for name in keep):
             return None
         residuals = JoinedLayers(beginning, run.residuals, states)
         if at is None:
@@ -155,7 +157,7 @@ def _sharing(
         final = residuals[-1]
         logits = read_logits(model, final[tuple(index.to(final.device) for index in at)]).to(run.logits)
     return replace(
-        run, tokens=tokens.to(run.tokens.device), residuals=residuals, kept=JoinedStates(beginning, run.kept, kept),
+        run, tokens=tokens.to(run.tokens.device), residuals=residuals, kept=JoinedStates(beginning, run.kept, own),
         at=at, logits=logits, hooks=tuple(hooks), calls=tuple(call.of_rows(rows) for call in run.calls),
         _keys=JoinedStates(beginning, run._keys, recorder.keys),
         _values=JoinedStates(beginning, run._values, recorder.values),

@@ -28,8 +28,6 @@ OTHER = {
     "falcon with alibi": {**tiny.CONFIGS["falcon"], "alibi": True},
 }  # fmt: skip
 KINDS = [*tiny.CONFIGS, *tiny.BESIDE_CONFIGS, "mixtral", *OTHER]
-# Those whose tokens bring more than the stream, or whose blocks hand on more, run whole.
-WHOLE = {"gemma4_text"}
 
 
 @cache
@@ -114,9 +112,10 @@ def test_it_is_a_whole_run_of_all_rows(kind, form):
     found, counts = ran(model, lambda: freeze_alike(clean, OWNERS, tokens, hooks=hooks, keep=kept(model)[1:], at=AT))
     expected = freeze(model, tokens, hooks=hooks, keep=kept(model)[1:], at=AT)
     same(found, expected)
-    if kind not in WHOLE:
-        for layer in set(range(4)) - clean.entire:
-            assert counts[layer] == len(OWNERS) * (LENGTH - FIRST)
+    whole = kind == "gemma4_text" or bool(clean.entire)
+    assert counts == [len(OWNERS) * (LENGTH if whole else LENGTH - FIRST)] * 4
+    if not whole:
+        for layer in range(4):
             assert torch.equal(found.residuals[layer][:, :FIRST], clean.residuals[layer][OWNERS, :FIRST])
 
 
