@@ -48,6 +48,15 @@ def stand_in(tmp_path_factory):
 
 
 @pytest.fixture
+def not_resumed(monkeypatch):
+    """Blocks that give something else when they are called alone, so that every run falls back to whole passes."""
+    from locate.engine.calls import BlockCall
+
+    replay = BlockCall.replay
+    monkeypatch.setattr(BlockCall, "replay", lambda *args: 1.01 * replay(*args))
+
+
+@pytest.fixture
 def cache_apart(tmp_path_factory, monkeypatch):
     """Key statistics of the small model are kept while the tests run."""
     base = tmp_path_factory.getbasetemp()

@@ -267,7 +267,7 @@ def _ways(run: FrozenRun) -> tuple[frozenset[int], str]:
         entire = frozenset()
     if entire and not _disagreement(replace(run, entire=entire)):
         return entire, ""
-    if bool(run.logits.isfinite().all()) and (different := _difference(replace(run, resumable=False))):
+    if bool(run.logits.isfinite().all()) and (different := _disagreement(replace(run, resumable=False))):
         raise ModelError(
             f"{type(run.model.original_model).__name__} cannot be run again from states of its own: {different}. "
             "Use another model."
@@ -298,10 +298,6 @@ def _last_positions(run: FrozenRun, layer: int) -> tuple[int, Branch]:
 
 def _disagreement(run: FrozenRun) -> str:
     """Why a resumed pass does not give the logits of the pass just made; empty where it does."""
-    return _difference(run)
-
-
-def _difference(run: FrozenRun) -> str:
     start, branch = _last_positions(run, 0)
     try:
         resumed = run.resume(start, [branch], at=(torch.arange(2), run.at[1][-1].reshape(1).repeat(2)))

@@ -31,7 +31,7 @@ def check_plain(model: nn.Module) -> None:
     if not isinstance(model, PreTrainedModel) and getattr(model, "peft_config", None):
         found = f"The model is wrapped by a peft adapter (found {type(model).__name__}). "
         if callable(getattr(model, "merge_and_unload", None)):
-            raise ModelError(f"{found}Merge first: load_model(model.merge_and_unload(), tokenizer=…).")
+            raise ModelError(f"{found}Merge first: load_model(model.merge_and_unload(), tokenizer=…).{_twice(model)}")
         raise ModelError(
             f"{found}This kind has nothing to merge into the weights: only its base model can be loaded, "
             "from the name or folder that the adapter was made for."
@@ -56,4 +56,16 @@ def check_plain(model: nn.Module) -> None:
         )
     raise ModelError(
         f"{found}it was made on the meta device. Load it with its weights: load_model(name), or from_pretrained."
+    )
+
+
+def _twice(wrapper: nn.Module) -> str:
+    """A warning, where merging may give another model than the adapted one."""
+    configs = getattr(wrapper, "peft_config", None)
+    own = configs.values() if isinstance(configs, dict) else ()
+    if not any(getattr(one, "ensure_weight_tying", False) for one in own):
+        return ""
+    return (
+        " The adapter has ensure_weight_tying=True, and peft merges twice what it adds to a tied embedding: compare "
+        "the logits of the merged model with the adapted one's (docs/transformer_lens.md)."
     )

@@ -217,7 +217,10 @@ def attribute_neurons(
     run = freeze(model, tokens[None], keep=names, budget=budget)
     if len({run.kept[name].shape[-1] for name in names}) > 1:
         widths = ", ".join(str(run.kept[name].shape[-1]) for name in names)
-        raise ModelError(f"The MLPs differ in width between layers ({widths}), so their neurons fill no one table.")
+        raise ModelError(
+            f"The MLPs differ in width between layers ({widths}), so their neurons fill no one table. Patch the "
+            "neurons of single layers instead: locate.patch(…, sites='mlp_neurons', layers=[…])."
+        )
     states = torch.stack([run.kept[name][0, last] for name in names])
 
     def ask(asked: Sequence[Asked]) -> list[Answer]:

@@ -72,10 +72,15 @@ class Passage:
 def contribution_hooks(model: TransformerBridge, layers: Sequence[int]) -> list[str]:
     """The hook points whose values ``contributions`` needs.
 
+    Raises:
+        ModelError: a layer has no heads, with those that have.
+
     >>> contribution_hooks(model, [5])
     ['blocks.5.attn.hook_z', 'blocks.5.attn.o.hook_out', 'blocks.5.hook_mlp_out']
     """
     found = anatomy(model).layers
+    for layer in layers:
+        _check_heads(model, layer)
     return [hook_name(one, layer) for layer in layers for one in _READ if one != "mlp_out" or found[layer].has_mlp]
 
 
@@ -88,13 +93,14 @@ def contributions(model: TransformerBridge, layer: int, kept: Mapping[str, Tenso
     attention would add without any z is the bias.
 
     Raises:
-        ModelError: what the layer adds is not attention and one MLP, or comes about in another way.
+        ModelError: the layer has no heads; what it adds is not attention and one MLP, or comes about in another way.
 
     >>> from locate.engine import freeze
     >>> run = freeze(model, torch.tensor([[1, 2, 3]]), keep=contribution_hooks(model, [5]))
     >>> contributions(model, 5, run.kept).heads.shape[:3]
     torch.Size([1, 3, 9])
     """
+    _check_heads(model, layer)
     heads, bias = attention_contributions(
         model, layer, kept[hook_name("attn_head_z", layer)], kept[hook_name("attn_proj_out", layer)]
     )
@@ -139,15 +145,31 @@ def passage(model: TransformerBridge, layer: int, projected: Float[Tensor, "row 
     """How what attention's output projection gives reaches the stream, where its output is ``projected``.
 
     Raises:
-        ModelError: what the layer adds is not attention and one MLP, or comes about in another way.
+        ModelError: the layer has no heads; what it adds is not attention and one MLP, or comes about in another way.
     """
+    _check_heads(model, layer)
     own = anatomy(model).layers[layer]
-    if not own.adds_up or not own.n_heads:
+    if not own.adds_up:
         raise ModelError(_not_apart(model, layer))
     norm = norm_after(model.blocks[layer], "attn")
     if norm is None:
         return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
     return Passage.of(norm, projected, own.multiplier)
+
+
+def _check_heads(model: TransformerBridge, layer: int) -> None:
+    layers = anatomy(model).layers
+    if layers[layer].n_heads:
+        return
+    kind = type(model.original_model).__name__
+    having = [str(one) for one, own in enumerate(layers) if own.n_heads]
+    where = (
+        f"Choose among those that have: {', '.join(having)}." if having else f"No layer of {kind} has: use another one."
+    )
+    raise ModelError(
+        f"Layer {layer} has no attention heads that TransformerLens shows (attn.hook_z), so what it adds to the "
+        f"residual stream cannot be told apart by head. {where}"
+    )
 
 
 def _check(model: TransformerBridge, layer: int, total: Tensor, projected: Tensor) -> None:

@@ -27,6 +27,7 @@ from locate import LocateError, ModelError
 from locate.engine import freeze
 from locate.engine.embedding import other_embeddings
 from locate.engine.freezing import token_places
+from locate.model.anatomy import anatomy
 from locate.model.weights import down_projection, hf_parameters, model_fingerprint
 from locate.neurons.knowledge import attribute_neurons
 from locate.sites.contributions import contribution_hooks, contributions
@@ -431,17 +432,18 @@ def propagates(tried: Tried) -> str:
 
 def adds_up(tried: Tried) -> str:
     """Heads, biases and MLP sum to what a layer adds to the stream."""
-    names = contribution_hooks(tried.model, range(tried.n_layers))
+    with_heads = [layer for layer, one in enumerate(anatomy(tried.model).layers) if one.n_heads]
+    names = contribution_hooks(tried.model, with_heads or [0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run = freeze(tried.model, tried.tokens[None], keep=names)
-    for layer in range(tried.n_layers):
+    for layer in with_heads:
         found = contributions(tried.model, layer, run.kept)
         total = found.heads.sum(-2) + found.bias
         total = total if found.mlp is None else total + found.mlp
         added = run.residuals[layer + 1] - run.residuals[layer]
         assert_close(total, added, float(added.std()))
-    return ""
+    return "" if len(with_heads) == tried.n_layers else f"layers {', '.join(map(str, with_heads))} only"
 
 
 CHECKS: dict[str, Callable[[Tried], str]] = {

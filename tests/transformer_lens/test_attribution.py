@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from transformer_lens.patching import get_act_patch_attn_head_v_all_pos
+from transformer_lens.patching import get_act_patch_attn_head_k_all_pos, get_act_patch_attn_head_v_all_pos
 from transformer_lens.tools.analysis import direct_logit_attribution
 from transformer_lens.tools.analysis.attribution_patching import (
     EdgeAttributionConfig,
@@ -77,7 +77,10 @@ def test_what_heads_add_does_not_sum_where_a_norm_follows(kind, library):
     torch.testing.assert_close(own.heads.sum(2) + own.bias, states["blocks.1.hook_attn_out"], rtol=1e-4, atol=1e-5)
 
 
-def test_values_are_patched_by_key_value_head(library):
+@pytest.mark.parametrize(("site", "sweep"), [
+    ("attn_head_k", get_act_patch_attn_head_k_all_pos), ("attn_head_v", get_act_patch_attn_head_v_all_pos),
+], ids=["k", "v"])  # fmt: skip
+def test_keys_and_values_are_patched_by_key_value_head(site, sweep, library):
     bridge = model("llama")
     clean, corrupt, answer = pair(bridge)
 
@@ -85,10 +88,10 @@ def test_values_are_patched_by_key_value_head(library):
         return logits[0, -1].softmax(-1)[answer]
 
     with library:
-        table = get_act_patch_attn_head_v_all_pos(bridge, corrupt, cached(bridge, clean), metric)
+        table = sweep(bridge, corrupt, cached(bridge, clean), metric)
         assert table.shape == (4, 2)
         assert bridge.cfg.n_heads == 4
-    patched = locate.patch(bridge, FACT, SWAP, sites="attn_head_v", progress=False)
+    patched = locate.patch(bridge, FACT, SWAP, sites=site, progress=False)
     np.testing.assert_allclose(patched.values.transpose("layer", "head"), table, rtol=1e-4)
 
 

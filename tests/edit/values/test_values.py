@@ -1,7 +1,6 @@
 """Value optimisation: resumed steps against whole passes, stop rules, clamp and clean-up."""
 
 import dataclasses
-import importlib
 
 import pytest
 import torch
@@ -68,10 +67,8 @@ def test_bfloat16_is_near_also_where_prefixes_are_padded(kind, place):
     assert torch.cosine_similarity(*moved, dim=0) > 0.8
 
 
-def test_equals_whole_passes_where_the_model_cannot_be_resumed(monkeypatch):
+def test_equals_whole_passes_where_the_model_cannot_be_resumed(not_resumed):
     model = tiny.bridge("llama")  # one that nothing is known of
-    run = importlib.import_module("locate.engine.freezing")
-    monkeypatch.setattr(run, "_disagreement", lambda *_: "it is asked not to")
     with pytest.warns(UserWarning, match="cannot be resumed"):
         value = found(model)
     assert_equals_literal(value, literal(model))

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jaxtyping
 import pytest
@@ -30,6 +31,13 @@ def refused(model, match):
 def test_a_wrapper_that_can_be_merged_is_refused_with_the_call():
     wrapper = MergingPeftWrapper(adapted(tiny.hf_model("llama")))
     refused(wrapper, r"found MergingPeftWrapper\)\. Merge first: load_model\(model.merge_and_unload\(\), tokenizer=")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_adapter_that_is_merged_twice_is_refused_with_a_warning():
+    wrapper = MergingPeftWrapper(adapted(tiny.hf_model("llama")))
+    wrapper.peft_config = {"default": SimpleNamespace(ensure_weight_tying=True)}
+    refused(wrapper, r"Merge first: .* ensure_weight_tying=True, and peft merges twice .* compare the logits")
 
 
 def test_what_the_call_gives_is_loaded_and_says_the_same():

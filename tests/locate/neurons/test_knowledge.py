@@ -1,11 +1,15 @@
 """Integrated gradients of neurons: against whole passes, completeness, thresholds, storage."""
 
+import copy
+
 import pytest
 import torch
 
 import locate
+from locate import ModelError
 from locate.neurons.knowledge import attribute_neurons
 from tests import tiny
+from tests.architectures import table
 
 FACT = locate.Fact(prompt="{} is located in the city of", subject="The Louvre", target="Paris",
                    paraphrases=("{} stands in",))  # fmt: skip
@@ -108,3 +112,21 @@ def test_bad_input():
         scores.refined(3)
     with pytest.raises(locate.SiteError, match=r"There is no fact 3: these scores are of 1 fact"):
         scores.top(fact=3)
+
+
+def test_layers_of_experts_among_dense_ones_are_refused_with_those_that_have_neurons():
+    with pytest.raises(ModelError, match=r"no single MLP down projection .*mixture of experts"):
+        locate.knowledge_neurons(table.bridge("glm4_moe"), FACT, progress=False)
+
+
+def test_layers_of_other_widths_are_refused_with_what_to_do():
+    hf = tiny.hf_model("llama")
+    wider = copy.deepcopy(hf.config)
+    wider.intermediate_size = 96
+    hf.model.layers[2].mlp = type(hf.model.layers[2].mlp)(wider)
+    model = locate.load_model(hf, tiny.tokenizer())
+    with pytest.raises(ModelError, match=r"differ in width between layers \(80, 80, 96, 80\).*Patch the neurons"):
+        locate.knowledge_neurons(model, FACT, progress=False)
+    swap = locate.TokenSwap("The Tower")
+    patched = locate.patch(model, FACT, swap, sites="mlp_neurons", layers=[2], progress=False)
+    assert patched.values.sizes == {"layer": 1, "neuron": 96}

@@ -199,3 +199,20 @@ def test_projections_that_are_not_the_states_are_refused():
     with pytest.raises(ModelError, match="cannot be told apart"):
         contributions(bridge, 1, wrong)
     assert passage(bridge, 1, run.kept[hook_name("attn_proj_out", 1)]).gain is None
+
+
+def test_layers_without_heads_are_refused_with_those_that_have():
+    bridge = model("lfm2")  # convolutions in layers 0 and 2
+    message = r"Layer 2 has no attention heads .*told apart by head\. Choose among those that have: 1, 3\."
+    with pytest.raises(ModelError, match=message):
+        contribution_hooks(bridge, range(1, 3))
+    for ask in (lambda: contributions(bridge, 2, {}), lambda: passage(bridge, 2, torch.zeros(1, 1, 32))):
+        with pytest.raises(ModelError, match=message):
+            ask()
+    layers = [1, 3]
+    states = watched(bridge, [*contribution_hooks(bridge, layers), *(hook_name("attn_out", one) for one in layers)])
+    for layer in layers:
+        own = contributions(bridge, layer, states)
+        torch.testing.assert_close(
+            own.heads.sum(2) + own.bias, states[hook_name("attn_out", layer)], rtol=1e-4, atol=1e-5
+        )

@@ -336,11 +336,10 @@ def test_the_default_model_keeps_the_fact_where_the_design_says(smollm):
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
-def test_whole_passes_give_the_same_trace(kind, monkeypatch):
+def test_whole_passes_give_the_same_trace(kind, not_resumed):
     """The corrupted run has hooks of its own, which a whole pass must not forget."""
-    monkeypatch.setattr("locate.engine.freezing._disagreement", lambda run: "a test says so")
     fresh, fact = tiny.bridge(kind, scale=20.0), known(kind)
-    with pytest.warns(UserWarning, match="cannot be resumed from the middle: a test says so"):
+    with pytest.warns(UserWarning, match="cannot be resumed from the middle: a resumed pass differs"):
         found = causal_trace(fresh, fact, corruption=NOISE, window=2, progress=False)
     for one in ("resid", "mlp", "attn"):
         expected = literal.causal_trace(fresh, fact, one, window=2, corruption=NOISE).numpy()
