@@ -6,7 +6,7 @@ import torch
 
 import locate
 from locate.engine import Branch, freeze
-from locate.engine.gradients import state_gradients
+from locate.engine.gradients import backward_passes
 from locate.engine.reach import reaching_layers
 from tests.transformer_lens.models import FACT, SWAP, TOKENS, cached, fresh, hf_model, hooked, model, pair
 
@@ -63,6 +63,19 @@ def slope(bridge, name, make, way):
     return (by(step) - by(-step)) / (2 * step)
 
 
+def gradients(bridge, names):
+    """The toolkit's, of the same logit."""
+    run, found = freeze(bridge, TOKENS), {}
+    branch = Branch(layer=0, rows=torch.tensor([0]), states=run.residuals[0])
+
+    def measure(logits, rows):
+        return logits[:, 11:]
+
+    backward_passes(run, 0, branch, names, measure, lambda tape: found.update(tape.gradients()))
+    assert set(found) == set(names)
+    return found
+
+
 @pytest.mark.parametrize("kind", SEQUENTIAL)
 def test_a_backward_hook_in_the_middle_gives_the_gradient_of_the_mlp_alone(kind, library):
     bridge, seen, told = model(kind), [], []
@@ -80,8 +93,7 @@ def test_a_backward_hook_in_the_middle_gives_the_gradient_of_the_mlp_alone(kind,
         assert [(gradient * way).sum().item() for gradient in told] == pytest.approx([branch] * 2, rel=0.01)
         assert beside == pytest.approx(branch, rel=0.01)
     name = "blocks.1.hook_attn_out"
-    _, found = state_gradients(freeze(bridge, TOKENS), [name], lambda logits, rows: logits[:, 11:])
-    assert (found[name] * way).sum().item() == pytest.approx(both, rel=0.01)
+    assert (gradients(bridge, [name])[name] * way).sum().item() == pytest.approx(both, rel=0.01)
 
 
 def test_a_point_that_is_wired_lazily_hears_no_plain_hook(library):
@@ -169,8 +181,7 @@ def test_no_gradient_is_kept_at_a_head(kind, library):
         logit.backward()
         assert [value.grad for value in seen] == [None] * 4
         assert list(found) == [None] * 4
-    _, gradients = state_gradients(freeze(bridge, TOKENS), names, lambda logits, rows: logits[:, 11:])
-    for name, gradient in gradients.items():
+    for name, gradient in gradients(bridge, names).items():
         way = torch.randn(gradient.shape, generator=torch.Generator().manual_seed(0))
         wanted = pytest.approx(slope(bridge, name, returned, way), rel=0.01, abs=1e-4)
         assert (gradient * way).sum().item() == wanted
