@@ -1,5 +1,6 @@
 from . import plots as plots
 from . import tasks as tasks
+from .circuits.circuit import Circuit, load_circuit
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import (
@@ -44,6 +45,7 @@ from .tracing.trace import Trace, load_trace
 __all__ = [
     "AveragePatches",
     "AverageTrace",
+    "Circuit",
     "Consequence",
     "Contrast",
     "Corruption",
@@ -82,6 +84,7 @@ __all__ = [
     "kl_divergence",
     "knowledge_neurons",
     "load_average",
+    "load_circuit",
     "load_facts",
     "load_knockout",
     "load_model",

@@ -18,6 +18,8 @@ import torch
 
 import edit
 import locate
+from locate.sites.graph import graph
+from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
 # Their examples show what the default model answers, or its own shapes and names.
@@ -49,13 +51,14 @@ GIVEN: dict[str, Callable] = {
         given["model"], given["fact"], given["swap"], positions="subject", screen=9, **QUIET
     ),
     "neurons": lambda given: locate.knowledge_neurons(given["model"], replace(given["fact"], paraphrases=()), **QUIET),
+    "circuit": lambda given: tiny.made_up_circuit(graph(given["model"])),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
 }
 # Files that examples read, by what is saved in them.
 FILES = {
     "trace": "t.nc", "update": "rome.safetensors", "average": "average.nc", "patches": "patches.nc",
-    "knocked": "knocked.nc",
+    "knocked": "knocked.nc", "circuit": "circuit.safetensors",
 }  # fmt: skip
 
 

@@ -6,13 +6,16 @@ from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import xarray as xr
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 import locate
+from locate.model.anatomy import Anatomy, LayerAnatomy
 from locate.model.bundled import bundled_folder
+from locate.sites.graph import _find
 
 VOCAB = 400
 
@@ -209,3 +212,19 @@ def made_up_trace(scores, *, clean, corrupted, answer, tokens, span, **info):
         data=data, metric="probability", answer=answer, answer_rank=1, tokens=tokens, subject_span=span,
         info={**plain, **info},
     )  # fmt: skip
+
+
+def made_up_graph(n_layers=3, **layer):
+    """The graph of a model that there is not: of six heads on three key-value heads, or with other layers."""
+    alike = {
+        "n_heads": 6, "n_kv_heads": 3, "d_head": 4, "has_mlp": True, "parallel": False, "norm_after_attention": False,
+        "norm_after_mlp": False, "multiplier": 1.0, "one_down_projection": True, "adds_up": True,
+    }  # fmt: skip
+    return _find(Anatomy(layers=(LayerAnatomy(**{**alike, **layer}),) * n_layers))
+
+
+def made_up_circuit(graph, *, seed=0, **info):
+    """A circuit of all edges of a graph: a few large scores, many small ones, of either sign."""
+    scores = np.random.default_rng(seed).standard_normal(graph.edges().shape) ** 5 / 100
+    plain = {"model": "tiny", "method": "made up", "metric": "logit difference", **info}
+    return locate.Circuit.of(graph, scores, standard_error=abs(scores) / 10, model_print="tiny", info=plain)
