@@ -5,6 +5,7 @@
 'eiffel.png'
 """
 
+from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
@@ -15,6 +16,7 @@ __all__ = [
     "plot_average_heads",
     "plot_average_lines",
     "plot_average_patches",
+    "plot_circuit",
     "plot_knockout",
     "plot_patches",
     "plot_trace",

@@ -122,6 +122,15 @@ def footprint() -> Figure:
     return plot_footprint(model, edit.WeightUpdate.make(model, deltas, method="made up"))
 
 
+def circuit(k: int) -> locate.Circuit:
+    """Scores of a few sizes, from one to the next of which it is never far."""
+    graph = tiny.made_up_graph(8, n_heads=9)
+    writer, reader = (np.arange(len(side))[:, None] for side in (graph.writers, graph.readers))
+    scores = np.sin(7.3 * writer + 1.1) * np.cos(3.7 * reader.T + 2) * np.exp(3 * np.sin(writer * 1.7 + reader.T * 2.3))
+    info = {"model": "tiny", "method": "made up"}
+    return locate.Circuit.of(graph, scores, model_print="tiny", info=info).top(k).prune()
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -135,6 +144,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "knockout_of_heads": lambda: blocked(layer=8, head=4),
     "propagation": propagation,
     "footprint": footprint,
+    "circuit": lambda: circuit(40).plot(),
+    "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7, 5)),
 }
 
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import networkx as nx
 import numpy as np
@@ -22,6 +23,9 @@ from locate.sites.components import Component, site_written
 from locate.sites.graph import Graph
 from locate.sites.site import Site
 from locate.store.files import to_plain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = xr.DataArray | np.ndarray | Tensor
 How = Literal["greedy", "threshold"]
@@ -289,6 +293,10 @@ class Circuit:
         arrays = {name: getattr(self, name) for name in ("scores", "kept", "standard_error", "by_position")}
         plain = {"writers": self.writers, "readers": self.readers, "info": to_plain(self.info)}
         return write_circuit(path, {name: one.values for name, one in arrays.items() if one is not None}, plain)
+
+    def plot(self, **options: Any) -> "Figure":
+        """A layered graph; see ``locate.plots.plot_circuit``."""
+        return import_module("locate.circuits.figures").plot_circuit(self, **options)
 
     def _keeping(self, kept: Bool[np.ndarray, "writer reader"]) -> "Circuit":
         return replace(self, kept=self.kept.copy(data=kept))

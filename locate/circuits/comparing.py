@@ -110,11 +110,10 @@ def compared(one: Scored, other: Scored) -> CircuitDiff:
         "here": own[at, to], "there": its[at, to],
     })  # fmt: skip
     scored = np.isfinite(own) & np.isfinite(its)
-    ordered = scored.sum() > 1 and np.ptp(own[scored]) > 0 and np.ptp(its[scored]) > 0
+    pairs = pd.DataFrame({"own": own[scored], "its": its[scored]})
+    ordered = bool((pairs.nunique() > 1).all())
     return CircuitDiff(
         edges=edges,
         jaccard=float((here & there).sum() / len(edges)) if len(edges) else float("nan"),
-        spearman=float(pd.Series(own[scored]).corr(pd.Series(its[scored]), method="spearman"))
-        if ordered
-        else float("nan"),
+        spearman=float(pairs["own"].corr(pairs["its"], method="spearman")) if ordered else float("nan"),
     )

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import jaxtyping
 import networkx as nx
 import numpy as np
 import pandas as pd
@@ -155,7 +156,7 @@ def test_circuits_of_other_models_are_refused():
             operation(circuit(n_layers=3, parallel=True))
 
 
-def test_more_edges_than_there_are_is_an_error():
+def test_more_edges_than_there_are_is_an_error(monkeypatch):
     found = circuit(0.3)
     with pytest.raises(
         LocateError, match=rf"{found.n_edges + 1} edges were asked for, and the circuit has {found.n_edges}"
@@ -171,6 +172,7 @@ def test_more_edges_than_there_are_is_an_error():
     for k in (-1, 1.5):
         with pytest.raises(LocateError, match="a count of edges, or a share"):
             found.top(k)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     with pytest.raises(LocateError, match="no way 'best'"):
         found.top(3, "best")
 
