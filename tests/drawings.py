@@ -145,7 +145,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "propagation": propagation,
     "footprint": footprint,
     "circuit": lambda: circuit(40).plot(),
-    "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7, 5)),
+    "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7.0, 5.0)),
 }
 
 

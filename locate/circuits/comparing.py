@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import pandas as pd
 import xarray as xr
+from scipy.stats import rankdata
 
 from locate.errors import LocateError
 from locate.sites.components import Component
@@ -110,10 +111,10 @@ def compared(one: Scored, other: Scored) -> CircuitDiff:
         "here": own[at, to], "there": its[at, to],
     })  # fmt: skip
     scored = np.isfinite(own) & np.isfinite(its)
-    pairs = pd.DataFrame({"own": own[scored], "its": its[scored]})
-    ordered = bool((pairs.nunique() > 1).all())
+    ranks = [rankdata(side[scored]) for side in (own, its)]
+    ordered = all(len(np.unique(side)) > 1 for side in ranks)
     return CircuitDiff(
         edges=edges,
         jaccard=float((here & there).sum() / len(edges)) if len(edges) else float("nan"),
-        spearman=float(pairs["own"].corr(pairs["its"], method="spearman")) if ordered else float("nan"),
+        spearman=float(np.corrcoef(*ranks)[0, 1]) if ordered else float("nan"),
     )

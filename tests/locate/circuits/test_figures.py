@@ -42,7 +42,7 @@ def test_only_what_takes_part_has_room():
     assert [label.get_text() for label in axes.get_xticklabels()] == ["4", "MLP"]
 
 
-@pytest.mark.parametrize("figsize", [None, (3.5, 3), (7, 9)])
+@pytest.mark.parametrize("figsize", [None, (3.5, 3.0), (7.0, 9.0)])
 def test_it_keeps_to_its_size(figsize):
     figure = tiny.made_up_circuit(grid(n_layers=40, n_heads=12)).top(200).plot(figsize=figsize)
     width, height = figure.get_size_inches()
