@@ -184,13 +184,14 @@ class _Drawing:
         reach = np.array([(self.width / 2 - 0.1) / self.unit[0] if wide else half[0], half[1]]) * self.unit
         corner = middle - reach
         self.axes.add_patch(FancyBboxPatch(
-            (corner[0], corner[1]), 2 * reach[0], 2 * reach[1], boxstyle=f"round,pad=0,rounding_size={2 * self.unit[0]}",
+            (corner[0], corner[1]), 2 * reach[0], 2 * reach[1],
+            boxstyle=f"round,pad=0,rounding_size={2 * self.unit[0]}",
             mutation_aspect=self.unit[1] / self.unit[0], facecolor=box.fill, edgecolor="0.25", linewidth=0.5, zorder=5,
         ))  # fmt: skip
         fits = min(1.75 * half[1] * 0.72, 2 * half[0] / (0.6 * max(len(box.label), 2)))
         self.axes.text(
-            middle[0], middle[1], box.label, ha="center", va="center_baseline", fontsize=min(7.0, fits if not wide else 7.0),
-            zorder=6, parse_math=False,
+            middle[0], middle[1], box.label, ha="center", va="center_baseline",
+            fontsize=7.0 if wide else min(7.0, fits), zorder=6, parse_math=False,
         )  # fmt: skip
 
     def _place(self, name: str, port: str | None) -> np.ndarray:
