@@ -4,12 +4,13 @@ from locate.engine.alike import freeze_alike, freeze_together
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze, refreeze
 from locate.engine.hooking import Hook, check_live, hook_points
-from locate.engine.interventions import BlockedAttention, Intervention, PatternPin, Pin, Shift
+from locate.engine.interventions import Added, BlockedAttention, Intervention, PatternPin, Pin, Shift
 from locate.engine.run import FrozenRun, Measure
 from locate.names import DEFAULT_BUDGET
 
 __all__ = [
     "DEFAULT_BUDGET",
+    "Added",
     "BlockedAttention",
     "Branch",
     "FrozenRun",

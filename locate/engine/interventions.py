@@ -91,6 +91,39 @@ class Shift:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Added:
+    """What is added to rows at all positions of the resume.
+
+    Attributes:
+        values: one for each row.
+        units: for each row, the one head (the axis after the position) that it is added to; by default the values are
+            of all units.
+
+    >>> value = torch.zeros(2, 3, 4, 5)
+    >>> Added(values=torch.ones(2, 3, 5), units=torch.tensor([0, 3])).apply(value, offset=0)
+    >>> value.sum((1, 3)).tolist()
+    [[15.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 15.0]]
+    """
+
+    values: Float[Tensor, "row column *unit"]
+    units: Int[Tensor, "row"] | None = None
+
+    def apply(self, value: Float[Tensor, "row position *unit"], offset: int) -> None:
+        """Add the values."""
+        late = value[:, offset:]
+        if self.units is None:
+            late += self.values.to(value)
+        else:
+            rows = torch.arange(len(value), device=value.device)
+            late[rows, :, self.units.to(value.device)] += self.values.to(value)
+
+    def part(self, start: int, stop: int) -> "Added":
+        """The same for some of the rows."""
+        units = None if self.units is None else self.units[start:stop]
+        return replace(self, values=self.values[start:stop], units=units)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PatternPin:
     """Attention patterns that rows take in one head each.
 
