@@ -68,7 +68,7 @@ def plot_circuit(circuit: Circuit, *, figsize: tuple[float, float] | None = None
     has_mlp = any(one["kind"] == "mlp" for one in inner.values())
     return layered_figure(
         boxes, links, rows=rows, columns=names | ({mlp: "MLP"} if has_mlp else {}), ports=_PORTS,
-        headline=_headline(circuit), unit="score", figsize=figsize,
+        names=("head", "layer"), headline=_headline(circuit), unit="score", figsize=figsize,
     )  # fmt: skip
 
 

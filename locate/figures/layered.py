@@ -68,6 +68,7 @@ def layered_figure(
     rows: Mapping[tuple[float, float], str],
     columns: Mapping[float, str],
     ports: Mapping[str, tuple[str, Any]],
+    names: tuple[str, str],
     headline: str,
     unit: str,
     figsize: tuple[float, float] | None,
@@ -80,6 +81,7 @@ def layered_figure(
         rows: what stands beside bands of rows, from the first to the last of each.
         columns: what stands below columns.
         ports: their names in the legend, and their colours, from left to right.
+        names: of columns and rows.
         headline: over all of it.
         unit: of the links' values.
         figsize: width and height in inches.
@@ -93,12 +95,12 @@ def layered_figure(
         legend = _legend(links, {port: ports[port] for port in shown}, unit)
         across = 3 if whole[0] < 5 else len(legend)
         above = _MARGIN + _LINE * (1 + lines.count("\n"))
-        below = _MARGIN + _LINE * (-(-len(legend) // across) + 1)
+        below = _MARGIN + _LINE * (-(-len(legend) // across) + 2)
         figure = plt.figure(figsize=whole)
         inner = (whole[0] - _LEFT - _MARGIN, whole[1] - above - below)
         axes = figure.add_axes((_LEFT / whole[0], below / whole[1], inner[0] / whole[0], inner[1] / whole[1]))
         _Drawing(axes=axes, size=inner, width=width, height=height, boxes=boxes, ports=ports).draw(links)
-        _label(axes, rows, columns)
+        _label(axes, rows, columns, names)
         figure.legend(
             handles=legend, loc="lower center", ncols=across, frameon=False, fontsize=7, handlelength=1.6,
             columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, borderpad=0.2, labelspacing=0.3,
@@ -115,12 +117,15 @@ def _size(width: float, height: float) -> tuple[float, float]:
     return (narrow if across <= narrow else min(across, wide), min(0.95 + _ROW * height, _HEIGHT))
 
 
-def _label(axes: Axes, rows: Mapping[tuple[float, float], str], columns: Mapping[float, str]) -> None:
+def _label(
+    axes: Axes, rows: Mapping[tuple[float, float], str], columns: Mapping[float, str], names: tuple[str, str]
+) -> None:
     for low, high in list(rows)[::2]:
         axes.axhspan(low - 0.5, high + 0.5, color="0.955", linewidth=0, zorder=0)
     axes.set_yticks([(low + high) / 2 for low, high in rows], list(rows.values()), fontsize=7)
     axes.set_xticks(list(columns), list(columns.values()), fontsize=7)
-    axes.set_ylabel("layer", labelpad=1)
+    axes.set_xlabel(names[0], labelpad=1)
+    axes.set_ylabel(names[1], labelpad=1)
     axes.tick_params(length=0, pad=2)
     axes.spines[:].set_visible(False)
 
