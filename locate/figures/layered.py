@@ -193,7 +193,8 @@ class _Drawing:
             boxstyle=f"round,pad=0,rounding_size={2 * self.unit[0]}",
             mutation_aspect=self.unit[1] / self.unit[0], facecolor=box.fill, edgecolor="0.25", linewidth=0.5, zorder=5,
         ))  # fmt: skip
-        fits = min(1.75 * half[1] * 0.72, 2 * half[0] / (0.6 * max(len(box.label), 2)))
+        longest = max((len(one.label) for one in self.boxes.values() if one.column is not None), default=1)
+        fits = min(1.26 * half[1], 2 * half[0] / (0.6 * max(longest, 3)))
         self.axes.text(
             middle[0], middle[1], box.label, ha="center", va="center_baseline",
             fontsize=7.0 if wide else min(7.0, fits), zorder=6, parse_math=False,
