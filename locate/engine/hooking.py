@@ -180,10 +180,11 @@ def only_columns(module: nn.Module, columns: Sequence[int], length: int) -> Iter
             a[:, columns] if isinstance(a, Tensor) and a.ndim == 3 and a.shape[1] == length else a for a in args
         )
 
-    def widen(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        full = output.new_zeros(output.shape[0], length, *output.shape[2:])
-        full[:, columns] = output
-        return full
+    def widen(_module: nn.Module, _args: Any, output: Any) -> Any:
+        made, *beside = output if isinstance(output, tuple) else (output,)  # experts say beside it how they routed
+        full = made.new_zeros(made.shape[0], length, *made.shape[2:])
+        full[:, columns] = made
+        return (full, *beside) if isinstance(output, tuple) else full
 
     handles = [module.register_forward_pre_hook(narrow), module.register_forward_hook(widen)]
     try:

@@ -43,7 +43,7 @@ class Rules:
     frozen_norms: bool = False
     identity: bool = False
     halves: bool = False
-    pattern: Pattern = "gradient"
+    pattern: str = "gradient"
     temperature: float = 1.0
     query_key: float = 1.0
     value: float = 1.0

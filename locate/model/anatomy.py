@@ -144,6 +144,7 @@ _LOOKED_AT = {
 }  # fmt: skip
 
 
+@torch.no_grad()
 def _find(model: TransformerBridge) -> Anatomy:
     n = model.cfg.n_layers
     # Row 0 is left alone; row l + 1 has what layer l's attention adds disturbed.

@@ -14,7 +14,7 @@ from locate.errors import LocateError
 from locate.facts.prompts import Positions
 from locate.names import DEFAULT_BUDGET, Direction
 from locate.patching.asking import Asked, By
-from locate.patching.estimating import DEFAULT_METHOD, estimate, estimator
+from locate.patching.estimating import default_method, estimate, estimator
 from locate.patching.patches import Patches
 
 
@@ -24,7 +24,7 @@ def attribute(
     clean: Text | Sequence[Text] | Contrast,
     corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     sites: str = "resid_pre",
     by: By | None = None,
     metric: Metrics | None = None,
@@ -49,7 +49,9 @@ def attribute(
             (arXiv:2505.17630) holds norms constant, takes the softmax's derivative at temperature 2, and weighs the
             sides of products. ``"atp*"`` (Kramár et al. 2024, arXiv:2403.00745) computes the change of the attention
             pattern for queries and keys, and averages sizes over passes that drop one layer each, with the sign of
-            their mean. ``"ig"`` averages gradients over ``steps`` points between the two runs' embeddings.
+            their mean. ``"ig"`` averages gradients over ``steps`` points between the two runs' embeddings, and
+            ``"relp-ig"``, the default, coefficients of relevance propagation there. In models whose tokens bring more
+            than the residual stream, which have no straight path between two of them, the default is ``"relp"``.
         sites: as in ``patch``.
         by: as in ``patch``.
         metric: as in ``patch``; those that have a gradient.
@@ -58,10 +60,10 @@ def attribute(
         layers: as in ``patch``.
         positions: as in ``patch``.
         units: as in ``patch``.
-        pattern: of ``"relp"``: whether attention's pattern and values have their gradients (``"gradient"``), half of
-            them each (``"half"``), or the pattern is a constant (``"frozen"``), through which nothing is attributed to
-            queries and keys.
-        steps: of ``"ig"``.
+        pattern: of relevance propagation: whether attention's pattern and values have their gradients
+            (``"gradient"``), half of them each (``"half"``), or the pattern is a constant (``"frozen"``), through which
+            nothing is attributed to queries and keys.
+        steps: of integration.
         budget: the most tokens in one pass, an eighth of it here, where gradients are kept.
         progress: whether to show a bar on anything longer than a second.
 
@@ -76,8 +78,9 @@ def attribute(
 
     >>> guess = locate.attribute(model, fact, locate.TokenSwap("The Colosseum"), sites="mlp_out", progress=False)
     >>> guess.scores.dims, guess.info["method"]
-    (('layer', 'position'), 'relp')
+    (('layer', 'position'), 'relp-ig')
     """
+    method = default_method(model) if method is None else method
     how = estimator(method, pattern=pattern)
     if steps < 1:
         raise LocateError(f"steps: must be 1 or more, found {steps}.")
@@ -91,7 +94,7 @@ def attribute(
     with tqdm(total=total, desc=f"attributing to {asked.site.name}", disable=not progress, delay=1) as bar:
         for index, one in enumerate(asked.metrics):
             values[..., index] += estimate(asked, one, how, steps=steps, progress=bar.update)
-    info = {"precision": "model", "method": method, **({"pattern": pattern} if method == "relp" else {})}
+    info = {"precision": "model", "method": method, **({"pattern": pattern} if how.rules.identity else {})}
     if how.integrated:
         info["steps"] = str(steps)
     return asked.result(values, high, low, info)

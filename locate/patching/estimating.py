@@ -8,10 +8,12 @@ import torch
 from einops import rearrange, reduce, repeat
 from jaxtyping import Float
 from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
 from locate.engine import Branch, Pin
+from locate.engine.embedding import other_embeddings
 from locate.engine.gradients import Tape, backward_passes
 from locate.engine.rows import rows_of
 from locate.engine.rules import GIM, GRADIENT, RELP, Rules
@@ -44,14 +46,26 @@ class Estimator:
     dropping: bool = False
 
 
-DEFAULT_METHOD = "relp"
+# The first of these that an architecture has a meaning for is the default.
+DEFAULT_METHODS = ("relp-ig", "relp")
 ESTIMATORS: dict[str, Estimator] = {
     "atp": Estimator(rules=GRADIENT),
     "atp*": Estimator(rules=GRADIENT, exact_attention=True, dropping=True),
     "relp": Estimator(rules=RELP),
+    "relp-ig": Estimator(rules=RELP, integrated=True),
     "gim": Estimator(rules=GIM),
     "ig": Estimator(rules=GRADIENT, integrated=True),
 }
+
+
+def default_method(model: TransformerBridge) -> str:
+    """The method that is taken where none is named: integrated, unless tokens bring more than the stream.
+
+    >>> default_method(model)
+    'relp-ig'
+    """
+    integrated, plain = DEFAULT_METHODS
+    return plain if other_embeddings(model) else integrated
 
 
 def estimator(method: str, *, pattern: str = "gradient") -> Estimator:
@@ -95,6 +109,7 @@ class _Estimate:
     how: Estimator
     steps: int
     result: Float[Tensor, "layer place unit row"]
+    _own: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def contrast(self) -> Contrast:
@@ -123,6 +138,8 @@ class _Estimate:
             progress(len(own))
 
         branch = self._entering(steps)
+        if self.how.integrated:
+            self._keep_own()
         backward_passes(
             target, first, branch, names, contrast.measure(metric), use, rules=self.how.rules,
             droppable=self.how.dropping,
@@ -148,6 +165,20 @@ class _Estimate:
             states=rearrange(path, "row step ... -> (row step) ..."),
         )  # fmt: skip
 
+    def _keep_own(self) -> None:
+        """The target's own states, which integration does not pass through."""
+        target, rows = self.contrast.target, self.contrast.rows
+        names = [name for layer in self.asked.layers for name in self.site.kept(layer)]
+        if all(name in target.kept for name in names):
+            for layer in self.asked.layers:
+                self._own[layer] = self._late(rows_of(self.site.states(target, layer), rows.target))
+            return
+        if not target.resumable:
+            self.contrast.check_kept([], names)
+        states = rows_of(target.residuals[0], rows.target)[:, self.contrast.first :]
+        found = target.record(self.contrast.first, Branch(layer=0, rows=rows.target, states=states), names)
+        self._own.update(zip(self.asked.layers, found.values(), strict=True))
+
     @property
     def _exact(self) -> bool:
         return self.how.exact_attention and self.site.row.name in _THROUGH_SOFTMAX
@@ -172,7 +203,9 @@ class _Estimate:
 
     def _has(self, layer: int, tape: Tape, own: Tensor) -> Tensor:
         """Those that they have: by the pass itself, where it is of the target's own states and shows them."""
-        if not self.how.integrated and not self.site.is_middle:
+        if self.how.integrated:
+            return self._own[layer][own]
+        if not self.site.is_middle:
             return tape.values[self.site.gradient_hook(layer)]
         return self._late(rows_of(self.site.states(self.contrast.target, layer), self.contrast.rows.target[own]))
 

@@ -22,7 +22,7 @@ from locate.facts.prompts import Positions
 from locate.model.precision import check_precision, computing_in
 from locate.names import DEFAULT_BUDGET, Direction, Precision
 from locate.patching.asking import Asked, By, Values
-from locate.patching.estimating import DEFAULT_METHOD, estimate, estimator
+from locate.patching.estimating import default_method, estimate, estimator
 from locate.patching.patches import Patches
 
 
@@ -40,7 +40,7 @@ def patch(
     positions: Positions = "all",
     units: Sequence[int] | None = None,
     screen: int | float | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     precision: Precision | str = "model",
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -85,6 +85,7 @@ def patch(
     ('layer', 'head')
     """
     check_precision(precision, model)
+    method = default_method(model) if method is None else method
     how = None if screen is None else estimator(method)
     asked = Asked.of(
         model, clean, corrupt, sites=sites, by=by, metric=metric, direction=direction, layers=layers,
