@@ -114,11 +114,11 @@ def written_by(module: nn.Module, d_model: int) -> Float[Tensor, "into d_model"]
 def read_by(module: nn.Module, d_model: int) -> Float[Tensor, "d_model into"]:
     """The weights of a module that reads the stream, as ``x @ W`` has them.
 
-    >>> read_by(model.blocks[0].attn.q.original_component, model.cfg.d_model).shape
-    torch.Size([36, 36])
+    >>> read_by(model.blocks[0].attn.k.original_component, model.cfg.d_model).shape
+    torch.Size([36, 12])
     """
-    weight = next(parameter for parameter in module.parameters() if parameter.ndim == 2).detach()
-    return weight if _is_transposed(module, weight, d_model) else weight.T
+    weight: Any = module.weight
+    return weight if _is_transposed(module, weight, weight.numel() // d_model) else weight.T
 
 
 def hf_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
