@@ -1,6 +1,8 @@
 from . import plots as plots
 from . import tasks as tasks
 from .circuits.circuit import Circuit, load_circuit
+from .circuits.faithfulness import Faithfulness, load_faithfulness
+from .circuits.finding import find_circuit
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import (
@@ -52,6 +54,7 @@ __all__ = [
     "DataError",
     "Fact",
     "FactError",
+    "Faithfulness",
     "GaussianNoise",
     "Knockout",
     "LocateError",
@@ -81,11 +84,13 @@ __all__ = [
     "causal_trace",
     "embedding_std",
     "encode_fact",
+    "find_circuit",
     "kl_divergence",
     "knowledge_neurons",
     "load_average",
     "load_circuit",
     "load_facts",
+    "load_faithfulness",
     "load_knockout",
     "load_model",
     "load_neurons",

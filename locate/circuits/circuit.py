@@ -1,6 +1,6 @@
 """A circuit: scored edges between the components of a model, of which some are kept."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
@@ -12,12 +12,18 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Bool
-from torch import Tensor
+from transformer_lens.model_bridge import TransformerBridge
 
+from locate.circuits import judging
+from locate.circuits.arrays import DIMS, Array, check_arrays, labelled
 from locate.circuits.comparing import CircuitDiff, check_alike, compared
+from locate.circuits.faithfulness import Faithfulness
 from locate.circuits.files import read_circuit, write_circuit
+from locate.circuits.gathering import Pairs
 from locate.circuits.networks import network, takes_part
 from locate.circuits.selecting import Edges, Feeds, feeding, grown, largest, on_a_path, possible_edges
+from locate.contrast.corruption import Corruption
+from locate.contrast.pairs import Text
 from locate.errors import DataError, LocateError, suggest
 from locate.sites.components import Component, site_written
 from locate.sites.graph import Graph
@@ -27,9 +33,8 @@ from locate.store.files import to_plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Array = xr.DataArray | np.ndarray | Tensor
+
 How = Literal["greedy", "threshold"]
-_DIMS = ("writer", "reader")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
@@ -61,21 +66,7 @@ class Circuit:
     info: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = {"writer": [one.name for one in self.writers], "reader": [one.name for one in self.readers]}
-        for what in ("scores", "kept", "standard_error", "by_position"):
-            found = getattr(self, what)
-            if found is None:
-                continue
-            if found.dims[-2:] != _DIMS or any(list(found[dim].values) != names[dim] for dim in _DIMS):
-                raise LocateError(
-                    f"A circuit's {what} must have the dims writer, reader of its {len(self.writers)} writers and "
-                    f"{len(self.readers)} readers by name; found {dict(found.sizes)}."
-                )
-        for odd, why in ((~self._possible, "impossible"), (~np.isfinite(self.scores.values), "without a finite score")):
-            places = np.argwhere(self.kept.values & odd)
-            if len(places):
-                writer, reader = (names[dim][at] for dim, at in zip(_DIMS, places[0], strict=True))
-                raise LocateError(f"{len(places)} kept edges are {why}, as {writer} → {reader}. Leave them out.")
+        check_arrays(self, self._possible)
 
     @classmethod
     def of(
@@ -109,23 +100,11 @@ class Circuit:
         Circuit(model=None, method=None, edges=1/..., nodes=2)
         """
         possible = graph.edges()
-        coords = {"writer": [one.name for one in graph.writers], "reader": [one.name for one in graph.readers]}
-
-        def labelled(given: Array | None, dtype: Any = float) -> xr.DataArray | None:
-            if given is None:
-                return None
-            if isinstance(given, xr.DataArray) and {*_DIMS} <= {*given.dims}:
-                given = given.transpose(..., *_DIMS)
-            array = np.asarray(given.detach().cpu() if isinstance(given, Tensor) else given)
-            if array.shape[-2:] != possible.shape or array.ndim > 3:
-                raise LocateError(f"The graph has {possible.shape} writers and readers, found shape {array.shape}.")
-            array = array & possible if dtype is bool else np.where(possible, array, np.nan).astype(dtype)
-            return xr.DataArray(array, coords=coords, dims=("position", *_DIMS)[-array.ndim :])
-
         return cls(
-            scores=labelled(scores), standard_error=labelled(standard_error),  # type: ignore[arg-type]
-            by_position=labelled(by_position, np.float32),
-            kept=labelled(possible if kept is None else kept, bool),  # type: ignore[arg-type]
+            scores=labelled(graph, scores),
+            standard_error=None if standard_error is None else labelled(graph, standard_error),
+            by_position=None if by_position is None else labelled(graph, by_position, np.float32),
+            kept=labelled(graph, possible if kept is None else kept, bool),
             writers=graph.writers, readers=graph.readers, info={**(info or {}), "model_print": model_print},
         )  # fmt: skip
 
@@ -263,6 +242,41 @@ class Circuit:
             raise LocateError("No head and no MLP writes in this circuit, so none of them is best.")
         return site_written(self.writers[int(np.where(inner, weight, -1).argmax())].name)
 
+    def faithfulness(
+        self,
+        model: TransformerBridge,
+        pairs: Pairs,
+        corrupt: Corruption | Text | Sequence[Text] | None = None,
+        **options: Any,
+    ) -> Faithfulness:
+        """Run its best edges alone, at several sizes; see ``locate.circuits.judging.faithfulness``.
+
+        >>> curve = circuit.faithfulness(model, locate.tasks.ioi(model, 4), sizes=[20, 1.0], progress=False)
+        >>> round(float(curve.curve[-1]), 4)
+        1.0
+        """
+        return judging.faithfulness(self, model, pairs, corrupt, **options)
+
+    def completeness(
+        self,
+        model: TransformerBridge,
+        pairs: Pairs,
+        corrupt: Corruption | Text | Sequence[Text] | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Take the same parts out of it and of the model; see ``locate.circuits.judging.completeness``."""
+        return judging.completeness(self, model, pairs, corrupt, **options)
+
+    def minimality(
+        self,
+        model: TransformerBridge,
+        pairs: Pairs,
+        corrupt: Corruption | Text | Sequence[Text] | None = None,
+        **options: Any,
+    ) -> pd.DataFrame:
+        """Take each part out of it by itself; see ``locate.circuits.judging.minimality``."""
+        return judging.minimality(self, model, pairs, corrupt, **options)
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row for each possible edge, in order of computation.
 
@@ -324,7 +338,7 @@ def load_circuit(path: str | Path) -> Circuit:
     coords = {"writer": [one.name for one in plain["writers"]], "reader": [one.name for one in plain["readers"]]}
     try:
         labelled = {
-            name: xr.DataArray(one, coords=coords, dims=("position", *_DIMS)[-one.ndim :])
+            name: xr.DataArray(one, coords=coords, dims=("position", *DIMS)[-one.ndim :])
             for name, one in arrays.items()
         }
         return Circuit(**labelled, **plain)

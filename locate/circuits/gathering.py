@@ -79,6 +79,13 @@ class Gathered:
         return sum(map(len, self._groups))
 
     @property
+    def n_rows(self) -> int:
+        """How many corrupted versions there are of all pairs together."""
+        if self._contrast is not None:
+            return len(self._contrast.rows)
+        return sum(len(pair.corrupted.tokens) for group in self._groups for pair in group)
+
+    @property
     def lengths(self) -> list[int]:
         """The numbers of tokens that there are."""
         if self._contrast is not None:

@@ -21,7 +21,7 @@ from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
 from locate.engine import Branch, Measure, hook_points
 from locate.engine.hooking import listen
-from locate.engine.rows import in_parts, rows_of
+from locate.engine.rows import rows_of
 from locate.sites.components import Component
 from locate.sites.contributions import attention_contributions
 from locate.sites.graph import Graph
@@ -66,9 +66,9 @@ def run_circuits(
         if ablation != "corrupt":
             theirs = torch.zeros_like(theirs) if mean is None else mean.expand_as(theirs)
         together = max(1, contrast.target.rows_at_a_time(contrast.first) // len(rows))
-        for some in in_parts(range(len(kept)), together):
-            passed = _Pass(contrast=contrast, graph=graph, rows=rows, theirs=theirs, kept=kept[list(some)])
-            results[some.start : some.stop, rows] = passed.run(measure)
+        for some in torch.arange(len(kept)).split(together):
+            passed = _Pass(contrast=contrast, graph=graph, rows=rows, theirs=theirs, kept=kept[some])
+            results[some[:, None], rows] = passed.run(measure)
             progress(len(rows) * len(some))
     return results
 

@@ -44,6 +44,7 @@ METHODS: dict[str, EdgeMethod] = {
     "eap": EdgeMethod(path="target"),
     "eap-relp": EdgeMethod(path="target", rules=RELP),
     "eap-ig-inputs": EdgeMethod(path="inputs", rules=GRADIENT),
+    "eap-relp-ig": EdgeMethod(path="inputs", rules=RELP),
     "eap-ig-activations": EdgeMethod(path="activations"),
     "clean-corrupted": EdgeMethod(path="ends"),
 }

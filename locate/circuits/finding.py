@@ -1,0 +1,121 @@
+"""Finding circuits: every edge of a model scored on pairs of prompts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from locate.circuits.circuit import Circuit
+from locate.circuits.gathering import Gathered, Pairs
+from locate.circuits.scoring import Sums, add_scores, edge_method
+from locate.circuits.written import tellable
+from locate.contrast.corruption import Corruption
+from locate.contrast.metrics import Metrics, warn_of_small_effects
+from locate.contrast.pairs import Text
+from locate.errors import FactError, LocateError
+from locate.model.weights import model_fingerprint
+from locate.names import DEFAULT_BUDGET
+
+DEFAULT_METHOD = "eap-ig-inputs"
+
+
+@torch.inference_mode(False)
+def find_circuit(
+    model: TransformerBridge,
+    pairs: Pairs,
+    corrupt: Corruption | Text | Sequence[Text] | None = None,
+    *,
+    method: str = DEFAULT_METHOD,
+    metric: Metrics | None = None,
+    steps: int = 5,
+    by_position: bool = False,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Circuit:
+    """Score every edge of a model by what cutting it would do to the answer.
+
+    An edge leads from what writes to the residual stream (the embedding, a head, an MLP) to what reads from it (the
+    query of a head, the key or value of a key-value head, an MLP, the logits). Its score is
+    (a_u(x′) − a_u(x)) · ∂m/∂in_v, summed over positions: what the writer u writes in the corrupted run and not in the
+    clean one, times the gradient of the metric with respect to the stream as v reads it. So a negative score is of an
+    edge that works for the metric. Scores are averaged over pairs.
+
+    Args:
+        model: a raw-mode bridge.
+        pairs: paired prompts (``locate.tasks``); or a fact, a text, or a list of those, with ``corrupt``; or a
+            ``Contrast`` of a clean and a corrupted run that have kept what ``locate.circuits.written.written_hooks``
+            names. Prompts may differ in length from pair to pair.
+        corrupt: a corruption, another prompt, or a list of those.
+        method: where the gradient is taken. ``"eap"`` (Syed et al. 2023, arXiv:2310.10348): at the clean run.
+            ``"eap-ig-inputs"`` (Hanna et al. 2024, arXiv:2403.17806), also ``"eap-ig"``: averaged over ``steps`` points
+            between the corrupted and the clean embeddings. ``"eap-ig-activations"``: averaged over points of what each
+            component writes by itself, many times as slow. ``"clean-corrupted"``: at both runs. ``"eap-relp"``: at the
+            clean run, by the rules of relevance propagation (see ``attribute``).
+        metric: of several the first counts; by default that of the paired prompts, or the logit of the clean answer
+            over the other one.
+        steps: of integration.
+        by_position: keep scores position by position as well; all prompts must then have one length.
+        budget: the most tokens in one pass, an eighth of it where gradients are kept.
+        progress: whether to show a bar on anything longer than a second.
+
+    Returns:
+        A circuit in which every edge is kept: choose by ``top``.
+
+    Raises:
+        FactError: there are no pairs, prompts of a pair do not fit each other, or lengths differ ``by_position``.
+        LocateError: an unknown method, a metric without a gradient, or one that is the same in both runs.
+        ModelError: the architecture writes to the stream what is neither attention nor an MLP, or reads it otherwise
+            than through one norm.
+
+    >>> circuit = locate.find_circuit(model, locate.tasks.ioi(model, 4), method="eap", progress=False)
+    >>> circuit.top(20).n_edges
+    20
+    """
+    how = edge_method(method)
+    if steps < 1:
+        raise LocateError(f"steps: must be 1 or more, found {steps}.")
+    graph = tellable(model)
+    gathered = Gathered(model, pairs, corrupt, metric=metric, budget=budget)
+    if by_position and len(gathered.lengths) > 1:
+        raise FactError(
+            f"by_position: prompts need one length, found {gathered.lengths} tokens. Take the pairs of one length, as "
+            "PairedPrompts.by_length gives them."
+        )
+    shape = len(graph.writers), len(graph.readers)
+    sums = Sums(
+        total=torch.zeros(shape), squares=torch.zeros(shape),
+        by_position=torch.zeros(gathered.lengths[0], *shape) if by_position else None,
+    )  # fmt: skip
+    ends: list[Any] = []
+    record: dict[str, Any] = {}
+    with tqdm(total=len(gathered), desc="scoring edges", unit="pair", disable=not progress, delay=1) as bar:
+        for contrast in gathered.contrasts():
+            metrics = contrast.metrics(gathered.metric)[:1]
+            ends.append(contrast.ends(metrics))
+            record = record or {**contrast.record, "metric": metrics[0].name, "metric_label": metrics[0].label}
+            before = sums.n
+            add_scores(sums, contrast, graph, metrics[0], how, steps=steps)
+            bar.update(sums.n - before)
+    clean, corrupted = (torch.cat([getattr(one, side) for one in ends]) for side in ("target", "source"))
+    _check_gap(record["metric"], float(clean.mean()), float(corrupted.mean()))
+    warn_of_small_effects(metrics, clean, corrupted)
+    info = {
+        **{name: record[name] for name in ("model", "prompt", "metric", "metric_label", "corruption")},
+        "method": method, "pairs": len(gathered), "lengths": gathered.lengths, "clean": float(clean.mean()),
+        "corrupted": float(corrupted.mean()), **({"tokens": record["tokens"]} if len(gathered.lengths) == 1 else {}),
+        **({"steps": steps} if how.path in ("inputs", "activations") else {}),
+    }  # fmt: skip
+    places = None if sums.by_position is None else (sums.by_position / sums.n)
+    return Circuit.of(
+        graph, sums.mean, model_print=model_fingerprint(model), standard_error=sums.error, by_position=places, info=info
+    )
+
+
+def _check_gap(metric: str, clean: float, corrupted: float) -> None:
+    if clean == corrupted:
+        raise LocateError(
+            f"The metric {metric!r} is {clean:.4g} in the clean and in the corrupted run, so that no edge matters to "
+            "it. Choose other pairs or another metric."
+        )
