@@ -208,10 +208,10 @@ class Circuit:
         return self._keeping(self.kept.values & ~other.kept.values)
 
     def diff(self, other: "Circuit") -> CircuitDiff:
-        """How it differs from another circuit of the same model.
+        """How it differs from another circuit of the same model, or of that model with other weights, as after an edit.
 
         Raises:
-            LocateError: the other is of another model.
+            LocateError: the other is of a model that is built otherwise.
 
         >>> circuit.top(20).diff(circuit.top(30)).jaccard
         0.6666666666666666

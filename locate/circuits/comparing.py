@@ -1,4 +1,4 @@
-"""How two circuits of one model differ."""
+"""How two circuits of one model, or of one before and after an edit, differ."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Scored(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class CircuitDiff:
-    """How two circuits of one model differ.
+    """How two circuits differ.
 
     Attributes:
         edges: those that one of them has, with ``writer``, ``reader``, ``here`` and ``there`` (the scores of both), and
@@ -76,6 +76,18 @@ def check_alike(one: Scored, other: Scored) -> None:
     Raises:
         LocateError: saying what differs.
     """
+    _check_components(one, other)
+    prints = [circuit.info.get("model_print") for circuit in (one, other)]
+    if prints[0] != prints[1]:
+        names = [circuit.info.get("model") for circuit in (one, other)]
+        raise LocateError(
+            f"The circuits are of models with other weights: {names[0]} ({prints[0]}) and {names[1]} ({prints[1]}). "
+            "Find both on the same model, or compare them by diff."
+        )
+
+
+def _check_components(one: Scored, other: Scored) -> None:
+    """Refuse circuits of models that are built otherwise."""
     for side in ("writers", "readers"):
         own, its = ([part.name for part in getattr(circuit, side)] for circuit in (one, other))
         if own != its:
@@ -86,22 +98,15 @@ def check_alike(one: Scored, other: Scored) -> None:
             )
         if getattr(one, side) != getattr(other, side):
             raise LocateError(f"The circuits are of other models: their {side} are the same and in another order.")
-    prints = [circuit.info.get("model_print") for circuit in (one, other)]
-    if prints[0] != prints[1]:
-        names = [circuit.info.get("model") for circuit in (one, other)]
-        raise LocateError(
-            f"The circuits are of models with other weights: {names[0]} ({prints[0]}) and {names[1]} ({prints[1]}). "
-            "Find both on the same model."
-        )
 
 
 def compared(one: Scored, other: Scored) -> CircuitDiff:
-    """How two circuits differ.
+    """How two circuits differ; the weights of their models may, as before and after an edit.
 
     Raises:
-        LocateError: they are of other models.
+        LocateError: they are of models that are built otherwise.
     """
-    check_alike(one, other)
+    _check_components(one, other)
     here, there = one.kept.values, other.kept.values
     at, to = np.nonzero(here | there)
     own, its = one.scores.values, other.scores.values

@@ -145,15 +145,25 @@ def test_circuits_are_sets_of_edges(first, second, third):
 def test_circuits_of_other_models_are_refused():
     one = circuit()
     other = Circuit.of(grid(), one.scores, model_print="another", info={"model": "next"})
-    for operation in (one.diff, one.overlap, one.__or__, one.__and__, one.__sub__):
-        with pytest.raises(LocateError, match=r"other weights: tiny \(tiny\) and next \(another\)"):
+    for operation in (one.overlap, one.__or__, one.__and__, one.__sub__):
+        with pytest.raises(LocateError, match=r"other weights: tiny \(tiny\) and next \(another\).*by diff"):
             operation(other)
+    for operation in (one.diff, one.overlap, one.__or__, one.__and__, one.__sub__):
         with pytest.raises(
             LocateError, match=r"22 and 15 writers; they differ in a2.h0, a2.h1, a2.h2, a2.h3, a2.h4, …"
         ):
             operation(circuit(n_layers=2))
         with pytest.raises(LocateError, match="readers are the same and in another order"):
             operation(circuit(n_layers=3, parallel=True))
+
+
+def test_circuits_before_and_after_an_edit_are_compared():
+    one = circuit().top(20)
+    moved = Circuit.of(grid(), -one.scores, model_print="edited", info={"model": "next"}).top(30)
+    found = one.diff(moved)
+    assert (len(found.both), len(found.here), len(found.there)) == (20, 0, 10)
+    assert found.spearman == pytest.approx(-1)
+    np.testing.assert_array_equal(found.both["here"], -found.both["there"])
 
 
 def test_more_edges_than_there_are_is_an_error(monkeypatch):
