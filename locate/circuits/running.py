@@ -22,7 +22,6 @@ from locate.contrast.metrics import Metric
 from locate.engine import Branch, Measure, hook_points
 from locate.engine.hooking import listen
 from locate.engine.rows import rows_of
-from locate.sites.components import Component
 from locate.sites.contributions import attention_contributions
 from locate.sites.graph import Graph
 from locate.sites.inputs import attention_input, mlp_input, projection
@@ -97,8 +96,9 @@ class _Pass:
     rows: Int[Tensor, "row"]
     theirs: Float[Tensor, "row position writer d_model"]
     kept: Bool[Tensor, "circuit writer reader"]
-    # What each writer would write in the other run, less what it writes here, as far as it has written.
-    _missing: Float[Tensor, "circuit_row position writer d_model"] = field(init=False)
+    # What each writer would write in the other run, less what it writes here, as far as it has written: writers first,
+    # so that what all cut edges of a reader bring is one product of matrices.
+    _missing: Float[Tensor, "circuit writer row position d_model"] = field(init=False)
     _seen: dict[str, Tensor] = field(default_factory=dict)
 
     def run(self, measure: Measure) -> Float[Tensor, "circuit row metric"]:
@@ -107,8 +107,8 @@ class _Pass:
         own = contrast.rows.target[self.rows]
         states = repeat(rows_of(target.residuals[0], own)[:, first:], "row ... -> (circuit row) ...", circuit=n)
         branch = Branch(layer=0, rows=repeat(own, "row -> (circuit row)", circuit=n), states=states)
-        theirs = repeat(self.theirs, "row ... -> (circuit row) ...", circuit=n)
-        self._missing = torch.zeros_like(theirs)
+        theirs = rearrange(self.theirs, "row position writer d_model -> writer row position d_model")
+        self._missing = theirs.new_zeros(n, *theirs.shape)
         with target.weights.entered(), self._listening(target.model, theirs):
             found = target.resume(first, [branch], measure=measure, heard=True)
         return rearrange(found.float().cpu(), "(circuit row) metric -> circuit row metric", circuit=n)
@@ -135,8 +135,12 @@ class _Pass:
         index = {one.name: i for i, one in enumerate(self.graph.writers)}
 
         def wrote(start: int, values: Tensor) -> None:
-            stop = start + values.shape[2]
-            self._missing[:, :, start:stop] = theirs[:, :, start:stop] - values
+            each = rearrange(
+                values, "(circuit row) position writer d_model -> circuit writer row position d_model",
+                circuit=len(self.kept),
+            )  # fmt: skip
+            stop = start + each.shape[1]
+            self._missing[:, start:stop] = theirs[start:stop] - each
 
         def entering(layer: int) -> Callable[[Tensor], None]:
             def hook(value: Tensor) -> None:
@@ -179,56 +183,63 @@ class _Pass:
                 yield hook_name("mlp_out", layer), mlp(layer)
 
     def _readers(self, model: TransformerBridge) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        last = self.graph.anatomy.n_layers - 1
-        by_hook: dict[str, list[int]] = {}
-        for i, one in enumerate(self.graph.readers):
-            by_hook.setdefault(one.hook, []).append(i)
-        for hook, columns in by_hook.items():
-            one = self.graph.readers[columns[0]]
-            if one.layer > last:
-                yield hook_name("resid_post", last), self._final(columns)
-            elif one.input is None:
-                yield hook, self._mlp(model, one, columns)
-            else:
-                yield hook, self._head(model, one, columns)
+        for layer, own in enumerate(self.graph.anatomy.layers):
+            if own.n_heads:
+                columns = [i for i, one in enumerate(self.graph.readers) if one.layer == layer and one.input]
+                for name in "qkv":
+                    yield hook_name(f"attn_head_{name}", layer), self._heads(model, layer, name, columns)
+            if own.has_mlp:
+                columns = [i for i, one in enumerate(self.graph.readers) if one.name == f"m{layer}"]
+                yield hook_name("mlp_in", layer), self._mlp(model, layer, columns)
+        yield hook_name("resid_post", self.graph.anatomy.n_layers - 1), self._final([len(self.graph.readers) - 1])
 
-    def _inputs(self, columns: Sequence[int], stream: Tensor) -> Float[Tensor, "row position reader d_model"]:
-        """The stream as these readers read it."""
+    def _inputs(self, columns: list[int], stream: Tensor) -> Float[Tensor, "reader circuit_row position d_model"]:
+        """The stream as these readers read it, which all read at one time."""
         before = sum(one.order < self.graph.readers[columns[0]].order for one in self.graph.writers)
-        cut = ~self.kept[:, :before, list(columns)]
-        missing = rearrange(self._missing[:, :, :before], "(circuit row) ... -> circuit row ...", circuit=len(cut))
-        brought = einsum(
-            missing, cut.to(missing),
-            "circuit row position writer d_model, circuit writer reader -> circuit row position reader d_model",
+        cut = rearrange(~self.kept[:, :before, columns], "circuit writer reader -> circuit reader writer")
+        brought = cut.to(stream) @ self._missing[:, :before].flatten(2)
+        brought = rearrange(
+            brought, "circuit reader (row position d_model) -> reader (circuit row) position d_model",
+            row=len(self.rows), d_model=stream.shape[-1],
         )  # fmt: skip
-        return stream[:, :, None] + rearrange(brought, "circuit row ... -> (circuit row) ...")
+        return stream + brought
 
-    def _final(self, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        return lambda value: self._put(value, self._inputs(columns, self._late(value))[:, :, 0])
+    def _final(self, columns: list[int]) -> Callable[[Tensor], Tensor]:
+        return lambda value: self._put(value, self._inputs(columns, self._late(value))[0])
 
-    def _mlp(self, model: TransformerBridge, one: Component, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    def _mlp(self, model: TransformerBridge, layer: int, columns: list[int]) -> Callable[[Tensor], Tensor]:
         def hook(value: Tensor) -> Tensor:
-            read = mlp_input(model, one.layer)
-            stream = self._seen["before mlp"]
-            moved = read(self._inputs(columns, stream)[:, :, 0]) - read(stream)
-            return self._put(value, self._late(value) + moved)
+            read, stream = mlp_input(model, layer), self._seen["before mlp"]
+            return self._put(value, self._late(value) + read(self._inputs(columns, stream)[0]) - read(stream))
 
         return hook
 
-    def _head(self, model: TransformerBridge, one: Component, columns: Sequence[int]) -> Callable[[Tensor], Tensor]:
-        assert one.input is not None
-        kind = one.input
+    def _heads(self, model: TransformerBridge, layer: int, name: str, columns: list[int]) -> Callable[[Tensor], Tensor]:
+        kinds = [self.graph.readers[i].input for i in columns]
+        mine = torch.tensor([kind == name for kind in kinds])
 
         def hook(value: Tensor) -> Tensor:
-            read, stream = attention_input(model, one.layer), self._seen["stream"]
-            inputs = self._inputs(columns, stream)
-            # Beside the rows: norms take a state for each position, and no further axis.
-            given = read(rearrange(inputs, "row position unit d_model -> (unit row) position d_model"))
-            given = rearrange(given, "(unit row) position d_model -> row position unit d_model", row=len(stream))
-            moved = einsum(
-                given - read(stream)[:, :, None], projection(model, one.layer, kind).to(given),
-                "row position unit d_model, unit d_head d_model -> row position unit d_head",
+            moved = self._moved(model, layer, columns)[mine.to(value.device)]
+            shift = einsum(
+                moved, projection(model, layer, name).to(moved),
+                "unit row position d_model, unit d_head d_model -> row position unit d_head",
             )  # fmt: skip
-            return self._put(value, self._late(value) + moved)
+            return self._put(value, self._late(value) + shift)
 
         return hook
+
+    def _moved(
+        self, model: TransformerBridge, layer: int, columns: list[int]
+    ) -> Float[Tensor, "reader circuit_row position d_model"]:
+        """By how much what each query, key and value of a layer is made of differs from what the stream would give."""
+        if (known := self._seen.get(f"moved {layer}")) is not None:
+            return known
+        self._seen.pop(f"moved {layer - 1}", None)
+        read, stream = attention_input(model, layer), self._seen["stream"]
+        # Beside the rows: norms take a state for each position, and no further axis.
+        inputs = rearrange(
+            self._inputs(columns, stream), "reader row position d_model -> (reader row) position d_model"
+        )
+        given = rearrange(read(inputs), "(reader row) position d_model -> reader row position d_model", row=len(stream))
+        found = self._seen[f"moved {layer}"] = given - read(stream)
+        return found
