@@ -212,7 +212,7 @@ class _Scorer:
         """
         run, first = self.contrast.target, self.contrast.first
         readers = [one for one in self.graph.readers if one.order > after]
-        together = _at_one_time(self.graph, readers)
+        together = _at_one_time(self.graph, after)
         seen = sorted({name for columns in together for name in self._states_of(columns)})
         names = list(dict.fromkeys(self._gradient_hook(one) for one in readers))
         totals: list[Tensor | None] = [None] * len(together)
@@ -278,10 +278,10 @@ class _Scorer:
         return attention_input(model, one.layer).pulled_back(stream, torch.cat(parts, dim=2))
 
 
-def _at_one_time(graph: Graph, readers: Sequence[Component]) -> list[list[int]]:
-    """Indices of readers in groups of one layer that read at one time and through one norm."""
+def _at_one_time(graph: Graph, after: int) -> list[list[int]]:
+    """Indices of readers after some writers, in groups of one layer that read at one time and through one norm."""
     groups: dict[tuple[int, bool], list[int]] = {}
     for index, one in enumerate(graph.readers):
-        if one in readers:
+        if one.order > after:
             groups.setdefault((one.layer, one.head is None), []).append(index)
     return list(groups.values())
