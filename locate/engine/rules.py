@@ -4,6 +4,7 @@ The forward pass is the model's own. Each rule replaces the backward pass of one
 function, a product, a softmax.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -85,7 +86,9 @@ class Ruling:
         made: list[Heard] = []
         taken: list[Heard] = []
         if rules.identity or rules.halves:
-            for layer, kind in enumerate(how_mlps_multiply(model)):
+            kinds = how_mlps_multiply(model)
+            _say_what_is_left(model, kinds)
+            for layer, kind in enumerate(kinds):
                 if kind is not None:
                     _of_mlp(f"blocks.{layer}.mlp", kind == "gated", rules, made, taken)
         for layer, block in enumerate(model.blocks):
@@ -131,6 +134,17 @@ def _heard(model: TransformerBridge, hooks: Sequence[Heard]) -> Iterator[None]:
         for name, function in hooks:
             stack.callback(listen(hook_points(model, [name])[name], function).remove)
         yield
+
+
+def _say_what_is_left(model: TransformerBridge, kinds: Sequence[str | None]) -> None:
+    left = [layer for layer, kind in enumerate(kinds) if kind is None and hasattr(model.blocks[layer], "mlp")]
+    if left:
+        warnings.warn(
+            f"The MLPs of {type(model.original_model).__name__} in layers {', '.join(map(str, left))} are no function "
+            "of one projection, nor of one times another, as in mixtures of experts: no rule is known there, and "
+            "gradients pass them as they are.",
+            stacklevel=2,
+        )
 
 
 def _norms(model: TransformerBridge) -> list[nn.Module]:

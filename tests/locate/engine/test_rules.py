@@ -168,6 +168,11 @@ def test_how_mlps_multiply_is_found():
     assert {kind: how_mlps_multiply(tiny.bridge(kind))[0] for kind in kinds} == kinds
 
 
+def test_mlps_without_a_rule_are_named():
+    with pytest.warns(UserWarning, match="in layers 0, 1, 2, 3 are no function of one projection"):
+        entering(tiny.bridge("mixtral"), RELP)
+
+
 def test_a_pattern_that_is_no_softmax_of_its_scores_is_refused():
     with pytest.raises(ModelError, match="not the softmax of its scores alone"):
         entering(table.bridge("gpt_oss"), GIM)
