@@ -122,8 +122,9 @@ class _Pass:
             yield
 
     def _late(self, value: Tensor) -> Tensor:
-        """A value from the first difference on: a run that cannot be resumed shows what comes before as well."""
-        return value if self.contrast.target.resumable else value[:, self.contrast.first :]
+        """A value from the first difference on: some layers, and runs that cannot be resumed, show the whole of it."""
+        length = self.contrast.target.tokens.shape[1] - self.contrast.first
+        return value[:, value.shape[1] - length :]
 
     def _put(self, value: Tensor, late: Tensor) -> Tensor:
         before = value.shape[1] - late.shape[1]

@@ -446,7 +446,26 @@ def adds_up(tried: Tried) -> str:
     return "" if len(with_heads) == tried.n_layers else f"layers {', '.join(map(str, with_heads))} only"
 
 
+def circuits(tried: Tried) -> str:
+    """All edges of a circuit are the one run and none of them the other; and every edge has a score."""
+    clean, corrupt = tried.tokens, tried.with_another(4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = locate.find_circuit(
+            tried.model, clean, corrupt, metric=difference, method="eap-relp-ig", steps=1, progress=False
+        )
+        curve = found.faithfulness(tried.model, clean, corrupt, sizes=[1.0], metric=difference, progress=False)
+    expected = [difference(plain_logits(tried.plain, tokens[None])) for tokens in (clean, corrupt)]
+    scale = float(plain_logits(tried.plain, clean[None]).std())
+    assert_close(curve.data["values"].item(), expected[0], scale)
+    assert_close(curve.data["empty"].item(), expected[1], scale)
+    assert np.isfinite(found.to_dataframe()["score"]).all()
+    assert np.abs(found.to_dataframe()["score"]).max() > 0
+    return ""
+
+
 CHECKS: dict[str, Callable[[Tried], str]] = {
     "run": boots, "trace": trace_of_states, "attn, mlp": trace_of_parts, "cut": cut, "patch": patches,
     "neurons": neurons, "ROME": edits, "export": exports, "propagate": propagates, "contributions": adds_up,
+    "circuit": circuits,
 }  # fmt: skip

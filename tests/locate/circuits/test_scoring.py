@@ -15,7 +15,7 @@ from tests.locate.circuits import literal
 
 KINDS = [
     "gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "granite", "cohere", "falcon", "mpt",
-    "gptj", "bloom", "phi3", "mixtral",
+    "gptj", "bloom", "phi3", "mixtral", "llama4_text",
 ]  # fmt: skip
 CLEAN = "I think that Big Ben is in the city of"
 
