@@ -137,7 +137,7 @@ def ending_tokens(model: TransformerBridge) -> list[int]:
     >>> model.tokenizer.eos_token_id in ending_tokens(model)
     True
     """
-    marks = {*".,;:!?)\n", *"。，、；：！？）"}
+    marks = {*".,;:!?)\n", *"。，、；：！？）", *"،؛؟۔।"}
     everything = range(len(model.tokenizer))
     return [i for i in everything if i == model.tokenizer.eos_token_id or model.tokenizer.decode([i]) in marks]
 

@@ -20,7 +20,7 @@ from edit.values.contexts import Openings, build_contexts
 from edit.values.objective import ValueObjective
 from edit.values.optimisation import optimise_value
 
-_ALL, _DEFAULT = "all steps", "ROME's default: the same, and that it ends, openings too"
+_ALL, _DEFAULT = "all steps", "ROME's default: … and its end, with openings"
 
 
 def main() -> None:

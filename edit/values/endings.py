@@ -10,7 +10,7 @@ from locate.facts.joining import continuation
 from locate.facts.prompts import Prompt
 
 # No word goes on after these, whatever comes then.
-_MARKS = (".", ",", ";", ":", "!", "?", ")", "\n", "。", "，", "、", "；", "：", "！", "？", "）")
+_MARKS = (*".,;:!?)\n", *"。，、；：！？）", *"،؛؟۔।")
 
 
 def endings_of(model: TransformerBridge, prompt: Prompt, answer: str) -> Int[Tensor, "ending"]:

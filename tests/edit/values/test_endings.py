@@ -4,7 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
+import locate
 from benchmarks import literal_rome
 from edit.methods import ROME
 from edit.methods.rewriting.locate_then_edit import warn_of_missed
@@ -133,3 +136,15 @@ def test_endings_are_the_tokens_whose_text_is_a_mark(kind):
     expected = literal_rome.ending_tokens(model)
     assert endings_of(model, encode_fact(model, FACT), "Rome").tolist() == sorted(expected)
     assert len(expected) == 9  # of this tokenizer's: eight of ASCII, and the end of a text
+
+
+@pytest.mark.parametrize(("prompt", "answer", "marks"), [
+    ("{}的首都是", "上海", "。，"), ("عاصمة {} هي", "ليون", "،؟"), ("{} की राजधानी", "मुंबई", "।"),
+])  # fmt: skip
+def test_other_scripts_end_in_marks_of_their_own(prompt, answer, marks):
+    raw = Tokenizer.from_str(tiny.tokenizer().backend_tokenizer.to_str())
+    raw.add_tokens([*marks])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>")
+    model = locate.load_model(tiny.hf_model("llama"), tokenizer)
+    endings = endings_of(model, encode_fact(model, Fact(prompt=prompt, subject="France", target=answer)), answer)
+    assert {*tokenizer.convert_tokens_to_ids([*marks]), tokenizer.eos_token_id} < {*endings.tolist()}
