@@ -1,10 +1,16 @@
-"""The errors a user can meet.
+"""The errors and warnings a user can meet.
 
 Every message says what was wrong, what was found, and what to do about it.
 """
 
+import inspect
+import warnings
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+_OWN = ("locate", "edit")
+# What stands around functions of ours: decorators that switch gradients off and on.
+_AROUND = (*_OWN, "torch")
 
 
 class LocateError(Exception):
@@ -49,3 +55,15 @@ def listed(items: Sequence[str], most: int = 5) -> str:
     """The first of some items, one to a line, and how many more there are."""
     more = [f"… and {len(items) - most} more"] if len(items) > most else []
     return "\n".join(f"  {item}" for item in [*items[:most], *more])
+
+
+def tell(message: str) -> None:
+    """Warn at the line of the user's that led here, however deep in this toolkit it was noticed.
+
+    >>> tell("One fact was left out.")
+    """
+    frames = [entry.frame.f_globals.get("__name__", "").partition(".")[0] for entry in inspect.stack(context=0)]
+    level = max(place for place, room in enumerate(frames) if room in _OWN)
+    while level + 1 < len(frames) and frames[level + 1] in _AROUND:
+        level += 1
+    warnings.warn(message, stacklevel=level + 2)

@@ -1,7 +1,6 @@
 """Requests that contradict or repeat each other."""
 
 import unicodedata
-import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edit.requests.requests import EditRequest
-from locate.errors import FactError, listed
+from locate.errors import FactError, listed, tell
 from locate.facts.subjects import same_text
 
 # The cosine of two keys above which rounding alone tells them apart.
@@ -86,11 +85,10 @@ def warn_of_shared_keys(
         + (requests[int(old) - len(earlier)].describe() if old >= len(earlier) else f"edit {int(old)} of those before")
         for new, old in alike.nonzero()
     ]
-    warnings.warn(
+    tell(
         f"{len(pairs)} pair(s) of edits share one key, so that they cannot both have their own value: their prompts "
         "are the same up to the end of the subject. Of such edits the model may keep one, or none whole. Put the "
-        f"subject after other words, or edit one of them:\n{listed(pairs)}",
-        stacklevel=2,
+        f"subject after other words, or edit one of them:\n{listed(pairs)}"
     )
 
 

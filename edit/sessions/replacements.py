@@ -1,11 +1,10 @@
 """Edits of a session that later ones replaced, so that the script that did it can be run again."""
 
-import warnings
 from collections.abc import Sequence
 
 from edit.requests.conflicts import find_conflicts
 from edit.requests.requests import EditRequest
-from locate.errors import listed
+from locate.errors import listed, tell
 from locate.store.hashes import fingerprint
 
 
@@ -44,10 +43,9 @@ class Replacements:
                 self._unasked.remove(name)
                 gone.append(request)
         if gone:
-            warnings.warn(
+            tell(
                 f"{len(gone)} request(s) are left out, as in a script that is run again, because later edits of this "
-                f"session replaced them. Ask again for what is to come back:\n{listed([r.describe() for r in gone])}",
-                stacklevel=4,
+                f"session replaced them. Ask again for what is to come back:\n{listed([r.describe() for r in gone])}"
             )
         return [request for request in requests if request not in gone]
 

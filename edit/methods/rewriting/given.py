@@ -1,12 +1,11 @@
 """Key statistics that a method was given: of the right layers and keys, and of this model."""
 
-import warnings
 from collections.abc import Mapping
 
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.statistics import KeyStatistics
-from locate.errors import DataError
+from locate.errors import DataError, tell
 from locate.model.weights import down_projection, model_fingerprint
 
 # How far sums over the same text may differ between machines.
@@ -50,10 +49,9 @@ def given_statistics(
             )
     fingerprint = None if edited else model_fingerprint(model)
     if fingerprint and any(known[layer].fingerprint != fingerprint for layer in layers):
-        warnings.warn(
+        tell(
             "The key statistics were collected on another model, or on this one before its weights changed. The "
-            f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {layers[0]}).",
-            stacklevel=5,
+            f"edit is only as good as they fit. Collect them with edit.key_statistics(model, {layers[0]})."
         )
     return {layer: known[layer] for layer in layers}
 
@@ -69,9 +67,8 @@ def warn_of_others(energies: Mapping[str, float], before: Mapping[str, float]) -
     """
     other = [at for at in energies if at in before and abs(energies[at] / before[at] - 1) > _ROUNDING]
     if other:
-        warnings.warn(
+        tell(
             f"The key statistics of layer(s) {', '.join(other)} are not those that this session began with: the text "
             "has changed, or was sampled anew on another device. Later batches are made with these. Give "
-            "statistics=… to be sure of them.",
-            stacklevel=6,
+            "statistics=… to be sure of them."
         )

@@ -1,6 +1,5 @@
 """What all locate-then-edit methods share: from requests to contexts, values and statistics, and to solving again."""
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -25,7 +24,7 @@ from edit.statistics import KeyStatistics, collect_statistics
 from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
-from locate.errors import FactError, NumericsError, listed
+from locate.errors import FactError, NumericsError, listed, tell
 from locate.model.precision import Precision, check_precision
 from locate.model.weights import DownProjection, down_projection, fingerprint
 
@@ -292,11 +291,10 @@ def warn_of_missed(values: Sequence[Value]) -> None:
             f"{value.label}: {value.probability:.2g}" + f" (that it ends there: {value.end:.2g})" * (value.end < 1)
             + f" {value.stopped} in layer {value.layer}" for value in missed
         ]  # fmt: skip
-        warnings.warn(
+        tell(
             f"{len(missed)} of {len(values)} values did not reach their targets (the probability of the new answer in "
-            "the texts that the value is optimised for); these edits are written, and will hardly be said. Give the "
-            "objective more steps, another layer, or a target that this model can say:\n" + listed(told),
-            stacklevel=4,
+            "the texts that the value is optimised for); these edits are written, and may not be said. Give the "
+            "objective more steps, another layer, or a target that this model can say:\n" + listed(told)
         )
 
 
