@@ -147,4 +147,5 @@ def test_other_scripts_end_in_marks_of_their_own(prompt, answer, marks):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<|end|>")
     model = locate.load_model(tiny.hf_model("llama"), tokenizer)
     endings = endings_of(model, encode_fact(model, Fact(prompt=prompt, subject="France", target=answer)), answer)
-    assert {*tokenizer.convert_tokens_to_ids([*marks]), tokenizer.eos_token_id} < {*endings.tolist()}
+    spelled = tokenizer.convert_ids_to_tokens(endings.tolist())
+    assert {*marks, "<|end|>", "."} < {*spelled}
