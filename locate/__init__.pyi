@@ -3,6 +3,8 @@ from . import tasks as tasks
 from .circuits.circuit import Circuit, load_circuit
 from .circuits.faithfulness import Faithfulness, load_faithfulness
 from .circuits.finding import find_circuit
+from .circuits.patching import EdgeEffects, load_edge_effects, patch_edges
+from .circuits.pruning import prune_edges
 from .contrast.contrast import Contrast
 from .contrast.corruption import Corruption
 from .contrast.measures import (
@@ -52,6 +54,7 @@ __all__ = [
     "Contrast",
     "Corruption",
     "DataError",
+    "EdgeEffects",
     "Fact",
     "FactError",
     "Faithfulness",
@@ -89,6 +92,7 @@ __all__ = [
     "knowledge_neurons",
     "load_average",
     "load_circuit",
+    "load_edge_effects",
     "load_facts",
     "load_faithfulness",
     "load_knockout",
@@ -99,11 +103,13 @@ __all__ = [
     "log_probability",
     "logit_diff",
     "patch",
+    "patch_edges",
     "path_patch",
     "plots",
     "prob_diff",
     "prob_greater",
     "probability",
+    "prune_edges",
     "rank",
     "sequence_log_probability",
     "sequence_probability",

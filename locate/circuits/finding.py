@@ -8,17 +8,20 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.circuits.circuit import Circuit
-from locate.circuits.gathering import Gathered, Pairs
+from locate.circuits.gathering import Gathered, Pairs, check_gap
 from locate.circuits.scoring import Sums, add_scores, edge_method
 from locate.circuits.written import tellable
 from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metrics, warn_of_small_effects
 from locate.contrast.pairs import Text
+from locate.engine.rows import Budget
 from locate.errors import FactError, LocateError
 from locate.model.weights import model_fingerprint
 from locate.names import DEFAULT_BUDGET
 
 DEFAULT_METHOD = "eap-ig-inputs"
+# Edges times pairs that are cut one by one unless they are named.
+_MOST_CUTS = 2**18
 
 
 @torch.inference_mode(False)
@@ -52,7 +55,8 @@ def find_circuit(
             ``"eap-ig-inputs"`` (Hanna et al. 2024, arXiv:2403.17806), also ``"eap-ig"``: averaged over ``steps`` points
             between the corrupted and the clean embeddings. ``"eap-ig-activations"``: averaged over points of what each
             component writes by itself, many times as slow. ``"clean-corrupted"``: at both runs. ``"eap-relp"``: at the
-            clean run, by the rules of relevance propagation (see ``attribute``).
+            clean run, by the rules of relevance propagation (see ``attribute``). ``"exact"``: no gradient, but each
+            edge is cut, as ``patch_edges`` does; for small models.
         metric: of several the first counts; by default that of the paired prompts, or the logit of the clean answer
             over the other one.
         steps: of integration.
@@ -83,6 +87,10 @@ def find_circuit(
             f"by_position: prompts need one length, found {gathered.lengths} tokens. Take the pairs of one length, as "
             "PairedPrompts.by_length gives them."
         )
+    if how.path == "cut":
+        if by_position:
+            raise LocateError("by_position: an edge is cut at all positions at once. Use another method.")
+        _check_cuts(model, int(graph.edges().sum()), gathered, budget)
     shape = len(graph.writers), len(graph.readers)
     sums = Sums(
         total=torch.zeros(shape), squares=torch.zeros(shape),
@@ -99,7 +107,7 @@ def find_circuit(
             add_scores(sums, contrast, graph, metrics[0], how, steps=steps)
             bar.update(sums.n - before)
     clean, corrupted = (torch.cat([getattr(one, side) for one in ends]) for side in ("target", "source"))
-    _check_gap(record["metric"], float(clean.mean()), float(corrupted.mean()))
+    check_gap(record["metric"], float(clean.mean()), float(corrupted.mean()))
     warn_of_small_effects(metrics, clean, corrupted)
     info = {
         **{name: record[name] for name in ("model", "prompt", "metric", "metric_label", "corruption")},
@@ -113,9 +121,17 @@ def find_circuit(
     )
 
 
-def _check_gap(metric: str, clean: float, corrupted: float) -> None:
-    if clean == corrupted:
+def _check_cuts(model: TransformerBridge, edges: int, gathered: Gathered, budget: int) -> None:
+    """Whether there are few enough edges and pairs to cut each edge on each pair.
+
+    Raises:
+        LocateError: there are not.
+    """
+    rows = edges * gathered.n_rows
+    if rows > _MOST_CUTS:
+        passes = -(-rows // Budget.of(model, budget).rows(max(gathered.lengths)))
         raise LocateError(
-            f"The metric {metric!r} is {clean:.4g} in the clean and in the corrupted run, so that no edge matters to "
-            "it. Choose other pairs or another metric."
+            f"Cutting each of {edges} edges on {gathered.n_rows} pairs takes about {passes} passes ({rows} rows; up to "
+            f"{_MOST_CUTS} are run). Give fewer pairs, or score edges by another method and give the best of them to "
+            "patch_edges, which has no bound."
         )

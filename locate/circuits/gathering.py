@@ -10,7 +10,7 @@ from locate.contrast.corruption import Corruption
 from locate.contrast.measures import as_metrics
 from locate.contrast.metrics import Metrics
 from locate.contrast.pairs import Pair, Text, make_pairs, separate
-from locate.errors import FactError
+from locate.errors import FactError, LocateError
 from locate.tasks.paired import PairedPrompts
 
 Pairs = PairedPrompts | Contrast | Text | Sequence[Text]
@@ -103,3 +103,16 @@ class Gathered:
                 self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
                 budget=self.budget, corruption=self._corruption,
             )  # fmt: skip
+
+
+def check_gap(metric: str, clean: float, corrupted: float) -> None:
+    """Whether there is anything that edges could carry.
+
+    Raises:
+        LocateError: the metric is the same in both runs.
+    """
+    if clean == corrupted:
+        raise LocateError(
+            f"The metric {metric!r} is {clean:.4g} in the clean and in the corrupted run, so that no edge matters to "
+            "it. Choose other pairs or another metric."
+        )

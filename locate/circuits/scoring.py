@@ -9,6 +9,8 @@ from einops import einsum, rearrange, repeat
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locate.circuits.cutting import cut_edges
+from locate.circuits.evaluating import by_pair
 from locate.circuits.written import differences, groups
 from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
@@ -23,8 +25,8 @@ from locate.sites.inputs import attention_input, mlp_input, projection
 from locate.sites.table import hook_name
 
 # On which of the states between the two runs a gradient is taken: at the target's, at both ends, on the way of what
-# enters the first block, or on the way of each component's own output.
-Path = Literal["target", "ends", "inputs", "activations"]
+# enters the first block, or on the way of each component's own output; or none is, and edges are cut.
+Path = Literal["target", "ends", "inputs", "activations", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ METHODS: dict[str, EdgeMethod] = {
     "eap-relp-ig": EdgeMethod(path="inputs", rules=RELP),
     "eap-ig-activations": EdgeMethod(path="activations"),
     "clean-corrupted": EdgeMethod(path="ends"),
+    "exact": EdgeMethod(path="cut"),
 }
 _OTHER_NAMES = {"eap-ig": "eap-ig-inputs"}
 
@@ -81,6 +84,12 @@ class Sums:
     total: Float[Tensor, "writer reader"]
     squares: Float[Tensor, "writer reader"]
     by_position: Float[Tensor, "position writer reader"] | None = None
+
+    def add(self, scores: Float[Tensor, "writer reader"]) -> None:
+        """Those of a pair."""
+        self.total += scores
+        self.squares += scores**2
+        self.n += 1
 
     @property
     def mean(self) -> Float[Tensor, "writer reader"]:
@@ -119,6 +128,9 @@ def add_scores(
             "Tokens of this model bring more than the residual stream, so that there is no straight path between two "
             "of them to integrate along. Use another method."
         )
+    if how.path == "cut":
+        _add_cuts(sums, contrast, graph, metric, progress)
+        return
     for group in groups(contrast, graph):
         rows = torch.cat(group)
         scorer = _Scorer(contrast=contrast, graph=graph, metric=metric, how=how, steps=steps, rows=rows)
@@ -127,11 +139,21 @@ def add_scores(
             mean = scores[own].mean(0)  # position writer reader
             if sums.by_position is not None:
                 sums.by_position[contrast.first :] += mean
-            mean = mean.sum(0)
-            sums.total += mean
-            sums.squares += mean**2
-            sums.n += 1
+            sums.add(mean.sum(0))
         progress(len(rows))
+
+
+def _add_cuts(
+    sums: Sums, contrast: Contrast, graph: Graph, metric: Metric, progress: Callable[[int], Any]
+) -> None:  # fmt: skip
+    """What cutting each edge by itself does, summed over positions as it is."""
+    edges = torch.from_numpy(graph.edges()).nonzero()
+    values = cut_edges(contrast, graph, [(at, to) for at, to in edges.tolist()], [metric], progress=progress)
+    moved = values[..., 0] - contrast.ends(metric).target[:, 0].float()
+    for own in torch.from_numpy(by_pair(contrast, moved)).float().T:
+        scores = torch.zeros_like(sums.total)
+        scores[tuple(edges.T)] = own
+        sums.add(scores)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
