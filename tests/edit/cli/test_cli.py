@@ -21,11 +21,11 @@ def own_cache(tmp_path, monkeypatch):
 FACT = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
 
 
-def test_demo_writes_the_whole_folder(model_folder, tmp_path):
+def test_demo_writes_the_whole_folder(model_folder, corpus, tmp_path):
     out = tmp_path / "out"
     config = tmp_path / "run.toml"
     config.write_text(
-        f'model = "{model_folder}"\nlayer = 1\nsamples = 2\nwindow = 2\n[fact]\n'
+        f'model = "{model_folder}"\ncorpus = "{corpus}"\nlayer = 1\nsamples = 2\nwindow = 2\n[fact]\n'
         'prompt = "{} is located in the city of"\n'
         'subject = "The Louvre"\ntarget = "Paris"\ntarget_new = "Rome"\nneighbours = ["Big Ben is in"]\n'
     )
