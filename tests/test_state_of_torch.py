@@ -59,6 +59,8 @@ def given(model):
 ENTRIES = {
     "trace": lambda model: locate.causal_trace(model, FACT, corruption=locate.GaussianNoise(samples=2), **HOW).data,
     "patch": lambda model: locate.patch(model, FACT, ZERO, sites="mlp_neurons", screen=5, **HOW).data,
+    "attribution": lambda model: locate.attribute(model, FACT, ZERO, sites="mlp_out", steps=3, **HOW).data,
+    "circuit": lambda model: locate.find_circuit(model, FACT, ZERO, steps=3, **HOW).scores,
     "paths": lambda model: locate.path_patch(model, FACT, ZERO, senders=["a1.h2", "m0"], **HOW).data,
     "knockout": lambda model: locate.attention_knockout(model, FACT, window=2, **HOW).data,
     "neurons": lambda model: locate.knowledge_neurons(model, FACT, steps=3, **HOW).data,

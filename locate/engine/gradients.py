@@ -93,18 +93,20 @@ def backward_passes(
             stack.enter_context(frozen_parameters(model))
             values: dict[str, Tensor] = {}
             shifts: dict[str, Tensor] = {}
-            ruling = Ruling.of(model, rules)
-            stack.enter_context(ruling.making())
-            for name, point in hook_points(model, [*names, *(one for one in seen if one not in names)]).items():
-                shifted = shifts if name in names else None
-                stack.callback(listen(point, _listener(name, values, shifted)).remove)
             valve = _Valve()
-            if droppable:
-                stack.enter_context(valve.installed_in(model))
-            stack.enter_context(ruling.taking())
-            measured = run.resume(
-                position, [branch.split(rows.start, rows.stop)], measure=measure, grad=True, heard=True
-            )
+            # Closed before the tape is used: what is run meanwhile is no part of it.
+            with ExitStack() as hooks:
+                ruling = Ruling.of(model, rules)
+                hooks.enter_context(ruling.making())
+                for name, point in hook_points(model, [*names, *(one for one in seen if one not in names)]).items():
+                    shifted = shifts if name in names else None
+                    hooks.callback(listen(point, _listener(name, values, shifted)).remove)
+                if droppable:
+                    hooks.enter_context(valve.installed_in(model))
+                hooks.enter_context(ruling.taking())
+                measured = run.resume(
+                    position, [branch.split(rows.start, rows.stop)], measure=measure, grad=True, heard=True
+                )
             measured = measured[..., 0].sum()
             if not measured.requires_grad:
                 raise LocateError("This needs a metric with a gradient; a rank has none. Choose another first metric.")

@@ -67,7 +67,7 @@ class Asked:
         """What a user asks for; see ``locate.patch``.
 
         Args:
-            of_both: whether the states of both runs are needed, and not those alone that are put in.
+            of_both: whether a run that is made here keeps what the other one does, as its own states are needed too.
         """
         check_direction(direction)
         site = patch_site(model, sites, by)
@@ -84,7 +84,7 @@ class Asked:
         names = [name for layer in wanted for name in site.kept(layer)]
         contrast = as_contrast(
             model, clean, corrupt, direction=direction, keep=names,
-            keep_target=names if of_both or site.of_both else (), metric=metric, budget=budget,
+            keep_target=names if site.of_both or (of_both and not isinstance(clean, Contrast)) else (), metric=metric, budget=budget,
         )  # fmt: skip
         site.check(contrast.source, wanted)
         return cls(
