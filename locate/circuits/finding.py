@@ -93,8 +93,8 @@ def find_circuit(
         _check_cuts(model, int(graph.edges().sum()), gathered, budget)
     shape = len(graph.writers), len(graph.readers)
     sums = Sums(
-        total=torch.zeros(shape), squares=torch.zeros(shape),
-        by_position=torch.zeros(gathered.lengths[0], *shape) if by_position else None,
+        total=torch.zeros(shape, dtype=torch.float32), squares=torch.zeros(shape, dtype=torch.float32),
+        by_position=torch.zeros(gathered.lengths[0], *shape, dtype=torch.float32) if by_position else None,
     )  # fmt: skip
     ends: list[Any] = []
     record: dict[str, Any] = {}

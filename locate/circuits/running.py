@@ -58,7 +58,7 @@ def run_circuits(
     """
     measure = contrast.measure(metrics)
     mean = _mean(contrast, graph) if ablation == "mean" else None
-    results = torch.zeros(len(kept), len(contrast.rows), len(metrics))
+    results = torch.zeros(len(kept), len(contrast.rows), len(metrics), dtype=torch.float32)
     for group in groups(contrast, graph):
         rows = torch.cat(group)
         theirs = written(contrast.source, contrast.rows.source[rows], contrast.first)

@@ -169,7 +169,8 @@ class _Scorer:
         """Of each row; without positions these are summed to one."""
         moved = differences(self.contrast, self.rows)
         n, length = moved.shape[:2]
-        found = torch.zeros(n, length if by_position else 1, len(self.graph.writers), len(self.graph.readers))
+        shape = n, length if by_position else 1, len(self.graph.writers), len(self.graph.readers)
+        found = torch.zeros(shape, dtype=torch.float32)
         for branch, shares, senders in self._branches():
             sent_first = min(self.graph.writers[i].order for i in senders)
             gradients = self._stream_gradients(branch, shares, sent_first)

@@ -98,7 +98,7 @@ def estimate(
         ModelError: the method has no meaning in this architecture.
     """
     shape = len(asked.layers), len(asked.places), len(asked.units), len(asked.contrast.rows)
-    found = _Estimate(asked, how, steps, torch.zeros(shape))
+    found = _Estimate(asked, how, steps, torch.zeros(shape, dtype=torch.float32))
     found.fill(metric, progress)
     return found.result
 
@@ -187,7 +187,7 @@ class _Estimate:
         return hook_name(_PATTERN, layer) if self._exact else self.site.gradient_hook(layer)
 
     def _effects(self, tape: Tape, gradients: dict[str, Tensor], own: Tensor) -> Float[Tensor, "layer place unit row"]:
-        found = torch.zeros(*self.result.shape[:-1], len(own))
+        found = torch.zeros(*self.result.shape[:-1], len(own), dtype=torch.float32)
         for index, layer in enumerate(self.asked.layers):
             name = self._gradient_hook(layer)
             if self._exact:
