@@ -82,9 +82,10 @@ class Asked:
         if not wanted:
             raise SiteError("layers: give at least one.")
         names = [name for layer in wanted for name in site.kept(layer)]
+        both = site.of_both or (of_both and not isinstance(clean, Contrast))
         contrast = as_contrast(
-            model, clean, corrupt, direction=direction, keep=names,
-            keep_target=names if site.of_both or (of_both and not isinstance(clean, Contrast)) else (), metric=metric, budget=budget,
+            model, clean, corrupt, direction=direction, keep=names, keep_target=names if both else (), metric=metric,
+            budget=budget,
         )  # fmt: skip
         site.check(contrast.source, wanted)
         return cls(
