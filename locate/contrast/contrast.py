@@ -200,12 +200,14 @@ class Contrast:
         self, values: Float[Tensor, "*site row metric"]
     ) -> tuple[Float[Tensor, "*site metric"], Float[Tensor, "*site metric"]]:
         """The mean over all rows, and its standard error: over questions, or over the rows of a single one."""
+        return mean_and_error(self.by_question(values))
+
+    def by_question(self, values: Float[Tensor, "*site row metric"]) -> Float[Tensor, "*site question metric"]:
+        """The mean over each question's rows, so that each counts once; of a single question its rows themselves."""
         asked = self.rows.question.unique()
-        if len(asked) > 1:  # each counts once, however many rows it has
-            values = torch.stack([values[..., self.rows.question == one, :].mean(-2) for one in asked], dim=-2)
-        n = values.shape[-2]
-        mean = reduce(values, "... row metric -> ... metric", "mean")
-        return mean, values.std(-2) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
+        if len(asked) == 1:
+            return values
+        return torch.stack([values[..., self.rows.question == one, :].mean(-2) for one in asked], dim=-2)
 
     def check_kept(self, source: Sequence[str], target: Sequence[str] = ()) -> None:
         """Whether the two have kept what a change of them needs.
@@ -251,6 +253,19 @@ class Contrast:
 
     def _own(self, run: FrozenRun, rows: Int[Tensor, "row"], metrics: Metrics | None) -> Float[Tensor, "row metric"]:
         return self._measure(run, rows, metrics)(run.logits, run.at[0])[rows].cpu()
+
+
+def mean_and_error(
+    values: Float[Tensor, "*site question metric"],
+) -> tuple[Float[Tensor, "*site metric"], Float[Tensor, "*site metric"]]:
+    """The mean over questions, and its standard error, NaN of a single one.
+
+    >>> [float(one) for one in mean_and_error(torch.tensor([[1.0], [3.0]]))]
+    [2.0, 1.0]
+    """
+    n = values.shape[-2]
+    mean = reduce(values, "... question metric -> ... metric", "mean")
+    return mean, values.std(-2) / n**0.5 if n > 1 else torch.full_like(mean, float("nan"))
 
 
 def as_contrast(

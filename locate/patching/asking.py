@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.contrast.contrast import Contrast, as_contrast
+from locate.contrast.contrast import Contrast, as_contrast, mean_and_error
 from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metric, Metrics, warn_of_small_effects
 from locate.contrast.pairs import Text, check_direction
@@ -20,6 +21,7 @@ from locate.facts.prompts import Positions, resolve_positions
 from locate.model.anatomy import check_layer
 from locate.patching.patches import Patches
 from locate.patching.sites import PatchSite, patch_site
+from locate.tasks.paired import PairedPrompts
 
 By = Sequence[Literal["layer", "position", "head", "neuron"]]
 Values = Float[Tensor, "layer place unit row metric"]
@@ -107,46 +109,87 @@ class Asked:
         ends = self.contrast.ends(self.metrics)
         return ends.target.expand(len(self.layers), len(self.places), len(self.units), -1, -1).clone()
 
-    def clean_and_corrupted(self) -> tuple[Float[Tensor, "row metric"], Float[Tensor, "row metric"]]:
-        """The metrics of both runs, on behalf of the caller's caller, whom they warn where they hardly differ."""
-        ends = self.contrast.ends(self.metrics)
-        high, low = (ends.source, ends.target) if self.direction == "restore" else ends
-        warn_of_small_effects(self.metrics, high, low)
-        return high, low
+    def clean_and_corrupted(self) -> tuple[Float[Tensor, "question metric"], Float[Tensor, "question metric"]]:
+        """The metrics of both runs."""
+        ends = (self.contrast.by_question(end) for end in self.contrast.ends(self.metrics))
+        target, source = ends
+        return (source, target) if self.direction == "restore" else (target, source)
 
-    def result(
-        self,
-        values: Values,
-        high: Float[Tensor, "row metric"],
-        low: Float[Tensor, "row metric"],
-        info: Mapping[str, Any],
-        tables: Mapping[str, Shaped[Tensor, "layer place unit"]] | None = None,
-    ) -> Patches:
-        """What was found, averaged over rows; with further tables of sites."""
-        coords: dict[str, Any] = {"layer": self.layers}
-        kept: list[Any] = [slice(None)]
-        if "position" in self.site.by:
-            coords["position"] = list(self.columns)
-        kept.append(slice(None) if "position" in self.site.by else 0)
-        if self.site.unit is not None:
-            coords[self.site.unit] = self.units
-        kept.append(slice(None) if self.site.unit is not None else 0)
-        dims, index = tuple(coords), tuple(kept)
-        mean, error = (rearrange(part, "... metric -> metric ...") for part in self.contrast.mean(values))
-        clean, corrupted = (self.contrast.mean(end)[0] for end in (high, low))
-        data: dict[str, Any] = {
-            "values": (("metric", *dims), mean[:, *index].numpy()),
-            "standard_error": (("metric", *dims), error[:, *index].numpy()),
-            "clean": ("metric", clean.numpy()),
-            "corrupted": ("metric", corrupted.numpy()),
-            **{name: (dims, np.asarray(table[index])) for name, table in (tables or {}).items()},
-        }
-        described = {
-            **self.contrast.record, "sites": self.site.name, "by": list(dims), "direction": self.direction,
-            "metrics": {metric.name: metric.label for metric in self.metrics}, **info,
-        }  # fmt: skip
-        table = xr.Dataset(data, coords={"metric": [metric.name for metric in self.metrics], **coords})
-        return Patches(data=table, metric=self.metrics[0].name, info=described)
+
+def asked_each(
+    model: TransformerBridge,
+    clean: PairedPrompts | Text | Sequence[Text] | Contrast,
+    corrupt: Corruption | Text | Sequence[Text] | None,
+    *,
+    metric: Metrics | None,
+    **options: Any,
+) -> list[Asked]:
+    """What a user asks for, for each length of prompts; they warn the caller's caller where metrics hardly differ.
+
+    Raises:
+        FactError: paired prompts have several lengths and sites are told apart by position.
+    """
+    if not isinstance(clean, PairedPrompts):
+        every = [Asked.of(model, clean, corrupt, metric=metric, **options)]
+    else:
+        if corrupt is not None:
+            raise FactError("corrupt: paired prompts bring their own; leave it out.")
+        groups = clean.by_length(model)
+        every = [
+            Asked.of(model, one.pairs.clean, one.pairs.corrupt, metric=metric or one.pairs.metric, **options)
+            for one in groups
+        ]
+        if len(groups) > 1 and "position" in every[0].site.by:
+            lengths = [len(one.contrast.target.tokens[0]) for one in every]
+            raise FactError(
+                f"{clean.name}: prompts have {lengths} tokens, and positions are those of one length. Take one of "
+                "by_length(model), or tell sites apart by layer and unit alone."
+            )
+    high, low = ends_of(every)
+    warn_of_small_effects(every[0].metrics, high, low)
+    return every
+
+
+def ends_of(every: Sequence[Asked]) -> tuple[Float[Tensor, "question metric"], Float[Tensor, "question metric"]]:
+    """The metrics of all clean runs, and of all corrupted ones."""
+    high, low = zip(*(one.clean_and_corrupted() for one in every), strict=True)
+    return torch.cat(high), torch.cat(low)
+
+
+def patches_of(
+    every: Sequence[Asked],
+    values: Sequence[Values],
+    info: Mapping[str, Any],
+    tables: Mapping[str, Shaped[Tensor, "layer place unit"]] | None = None,
+) -> Patches:
+    """What was found, averaged over all questions; with further tables of sites."""
+    asked = every[0]
+    coords: dict[str, Any] = {"layer": asked.layers}
+    kept: list[Any] = [slice(None)]
+    if "position" in asked.site.by:
+        coords["position"] = list(asked.columns)
+    kept.append(slice(None) if "position" in asked.site.by else 0)
+    if asked.site.unit is not None:
+        coords[asked.site.unit] = asked.units
+    kept.append(slice(None) if asked.site.unit is not None else 0)
+    dims, index = tuple(coords), tuple(kept)
+    whole = torch.cat([one.contrast.by_question(own) for one, own in zip(every, values, strict=True)], dim=-2)
+    mean, error = (rearrange(part, "... metric -> metric ...") for part in mean_and_error(whole))
+    clean, corrupted = (mean_and_error(end)[0] for end in ends_of(every))
+    data: dict[str, Any] = {
+        "values": (("metric", *dims), mean[:, *index].numpy()),
+        "standard_error": (("metric", *dims), error[:, *index].numpy()),
+        "clean": ("metric", clean.numpy()),
+        "corrupted": ("metric", corrupted.numpy()),
+        **{name: (dims, np.asarray(table[index])) for name, table in (tables or {}).items()},
+    }
+    described = {
+        **asked.contrast.record, "pairs": sum(len(one.contrast.questions.prompts) for one in every),
+        "sites": asked.site.name, "by": list(dims), "direction": asked.direction,
+        "metrics": {metric.name: metric.label for metric in asked.metrics}, **info,
+    }  # fmt: skip
+    table = xr.Dataset(data, coords={"metric": [metric.name for metric in asked.metrics], **coords})
+    return Patches(data=table, metric=asked.metrics[0].name, info=described)
 
 
 def _columns(contrast: Contrast, positions: Positions, site: PatchSite) -> tuple[int, ...]:

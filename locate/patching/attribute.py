@@ -1,6 +1,7 @@
 """Attribution: what every patch would do, estimated for all sites at once from a few backward passes."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -13,15 +14,16 @@ from locate.contrast.pairs import Text
 from locate.errors import LocateError
 from locate.facts.prompts import Positions
 from locate.names import DEFAULT_BUDGET, Direction
-from locate.patching.asking import Asked, By
+from locate.patching.asking import By, asked_each, patches_of
 from locate.patching.estimating import default_method, estimate, estimator
 from locate.patching.patches import Patches
+from locate.tasks.paired import PairedPrompts
 
 
 @torch.inference_mode(False)
 def attribute(
     model: TransformerBridge,
-    clean: Text | Sequence[Text] | Contrast,
+    clean: PairedPrompts | Text | Sequence[Text] | Contrast,
     corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
     method: str | None = None,
@@ -84,17 +86,20 @@ def attribute(
     how = estimator(method, pattern=pattern)
     if steps < 1:
         raise LocateError(f"steps: must be 1 or more, found {steps}.")
-    asked = Asked.of(
+    every = asked_each(
         model, clean, corrupt, sites=sites, by=by, metric=metric, direction=direction, layers=layers,
         positions=positions, units=units, budget=budget, of_both=how.integrated,
     )  # fmt: skip
-    high, low = asked.clean_and_corrupted()
-    values = asked.unchanged()
-    total = len(asked.contrast.rows) * len(asked.metrics) * (steps if how.integrated else 1)
-    with tqdm(total=total, desc=f"attributing to {asked.site.name}", disable=not progress, delay=1) as bar:
-        for index, one in enumerate(asked.metrics):
-            values[..., index] += estimate(asked, one, how, steps=steps, progress=bar.update)
-    info = {"precision": "model", "method": method, **({"pattern": pattern} if how.rules.identity else {})}
+    values = [one.unchanged() for one in every]
+    n_rows = sum(len(one.contrast.rows) for one in every) * len(every[0].metrics)
+    total = n_rows * (steps if how.integrated else 1)
+    with tqdm(total=total, desc=f"attributing to {every[0].site.name}", disable=not progress, delay=1) as bar:
+        for asked, own in zip(every, values, strict=True):
+            for index, one in enumerate(asked.metrics):
+                own[..., index] += estimate(asked, one, how, steps=steps, progress=bar.update)
+    info: dict[str, Any] = {"precision": "model", "method": method}
+    if how.rules.identity:
+        info["pattern"] = pattern
     if how.integrated:
-        info["steps"] = str(steps)
-    return asked.result(values, high, low, info)
+        info["steps"] = steps
+    return patches_of(every, values, info)

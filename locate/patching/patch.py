@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from einops import rearrange
+from jaxtyping import Bool
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -21,15 +23,16 @@ from locate.errors import LocateError
 from locate.facts.prompts import Positions
 from locate.model.precision import check_precision, computing_in
 from locate.names import DEFAULT_BUDGET, Direction, Precision
-from locate.patching.asking import Asked, By, Values
+from locate.patching.asking import Asked, By, Values, asked_each, patches_of
 from locate.patching.estimating import default_method, estimate, estimator
 from locate.patching.patches import Patches
+from locate.tasks.paired import PairedPrompts
 
 
 @torch.inference_mode(False)  # what screening takes gradients of is made along the way
 def patch(
     model: TransformerBridge,
-    clean: Text | Sequence[Text] | Contrast,
+    clean: PairedPrompts | Text | Sequence[Text] | Contrast,
     corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
     sites: str = "resid_pre",
@@ -51,6 +54,7 @@ def patch(
         model: a raw-mode bridge.
         clean: a fact, a text, or token ids; or a list of those with as many tokens each, over which is averaged.
             Or a ``Contrast`` of any two runs, whose source takes the clean run's part and has kept the sites' states.
+            Or paired prompts (``locate.tasks``), whose lengths may differ where sites have no position.
         corrupt: the same, or a corruption of the clean fact's subject.
         sites: ``resid_pre``, ``resid_mid``, ``resid_post``, ``attn_out``, ``mlp_out``; of single heads
             ``attn_head_z``, ``attn_head_q``, ``attn_head_k``, ``attn_head_v``, ``attn_head_result``,
@@ -87,46 +91,53 @@ def patch(
     check_precision(precision, model)
     method = default_method(model) if method is None else method
     how = None if screen is None else estimator(method)
-    asked = Asked.of(
+    every = asked_each(
         model, clean, corrupt, sites=sites, by=by, metric=metric, direction=direction, layers=layers,
         positions=positions, units=units, budget=budget, of_both=how is not None and how.integrated,
     )  # fmt: skip
-    high, low = asked.clean_and_corrupted()
-    info = {"precision": precision}
-    if screen is None or how is None:
-        everything = torch.ones(len(asked.layers), len(asked.places), len(asked.units), dtype=torch.bool)
-        return asked.result(_patched(asked, everything, precision, progress), high, low, info)
-    estimates = estimate(asked, asked.metrics[0], how).mean(-1)
+    info: dict[str, Any] = {"precision": precision}
+    if how is None or screen is None:
+        shape = len(every[0].layers), len(every[0].places), len(every[0].units)
+        return patches_of(every, _patched(every, torch.ones(shape, dtype=torch.bool), precision, progress), info)
+    each = [one.contrast.by_question(estimate(one, one.metrics[0], how)[..., None]) for one in every]
+    estimates = torch.cat(each, dim=-2).mean(-2)[..., 0]
     chosen = _best(estimates.abs(), screen)
-    values = _patched(asked, chosen, precision, progress)
-    patches = asked.result(values, high, low, {**info, "method": method}, {"confirmed": chosen, "estimate": estimates})
+    values = _patched(every, chosen, precision, progress)
+    patches = patches_of(every, values, {**info, "method": method}, {"confirmed": chosen, "estimate": estimates})
     return _estimated_elsewhere(patches)
 
 
-def _patched(asked: Asked, chosen: Tensor, precision: Precision | str, progress: bool) -> Values:
+def _patched(
+    every: Sequence[Asked], chosen: Bool[Tensor, "layer place unit"], precision: Precision | str, progress: bool
+) -> list[Values]:
     """The metrics with each chosen site patched; elsewhere those of the run as it is."""
+    total = int(chosen.sum()) * len(every)
+    with tqdm(total=total, desc=f"patching {every[0].site.name}", disable=not progress, delay=1) as bar:
+        return [_patched_alike(one, chosen, precision, bar) for one in every]
+
+
+def _patched_alike(asked: Asked, chosen: Tensor, precision: Precision | str, bar: tqdm) -> Values:
     contrast, target = asked.contrast, asked.contrast.target
     measure = contrast.measure(asked.metrics)
     # Before the first difference the two runs are alike, and patching changes nothing.
     values = asked.unchanged()
-    with tqdm(total=int(chosen.sum()), desc=f"patching {asked.site.name}", disable=not progress, delay=1) as bar:
-        for place, position in enumerate(asked.places):
-            if not asked.reached(position):
-                bar.update(int(chosen[:, place].sum()))
-                continue
-            start = contrast.first if position is None else position
-            graft = Graft(contrast, start, everywhere=position is None)
-            units = [one.nonzero()[:, 0].tolist() for one in chosen[:, place]]
-            # As many at a time as fit one pass, so that no more states are in memory.
-            for part in cut(list(map(len, units)), target.rows_at_a_time(start) // len(contrast.rows)):
-                group = [(layer, units[layer][own]) for layer, own in part]
-                branches = [_branch(asked, graft, layer, own) for layer, own in group]
-                with computing_in(precision, target.model):
-                    found = target.resume(start, branches, measure=measure).float().cpu()
-                found = rearrange(found, "(site row) metric -> site row metric", row=len(contrast.rows))
-                for (layer, own), measured in zip(group, found.split([len(own) for _, own in group]), strict=True):
-                    values[layer, place, own] = measured
-                    bar.update(len(own))
+    for place, position in enumerate(asked.places):
+        if not asked.reached(position):
+            bar.update(int(chosen[:, place].sum()))
+            continue
+        start = contrast.first if position is None else position
+        graft = Graft(contrast, start, everywhere=position is None)
+        units = [one.nonzero()[:, 0].tolist() for one in chosen[:, place]]
+        # As many at a time as fit one pass, so that no more states are in memory.
+        for part in cut(list(map(len, units)), target.rows_at_a_time(start) // len(contrast.rows)):
+            group = [(layer, units[layer][own]) for layer, own in part]
+            branches = [_branch(asked, graft, layer, own) for layer, own in group]
+            with computing_in(precision, target.model):
+                found = target.resume(start, branches, measure=measure).float().cpu()
+            found = rearrange(found, "(site row) metric -> site row metric", row=len(contrast.rows))
+            for (layer, own), measured in zip(group, found.split([len(own) for _, own in group]), strict=True):
+                values[layer, place, own] = measured
+                bar.update(len(own))
     return values
 
 

@@ -513,3 +513,23 @@ def test_sites_know_their_hooks():
     site = patch_site(model("llama"), "attn_head_z", by=("layer", "head", "position"))
     assert site.by == ("layer", "position", "head")
     assert site.kept(2) == ["blocks.2.attn.hook_z"]
+
+
+def test_paired_prompts_of_several_lengths_are_averaged_over_pairs():
+    texts = [(CLEAN, CORRUPT), tuple(f"I think {one}" for one in (CLEAN, CORRUPT))]
+    pairs = locate.tasks.PairedPrompts.of(*zip(*texts, strict=True), answers=[(" London", " Paris")] * 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        options = {"sites": "attn_head_z", "progress": False}
+        both = locate.patch(model("llama"), pairs, **options)
+        each = [locate.patch(model("llama"), *one, **options) for one in pairs]
+        guess = locate.attribute(model("llama"), pairs, **options)
+        guesses = [locate.attribute(model("llama"), *one, **options) for one in pairs]
+        with pytest.raises(FactError, match="positions are those of one length"):
+            locate.patch(model("llama"), pairs, sites="resid_pre", progress=False)
+    assert both.info["pairs"] == 2
+    for whole, parts in ((both, each), (guess, guesses)):
+        values = np.stack([one.values.values for one in parts])
+        np.testing.assert_allclose(whole.values.values, values.mean(0), atol=1e-5)
+        np.testing.assert_allclose(whole.standard_error.values, values.std(0, ddof=1) / 2**0.5, atol=1e-5)
+        assert whole.clean == pytest.approx(np.mean([one.clean for one in parts]), abs=1e-5)
