@@ -18,6 +18,7 @@ import torch
 
 import edit
 import locate
+from locate.model.weights import model_fingerprint
 from locate.sites.graph import graph
 from tests import tiny
 
@@ -51,7 +52,8 @@ GIVEN: dict[str, Callable] = {
         given["model"], given["fact"], given["swap"], positions="subject", screen=9, **QUIET
     ),
     "neurons": lambda given: locate.knowledge_neurons(given["model"], replace(given["fact"], paraphrases=()), **QUIET),
-    "circuit": lambda given: tiny.made_up_circuit(graph(given["model"])),
+    "circuit": lambda given: tiny.made_up_circuit(graph(given["model"]), model_print=model_fingerprint(given["model"])),
+    "pairs": lambda given: locate.tasks.ioi(given["model"], 4),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
 }

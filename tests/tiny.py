@@ -223,8 +223,8 @@ def made_up_graph(n_layers=3, **layer):
     return _find(Anatomy(layers=(LayerAnatomy(**{**alike, **layer}),) * n_layers))
 
 
-def made_up_circuit(graph, *, seed=0, **info):
+def made_up_circuit(graph, *, seed=0, model_print="tiny", **info):
     """A circuit of all edges of a graph: a few large scores, many small ones, of either sign."""
     scores = np.random.default_rng(seed).standard_normal(graph.edges().shape) ** 5 / 100
     plain = {"model": "tiny", "method": "made up", "metric": "logit difference", **info}
-    return locate.Circuit.of(graph, scores, standard_error=abs(scores) / 10, model_print="tiny", info=plain)
+    return locate.Circuit.of(graph, scores, standard_error=abs(scores) / 10, model_print=model_print, info=plain)

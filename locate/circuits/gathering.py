@@ -21,7 +21,7 @@ _KEPT = 8
 class Gathered:
     """Pairs in groups that are run together.
 
-    >>> gathered = Gathered(model, locate.tasks.ioi(model, 4))
+    >>> gathered = Gathered(model, locate.tasks.ioi(model, 4), budget=4096)
     >>> len(gathered), [contrast.record["pairs"] for contrast in gathered.contrasts()]
     (4, [4])
     """
