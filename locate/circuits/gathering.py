@@ -22,8 +22,8 @@ class Gathered:
     """Pairs in groups that are run together.
 
     >>> gathered = Gathered(model, locate.tasks.ioi(model, 4), budget=4096)
-    >>> len(gathered), [contrast.record["pairs"] for contrast in gathered.contrasts()]
-    (4, [4])
+    >>> len(gathered), sum(contrast.record["pairs"] for contrast in gathered.contrasts())
+    (4, 4)
     """
 
     def __init__(

@@ -84,7 +84,7 @@ class EdgeEffects(Result):
         table = table[table["writer"] != "embed"]
         if not len(table):
             raise SiteError("No head and no MLP writes to these edges, so none of them is best.")
-        return site_written(str(table["writer"][table["effect"].abs().idxmax()]))
+        return site_written(str(table["writer"].to_numpy()[table["effect"].abs().to_numpy().argmax()]))
 
     @property
     def _moved(self) -> xr.DataArray:
@@ -95,7 +95,7 @@ class EdgeEffects(Result):
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         table = table.assign(clean=self.clean, corrupted=self.corrupted)
-        return table[["writer", "reader", "effect", "standard_error", "clean", "corrupted"]]
+        return table.loc[:, ["writer", "reader", "effect", "standard_error", "clean", "corrupted"]]
 
 
 @torch.inference_mode(False)
