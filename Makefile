@@ -48,6 +48,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.tracing
 	$(BIN)/python -m benchmarks.long
 	$(BIN)/python -m benchmarks.patching
+	$(BIN)/python -m benchmarks.attribution
+	$(BIN)/python -m benchmarks.circuits
+	$(BIN)/python -m benchmarks.edges
 	$(BIN)/python -m benchmarks.average --data $(DATA)/known_1000.json
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality

@@ -45,6 +45,8 @@ def find_circuit(
     clean one, times the gradient of the metric with respect to the stream as v reads it. So a negative score is of an
     edge that works for the metric. Scores are averaged over pairs.
 
+    A mixture of experts is one component, whose output is the sum of what its experts add.
+
     Args:
         model: a raw-mode bridge.
         pairs: paired prompts (``locate.tasks``); or a fact, a text, or a list of those, with ``corrupt``; or a
