@@ -84,7 +84,8 @@ class EdgeEffects(Result):
         table = table[table["writer"] != "embed"]
         if not len(table):
             raise SiteError("No head and no MLP writes to these edges, so none of them is best.")
-        return site_written(str(table["writer"].to_numpy()[table["effect"].abs().to_numpy().argmax()]))
+        largest = int(np.abs(np.asarray(table["effect"])).argmax())
+        return site_written(str(np.asarray(table["writer"])[largest]))
 
     @property
     def _moved(self) -> xr.DataArray:
