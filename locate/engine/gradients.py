@@ -94,9 +94,9 @@ def backward_passes(
             values: dict[str, Tensor] = {}
             shifts: dict[str, Tensor] = {}
             valve = _Valve()
+            ruling = Ruling.of(model, rules)
             # Closed before the tape is used: what is run meanwhile is no part of it.
             with ExitStack() as hooks:
-                ruling = Ruling.of(model, rules)
                 hooks.enter_context(ruling.making())
                 for name, point in hook_points(model, [*names, *(one for one in seen if one not in names)]).items():
                     shifted = shifts if name in names else None
@@ -111,6 +111,7 @@ def backward_passes(
             if not measured.requires_grad:
                 raise LocateError("This needs a metric with a gradient; a rank has none. Choose another first metric.")
             suffix = _suffix(run, position)
+            stack.enter_context(ruling.norming())
             use(
                 Tape(
                     rows=rows, values={name: suffix(name, one) for name, one in values.items()}, _measured=measured,

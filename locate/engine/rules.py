@@ -100,10 +100,15 @@ class Ruling:
     @contextmanager
     def making(self) -> Iterator[None]:
         """While active, values are made with the gradients of the rules; to be entered first."""
+        with self.norming(), _heard(self.model, self.made):
+            yield
+
+    @contextmanager
+    def norming(self) -> Iterator[None]:
+        """While active, norms alone have the gradients of the rules, whenever they are called."""
         with ExitStack() as stack:
             for norm in self.norms:
                 stack.callback(norm.register_forward_hook(_freezer(norm)).remove)
-            stack.enter_context(_heard(self.model, self.made))
             yield
 
     @contextmanager
