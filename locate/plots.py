@@ -5,6 +5,7 @@
 'eiffel.png'
 """
 
+from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
@@ -17,6 +18,7 @@ __all__ = [
     "plot_average_lines",
     "plot_average_patches",
     "plot_circuit",
+    "plot_faithfulness",
     "plot_knockout",
     "plot_patches",
     "plot_trace",

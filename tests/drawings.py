@@ -131,6 +131,20 @@ def circuit(k: int) -> locate.Circuit:
     return locate.Circuit.of(graph, scores, model_print="tiny", info=info).top(k).prune()
 
 
+def faithfulness(height: float) -> locate.Faithfulness:
+    """A curve over a thousand edges, with random circuits beside."""
+    sizes = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
+    share, pair = np.log10(sizes)[:, None] / 3, np.arange(6)
+    values = np.minimum(1, height * np.tanh(2 * share)) + 0.3 * np.sin(pair) * share * (1 - share)
+    by_chance = share**6 + 0.2 * np.sin(np.arange(4))[:, None, None] * share * (1 - share) + 0 * pair
+    data = {
+        "values": (("size", "pair"), values), "whole": ("pair", np.ones(6)), "empty": ("pair", np.zeros(6)),
+        "random": (("sample", "size", "pair"), by_chance),
+    }  # fmt: skip
+    info = {"n_possible": 1000, "model": "tiny", "method": "made up", "metric": "logit_diff"}
+    return locate.Faithfulness(data=xr.Dataset(data, coords={"size": sizes}), info=info)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -146,6 +160,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "footprint": footprint,
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7.0, 5.0)),
+    "faithfulness": lambda: faithfulness(0.9).plot(),
+    "faithfulness_of_several": lambda: locate.plots.plot_faithfulness({
+        "one": faithfulness(0.9), "another": faithfulness(1.2),
+    }),
 }
 
 

@@ -39,7 +39,7 @@ class Faithfulness(Result):
     """
 
     stored_as = "faithfulness"
-    figures: ClassVar[Mapping[str, str]] = {"plot": "locate.circuits.figures:plot_faithfulness"}
+    figures: ClassVar[Mapping[str, str]] = {"plot": "locate.circuits.faithfulness_figures:plot_faithfulness"}
 
     info: dict[str, Any]
 
