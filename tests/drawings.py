@@ -161,9 +161,12 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7.0, 5.0)),
     "faithfulness": lambda: faithfulness(0.9).plot(),
-    "faithfulness_of_several": lambda: locate.plots.plot_faithfulness({
-        "one": faithfulness(0.9), "another": faithfulness(1.2),
-    }),
+    "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
+        {
+            "one": faithfulness(0.9),
+            "another": faithfulness(1.2),
+        }
+    ),
 }
 
 
