@@ -24,6 +24,7 @@ from edit.cli.kit.options import (
     Place,
     PositionsOption,
     PrecisionOption,
+    read_amount,
     read_names,
     read_numbers,
     read_positions,
@@ -66,6 +67,12 @@ def run(
             rich_help_panel=METHOD,
         ),
     ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="Of that estimate: atp, atp*, relp, relp-ig (the default), gim or ig.", rich_help_panel=METHOD
+        ),
+    ] = None,
     precision: PrecisionOption = "model",
     corrupt: Annotated[
         str | None,
@@ -91,15 +98,23 @@ def run(
 
     from locate.contrast.measures import as_metrics
     from locate.model.anatomy import check_layer
+    from locate.patching.estimating import estimator
     from locate.patching.sites import patch_site
 
     against = _against(corrupt, corrupt_fact, corrupted, chosen.reference)
     options: dict[str, Any] = {
         "sites": sites, "by": None if by is None else read_names(by, "--by"), "metric": metric,
         "direction": direction, "layers": None if layers is None else read_numbers(layers, "--layers"),
-        "positions": read_positions(positions), "screen": _screen(screen), "precision": precision,
+        "positions": read_positions(positions), "precision": precision,
+        "screen": None if screen is None else read_amount(screen, "--screen", "sites"), "method": method,
         "units": None if units is None else read_numbers(units, "--units"),
     }  # fmt: skip
+    if method is not None:
+        if screen is None:
+            raise DataError(
+                "--method is of the estimate that --screen chooses sites by; give --screen, or leave it out."
+            )
+        estimator(method)
     if metric is not None:
         as_metrics(metric)
     model = locate.load_model(place.model)
@@ -126,14 +141,6 @@ def _against(
     if corrupt_fact is not None:
         return read_fact(corrupt_fact, "--corrupt-fact")
     return corrupted.make("swap", reference) if corrupt is None else corrupt
-
-
-def _screen(screen: float | None) -> int | float | None:
-    if screen is None or 0 < screen < 1:
-        return screen
-    if screen == 0 or screen != int(screen):
-        raise DataError(f"--screen: give a whole number of sites or a share between 0 and 1, found {screen:g}.")
-    return int(screen)
 
 
 def _describe(against: Any) -> dict[str, Any]:

@@ -27,7 +27,7 @@ MetricOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME",
-        help="probability, log_probability, logit_diff, kl_divergence, rank, sequence_probability or "
+        help="probability, log_probability, logit_diff, prob_greater, kl_divergence, rank, sequence_probability or "
         "sequence_log_probability; may be given several times.",
         rich_help_panel=METHOD,
     ),
@@ -67,6 +67,9 @@ TokensOption = Annotated[
 ModelOption = Annotated[
     str, typer.Option(help=f"{DEFAULT_MODEL}, a Hugging Face name, or a folder.", rich_help_panel=RUN)
 ]
+BudgetOption = Annotated[
+    int, typer.Option(help="The most tokens in one pass; less needs less memory.", min=1, rich_help_panel=RUN)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", rich_help_panel=RUN)]
 
 
@@ -75,9 +78,7 @@ class Place:
     """On what a job over facts runs, and where its results go."""
 
     model: ModelOption = DEFAULT_MODEL
-    budget: Annotated[
-        int, typer.Option(help="The most tokens in one pass; less needs less memory.", min=1, rich_help_panel=RUN)
-    ] = DEFAULT_BUDGET
+    budget: BudgetOption = DEFAULT_BUDGET
     out: Annotated[
         Path | None,
         typer.Option(
@@ -114,6 +115,19 @@ def read_numbers(text: str, option: str) -> tuple[int, ...]:
             raise DataError(f"{option}: expected numbers or ranges such as 0-3,7; found {part.strip()!r} in {text!r}.")
         numbers += range(first, last + 1)
     return tuple(numbers)
+
+
+def read_amount(given: float, option: str, of: str) -> int | float:
+    """A count, or below 1 a share.
+
+    Raises:
+        DataError: nothing, or a broken number.
+    """
+    if 0 < given < 1:
+        return given
+    if given == 0 or given != int(given):
+        raise DataError(f"{option}: give a whole number of {of} or a share between 0 and 1, found {given:g}.")
+    return int(given)
 
 
 def read_positions(text: str) -> str | Sequence[int | str]:

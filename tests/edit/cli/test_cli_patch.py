@@ -168,7 +168,7 @@ def test_corrupt_prompts_of_all_forms_are_the_same(patch, tmp_path):
 
 def test_options_reach_the_patching(patch, tmp_path):
     options = ["--by", "layer,position,head", "--layers", "1-2", "--positions", "1,-1", "--direction", "break",
-               "--units", "0-2", "--budget", "64", "--screen", "5", "--metric", "log_probability", "--metric",
+               "--units", "0-2", "--budget", "64", "--screen", "5", "--method", "atp", "--metric", "log_probability", "--metric",
                "probability"]  # fmt: skip
     patch(*ONE, *HEADS, "--swap", "The Colosseum", *options, "--out", tmp_path)
     patches = locate.load_patches(tmp_path / "patches.nc")
@@ -176,6 +176,7 @@ def test_options_reach_the_patching(patch, tmp_path):
     assert patches.info["direction"] == "break"
     assert patches.metrics == ("log_probability", "probability")
     assert int(patches.data["confirmed"].sum()) == 5
+    assert patches.info["method"] == "atp"
     patch(*ONE, *HEADS, "--corruption", "gaussian", "--samples", "2", "--precision", "bfloat16", "--out", tmp_path)
     info = locate.load_patches(tmp_path / "patches.nc").info
     assert (info["corruption"], info["samples"], info["precision"]) == ("GaussianNoise", 2, "bfloat16")
@@ -185,6 +186,8 @@ MISTAKES = {
     "two corruptions": (["--corrupt", "x", "--swap", "y"], "--corrupt, --corrupt-fact and the options of a corruption"),
     "other length": (["--corrupt", "Big Ben is located in the city of"], "tokens, found 8 and 9"),
     "own prompt": (["--corrupt", "The Louvre is located in the city of"], "the corrupted prompt are the same"),
+    "method without screen": (["--method", "atp"], "--method is of the estimate that --screen chooses sites by"),
+    "unknown method": (["--screen", "5", "--method", "atpp"], "There is no method"),
     "no such fact": (["--corrupt-fact", "none"], "--corrupt-fact: there is no file and no shipped fact 'none'"),
     "broken fact": (["--corrupt-fact", "{"], "--corrupt-fact: not readable as JSON"),
     "unknown site": (["--sites", "resid_prep"], "There is no site 'resid_prep' to patch. Did you mean resid_pre"),

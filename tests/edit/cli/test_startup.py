@@ -22,7 +22,9 @@ def run(*arguments):
     return subprocess.run([sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("command", [(), *((name,) for name in ("demo", "trace", "patch", "edit", "stats", "doctor"))])
+@pytest.mark.parametrize(
+    "command", [(), *((name,) for name in ("demo", "trace", "patch", "circuit", "edit", "stats", "doctor"))]
+)
 def test_help_imports_no_model_library(command):
     ran = run(*command, "--help")
     assert ran.returncode == 0
