@@ -15,7 +15,7 @@ from locate.errors import LocateError
 from locate.figures.lines import STYLES
 from locate.figures.style import STYLE, add_headline, shown_number
 
-_RANDOM = "0.6"
+_BY_CHANCE, _RANDOM = "random circuits", "0.6"
 _SHADE = 0.2
 # Of a legend's entry, in inches.
 _ENTRY = 2.6
@@ -67,7 +67,7 @@ def plot_faithfulness(
         columns = max(1, int(figure.get_figwidth() / _ENTRY))
         handles, labels = axes.get_legend_handles_labels()
         own = dict(zip(labels, handles, strict=True))  # random circuits once, and last
-        order = sorted(own, key=lambda label: own[label].get_color() == _RANDOM)
+        order = sorted(own, key=_BY_CHANCE.__eq__)
         legend = figure.legend(
             [own[label] for label in order], order, loc="outside lower center", ncols=columns, frameon=False
         )
@@ -84,7 +84,7 @@ def _draw_random(axes: Axes, curve: Faithfulness) -> None:
     shares, by_chance = _shares(curve), curve.random
     low, high, mean = (getattr(by_chance, of)("sample") for of in ("min", "max", "mean"))
     axes.fill_between(shares, low, high, color=_RANDOM, alpha=_SHADE, linewidth=0)
-    axes.plot(shares, mean, color=_RANDOM, linewidth=1, linestyle="--", label="random circuits")
+    axes.plot(shares, mean, color=_RANDOM, linewidth=1, linestyle="--", label=_BY_CHANCE)
 
 
 def _shares(curve: Faithfulness) -> np.ndarray:
