@@ -168,8 +168,8 @@ def test_corrupt_prompts_of_all_forms_are_the_same(patch, tmp_path):
 
 def test_options_reach_the_patching(patch, tmp_path):
     options = ["--by", "layer,position,head", "--layers", "1-2", "--positions", "1,-1", "--direction", "break",
-               "--units", "0-2", "--budget", "64", "--screen", "5", "--method", "atp", "--metric", "log_probability", "--metric",
-               "probability"]  # fmt: skip
+               "--units", "0-2", "--budget", "64", "--screen", "5", "--method", "atp", "--metric",
+               "log_probability", "--metric", "probability"]  # fmt: skip
     patch(*ONE, *HEADS, "--swap", "The Colosseum", *options, "--out", tmp_path)
     patches = locate.load_patches(tmp_path / "patches.nc")
     assert dict(patches.scores.sizes) == {"layer": 2, "position": 2, "head": 3}
