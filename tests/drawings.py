@@ -159,7 +159,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "propagation": propagation,
     "footprint": footprint,
     "circuit": lambda: circuit(40).plot(),
-    "circuit_of_many_edges": lambda: circuit(200).plot(figsize=(7.0, 5.0)),
+    "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {
