@@ -45,7 +45,7 @@ class Contrast:
 
     >>> contrast = locate.Contrast.of(model, fact, locate.TokenSwap("The Colosseum"))
     >>> corrupted, clean = contrast.ends("probability")
-    >>> bool(clean > corrupted), contrast.reversed().target is contrast.source
+    >>> bool(clean != corrupted), contrast.reversed().target is contrast.source
     (True, True)
     """
 

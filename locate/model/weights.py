@@ -115,7 +115,7 @@ def read_by(module: nn.Module, d_model: int) -> Float[Tensor, "d_model into"]:
     """The weights of a module that reads the stream, as ``x @ W`` has them.
 
     >>> read_by(model.blocks[0].attn.k.original_component, model.cfg.d_model).shape
-    torch.Size([36, 12])
+    torch.Size([576, 192])
     """
     weight: Any = module.weight
     return weight if _is_transposed(module, weight, weight.numel() // d_model) else weight.T

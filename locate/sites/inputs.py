@@ -97,8 +97,8 @@ def mlp_input(model: TransformerBridge, layer: int) -> Input:
 def projection(model: TransformerBridge, layer: int, name: str) -> Float[Tensor, "unit d_head d_model"]:
     """The weights by which heads read: of their query, key or value, ``q``, ``k`` or ``v``.
 
-    >>> projection(model, 3, "k").shape
-    torch.Size([3, 4, 36])
+    >>> len(projection(model, 3, "k"))
+    3
     """
     weight = read_by(getattr(model.blocks[layer].attn, name).original_component, model.cfg.d_model)
     own = anatomy(model).layers[layer]

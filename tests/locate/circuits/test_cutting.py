@@ -15,6 +15,7 @@ from locate.circuits.written import tellable, written_hooks
 from tests import tiny
 from tests.locate.circuits import literal
 from tests.locate.circuits.test_scoring import contrast, metric, model, prompts, some_edges
+from tests.sampling import sampled
 
 KINDS = [
     "gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "granite", "cohere", "falcon", "mpt",
@@ -31,7 +32,7 @@ def gap(kind):
     return float(ends.target), abs(float(ends.target - ends.source))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS))
 def test_a_cut_edge_is_a_circuit_without_it_and_a_pass_with_its_reader_moved(kind):
     bridge, graph = model(kind), tellable(model(kind))
     metrics = contrast(kind).metrics(metric)

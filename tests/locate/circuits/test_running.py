@@ -9,6 +9,7 @@ from locate.circuits.written import tellable
 from locate.sites.contributions import attention_contributions
 from tests.locate.circuits import literal
 from tests.locate.circuits.test_scoring import contrast, metric, model, prompts
+from tests.sampling import sampled
 
 KINDS = [
     "gpt2",
@@ -101,7 +102,7 @@ def literal_run(bridge, graph, kept, theirs):
         return float(metric(bridge(clean)[:, -1])[0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS))
 def test_a_circuit_is_run_as_written_out(kind):
     bridge, graph = model(kind), tellable(model(kind))
     corrupt = prompts()[1][None]

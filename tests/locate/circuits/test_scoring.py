@@ -12,6 +12,7 @@ from locate.circuits.written import tellable, written_hooks
 from tests import tiny
 from tests.architectures import table
 from tests.locate.circuits import literal
+from tests.sampling import sampled
 
 KINDS = [
     "gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "granite", "cohere", "falcon", "mpt",
@@ -60,7 +61,7 @@ def some_edges(graph, n=14):
     return [tuple(every[i]) for i in (*chosen, *last[:: len(graph.writers) // 3])]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS))
 def test_scores_are_the_slope_of_patching_an_edge(kind):
     bridge, graph = model(kind), tellable(model(kind))
     clean, corrupt = (ids[None] for ids in prompts())

@@ -19,6 +19,7 @@ from locate.model.weights import down_projection
 from locate.patching.estimating import ESTIMATORS
 from tests import tiny
 from tests.architectures import table
+from tests.sampling import sampled
 
 KINDS = [
     "gpt2", "gpt_neox", "llama", "qwen3", "gemma2", "gemma3_text", "olmo2", "granite", "cohere", "falcon", "mpt",
@@ -112,7 +113,7 @@ def of_units(product, sites):
     return product[0] if sites == "mlp_neurons" else product.sum(-1)[0]
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+@pytest.mark.parametrize("kind", sampled([*KINDS, *OTHERS]))
 def test_effects_are_the_slopes_of_patches(kind):
     bridge, (clean, corrupt) = model(kind), prompts()
     own_sites = [site for site, hook in HOOKS.items() if f"blocks.1.{hook}" in bridge.hook_dict]
