@@ -16,6 +16,7 @@ from locate.sites.graph import Graph
 
 # Of the larger of two values: what is less is rounding, and no gap to divide by.
 _NO_GAP = 1e-5
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +38,12 @@ class Measured:
         chosen = slice(None) if pairs is None else np.asarray(pairs)
         high, low = self.whole[chosen].mean(), self.empty[chosen].mean()
         return (self.values[:, chosen].mean(1) - low) / (high - low)
+
+    def resampled(self) -> Float[np.ndarray, "resample circuit"]:
+        """The same in the means over pairs drawn with replacement."""
+        n = len(self.whole)
+        draws = np.random.default_rng(0).integers(0, n, size=(_RESAMPLES, n))
+        return np.stack([self.faithfulness(one) for one in draws])
 
     def check(self, metric: str) -> None:
         """Whether there is a way between them.

@@ -30,7 +30,6 @@ from locate.sites.graph import Graph
 
 Corrupt = Corruption | Text | Sequence[Text] | None
 Masks = Bool[np.ndarray, "circuit writer reader"]
-_RESAMPLES = 2000
 
 
 @runtime_checkable
@@ -223,8 +222,7 @@ def minimality(
         progress=progress,
     )  # fmt: skip
     found = measured.faithfulness()
-    draws = np.random.default_rng(0).integers(0, len(measured.whole), size=(_RESAMPLES, len(measured.whole)))
-    resampled = np.stack([measured.faithfulness(one) for one in draws])
+    resampled = measured.resampled()
     low, high = np.percentile(resampled[:, :1] - resampled[:, 1:], [2.5, 97.5], axis=0)
     table = pd.DataFrame({**parts, "faithfulness": found[1:], "lost": found[0] - found[1:], "low": low, "high": high})
     return table.sort_values("lost", key=abs, ascending=False, ignore_index=True)

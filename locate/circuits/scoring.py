@@ -265,14 +265,8 @@ class _Scorer:
         one = self.graph.readers[columns[0]]
         if one.layer == self.graph.anatomy.n_layers:
             return []
-        names = [hook_name("resid_pre", one.layer)]
-        return (
-            names if one.head is not None or self._parallel(one.layer) else [*names, hook_name("attn_out", one.layer)]
-        )
-
-    def _parallel(self, layer: int) -> bool:
-        own = self.graph.anatomy.layers[layer]
-        return own.parallel or not own.n_heads
+        alone = one.head is not None or mlp_input(self.contrast.target.model, one.layer).parallel
+        return [hook_name(kind, one.layer) for kind in (("resid_pre",) if alone else ("resid_pre", "attn_out"))]
 
     def _pulled_back(
         self, columns: Sequence[int], tape: Tape, gradients: dict[str, Tensor]

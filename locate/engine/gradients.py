@@ -10,10 +10,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import Branch, FrozenRun, Measure, hook_points
-from locate.engine.hooking import listen
+from locate.engine.hooking import has_hook_point, listen
 from locate.engine.rows import Budget
 from locate.engine.rules import GRADIENT, Rules, Ruling
-from locate.errors import LocateError, SiteError
+from locate.errors import LocateError
 from locate.model.parameters import frozen_parameters
 from locate.model.running import running
 
@@ -154,11 +154,8 @@ class _Valve:
         for layer in range(model.cfg.n_layers):
             for part in ("attn", "mlp"):
                 name = f"blocks.{layer}.hook_{part}_out"
-                try:
-                    points = hook_points(model, [name])
-                except SiteError:
-                    continue
-                stack.callback(listen(points[name], self._hook(layer)).remove)
+                if has_hook_point(model, name):
+                    stack.callback(listen(hook_points(model, [name])[name], self._hook(layer)).remove)
         return stack
 
     def _hook(self, layer: int) -> Callable[[Tensor], Tensor]:

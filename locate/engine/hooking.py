@@ -29,6 +29,19 @@ def hook_points(model: TransformerBridge, names: Sequence[str]) -> dict[str, nn.
     return {name: _hook_point(model, name) for name in names}
 
 
+def has_hook_point(model: TransformerBridge, name: str) -> bool:
+    """Whether the model has a hook point of this name.
+
+    >>> has_hook_point(model, "blocks.0.attn.hook_q"), has_hook_point(model, "blocks.0.attn.hook_other")
+    (True, False)
+    """
+    try:
+        _hook_point(model, name)
+    except SiteError:
+        return False
+    return True
+
+
 def _hook_point(model: TransformerBridge, name: str) -> nn.Module:
     found: Any = model
     try:

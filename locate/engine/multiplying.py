@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.hooking import hook_points, listen
-from locate.errors import SiteError
+from locate.engine.hooking import has_hook_point, hook_points, listen
 from locate.model.devices import input_device
 from locate.model.found import once
 from locate.model.running import running
@@ -32,9 +31,10 @@ def how_mlps_multiply(model: TransformerBridge) -> tuple[Kind | None, ...]:
 
 def _find(model: TransformerBridge) -> tuple[Kind | None, ...]:
     n = model.cfg.n_layers
-    gates = [_has(model, f"blocks.{layer}.mlp.gate.hook_out") for layer in range(n)]
+    gates = [has_hook_point(model, f"blocks.{layer}.mlp.gate.hook_out") for layer in range(n)]
     known = [
-        all(_has(model, f"blocks.{layer}.mlp.{one}") for one in ("in.hook_out", "out.hook_in")) for layer in range(n)
+        all(has_hook_point(model, f"blocks.{layer}.mlp.{one}") for one in ("in.hook_out", "out.hook_in"))
+        for layer in range(n)
     ]
     made: dict[int, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -88,11 +88,3 @@ def _kind(made: Tensor, *, gated: bool) -> Kind | None:
     if all(float((a - b).abs().max()) <= _TOLERANCE * size for a, b in wanted):
         return "gated" if gated else "plain"
     return None
-
-
-def _has(model: TransformerBridge, name: str) -> bool:
-    try:
-        hook_points(model, [name])
-    except SiteError:
-        return False
-    return True

@@ -146,9 +146,10 @@ def _find(model: TransformerBridge) -> list[dict[str, Input | str]]:
                     if isinstance(parts["attn"], Input):
                         parts["attn"] = _checked(model, layer, seen) or parts["attn"]
                 if own.has_mlp:
-                    before = stream if own.parallel or not own.n_heads else stream + seen[hook_name("attn_out", layer)]
+                    alone = own.parallel or not own.n_heads
+                    before = stream if alone else stream + seen[hook_name("attn_out", layer)]
                     parts["mlp"] = _reading(
-                        model, layer, "mlp", before, seen[hook_name("mlp_in", layer)], parallel=own.parallel
+                        model, layer, "mlp", before, seen[hook_name("mlp_in", layer)], parallel=alone
                     )
                 found[layer] = parts
     finally:
