@@ -116,7 +116,7 @@ class _Cutting:
         layer, own = reader.layer, self.graph.anatomy.layers[reader.layer]
         target = self.contrast.target
         entering = self._late(target.residuals[layer])
-        if reader.head is not None or own.parallel or not own.n_heads:
+        if reader.head is not None or mlp_input(target.model, layer).parallel:
             return entering
         projected = self._late(target.kept[hook_name("attn_proj_out", layer)])
         norm = norm_after(target.model.blocks[layer], "attn")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def backward_passes(
             measured = measured[..., 0].sum()
             if not measured.requires_grad:
                 raise LocateError("This needs a metric with a gradient; a rank has none. Choose another first metric.")
-            suffix = _suffix(run, position)
+            suffix = partial(run.suffix_of, position=position)
             stack.enter_context(ruling.norming())
             use(
                 Tape(
@@ -118,14 +119,6 @@ def backward_passes(
                     _shifts=shifts, _valve=valve, _suffix=suffix,
                 )
             )  # fmt: skip
-
-
-def _suffix(run: FrozenRun, position: int) -> Callable[[str, Tensor], Tensor]:
-    """What takes a value from the resumed position on: a run that cannot be resumed shows the whole of it."""
-    if run.resumable:
-        return lambda name, value: run.suffix_of(name, value, position)
-    length = run.tokens.shape[1]
-    return lambda name, value: value[:, position:] if value.shape[1] == length else value[:, :, position:]
 
 
 def _listener(name: str, values: dict[str, Tensor], shifts: dict[str, Tensor] | None) -> Callable[[Tensor], Any]:

@@ -261,7 +261,7 @@ class FrozenRun:
 
     def _offsets(self, position: int) -> Callable[[str], int]:
         """Where the resumed position stands in the value at a hook point."""
-        return lambda name: position if _layer_of(name) in self.entire else 0
+        return lambda name: position if not self.resumable or _layer_of(name) in self.entire else 0
 
     def _read_columns(self, layer: int, branches: list[Branch], at: Readouts, hooked: bool) -> Any:
         """In the last block, nothing but the columns that are read needs to pass the MLP."""
@@ -331,7 +331,7 @@ class FrozenRun:
             for layer, module in enumerate([*self.model.blocks, self.model.ln_final]):
                 stack.callback(module.register_forward_pre_hook(enter(layer), with_kwargs=True).remove)
             stack.enter_context(exact)
-            stack.enter_context(intervening(self.model, [branch], lambda name: position))
+            stack.enter_context(intervening(self.model, [branch], self._offsets(position)))
             stack.enter_context(only_logits_at(self.model, *at))
             return self.model(self.tokens[branch.rows], attention_mask=mask)[0]
 

@@ -12,6 +12,7 @@ from locate.engine import Branch, freeze, freeze_alike, freeze_together, refreez
 from locate.model.held import exchange
 from locate.model.weights import down_projection
 from tests import tiny
+from tests.counting import counted
 
 LENGTH, FIRST = 12, 7  # beyond a sliding window of 6
 CLEAN = torch.randint(1, tiny.VOCAB, (2, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -84,32 +85,15 @@ def same(found, expected):
         close(replace(found, resumable=False).resume(position, branches, at=at), resumed)
 
 
-def ran(model, work):
-    """What work returns, and how many tokens it has run through each block."""
-    counts = [0] * len(model.blocks)
-
-    def count(layer):
-        def hook(_module, _args, output):
-            states = output[0] if isinstance(output, tuple) else output
-            counts[layer] += states.shape[0] * states.shape[1]
-
-        return hook
-
-    handles = [block.register_forward_hook(count(layer)) for layer, block in enumerate(model.blocks)]
-    try:
-        return work(), counts
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @pytest.mark.parametrize("form", ["tokens", "noise"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_a_whole_run_of_all_rows(kind, form):
     model = bridge(kind)
     tokens, hooks = (OTHERS, []) if form == "tokens" else (CLEAN[OWNERS], [("embed.hook_out", noise)])
     clean = freeze(model, CLEAN, keep=kept(model))
-    found, counts = ran(model, lambda: freeze_alike(clean, OWNERS, tokens, hooks=hooks, keep=kept(model)[1:], at=AT))
+    found, counts = counted(
+        model, lambda: freeze_alike(clean, OWNERS, tokens, hooks=hooks, keep=kept(model)[1:], at=AT)
+    )
     expected = freeze(model, tokens, hooks=hooks, keep=kept(model)[1:], at=AT)
     same(found, expected)
     whole = kind == "gemma4_text" or bool(clean.entire)
@@ -126,7 +110,7 @@ def test_rows_may_go_on_from_rows_that_went_on_from_others(kind):
     between = freeze_alike(clean, OWNERS, OTHERS, keep=kept(model))
     rows, tokens = torch.tensor([2, 2, 0]), OTHERS[[2, 2, 0]].clone()
     tokens[:, later] = torch.tensor([9, 10, 11])
-    found, counts = ran(model, lambda: freeze_alike(between, rows, tokens, keep=kept(model), at=AT))
+    found, counts = counted(model, lambda: freeze_alike(between, rows, tokens, keep=kept(model), at=AT))
     same(found, freeze(model, tokens, keep=kept(model), at=AT))
     assert counts == [len(rows) * (LENGTH - later)] * 4
 
@@ -181,11 +165,11 @@ def test_what_all_rows_begin_with_is_run_once_where_it_is_worth_it():
     freeze(model, CLEAN[:1])  # checks itself, once
     tokens = CLEAN[:1].repeat(5, 1)
     tokens[:, -2] = torch.arange(5) + 20
-    found, counts = ran(model, lambda: freeze_together(model, tokens, keep=kept(model)))
+    found, counts = counted(model, lambda: freeze_together(model, tokens, keep=kept(model)))
     same(found, freeze(model, tokens, keep=kept(model)))
     assert counts == [LENGTH + 5 * 2] * 4
     tokens[:, 4] = torch.arange(5) + 20
-    found, counts = ran(model, lambda: freeze_together(model, tokens))
+    found, counts = counted(model, lambda: freeze_together(model, tokens))
     same(found, freeze(model, tokens))
     assert counts == [5 * LENGTH] * 4
 

@@ -9,6 +9,7 @@ import locate
 from benchmarks import literal
 from locate.facts.prompts import encode_target
 from tests import tiny
+from tests.counting import counted
 
 SAMPLES, LAYERS = 3, 4
 NOISE = locate.GaussianNoise(samples=SAMPLES)
@@ -31,25 +32,6 @@ def trace(model, **options):
         return locate.causal_trace(
             model, FACT, **{"kinds": ["resid"], "corruption": NOISE, "progress": False, **options}
         )
-
-
-def counted(model, work):
-    """What work returns, and how many tokens it has run through each block."""
-    counts = [0] * LAYERS
-
-    def count(layer):
-        def hook(_module, _args, output):
-            states = output[0] if isinstance(output, tuple) else output
-            counts[layer] += states.shape[0] * states.shape[1]
-
-        return hook
-
-    handles = [block.register_forward_hook(count(layer)) for layer, block in enumerate(model.blocks)]
-    try:
-        return work(), counts
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def runs(model):
