@@ -1,8 +1,9 @@
 """Each test has a budget of time, held when tests are collected and when they run; the slowest are printed.
 
 A test that needs more is marked ``slow("why")`` and left out of ``make test``, or, where one stands for many,
-``budget(seconds, "why")``. Time is what the process and its
-children spent computing, so that a busy machine fails no test, and is measured against the speed of the machine.
+``budget(seconds, "why")``. Time is what the process and its children spent computing, measured against the speed of the
+machine. Neither makes it a property of the code alone (a busy core computes at half its speed), so a test over its
+budget is named at the end, and fails only where it takes several times as much.
 """
 
 import os
@@ -13,6 +14,7 @@ import pytest
 
 BUDGET = 20.0  # seconds on a machine of the reference speed
 REFERENCE = 65.0  # GFLOP/s of a product of two matrices of 2,048 rows
+RUNAWAY = 4  # times its budget, where a test fails
 SHOWN = 10
 
 
@@ -61,6 +63,7 @@ class Budget:
         self.shared: dict[str, float] = {}  # by fixture that several tests share
         self.now = 0.0  # of the test that runs
         self.lent = 0.0  # of that, on fixtures that others share
+        self.over: list[str] = []  # what each test over its budget took, for the summary
 
     def limit(self, item=None) -> float:
         """Seconds that a test has on this machine; none counts as one without marks."""
@@ -71,10 +74,11 @@ class Budget:
         # Products get faster from machine to machine than the rest of a test does.
         return seconds * max(0.5, REFERENCE / self.speed)
 
-    def _is_over(self, spent: float, item) -> bool:
+    def _over(self, spent: float, item) -> float:
+        """How many times its budget a test took."""
         if spent > self.limit(item):  # on a machine that others use by now it may be slower than it was
             self.speed = min(self.speed or REFERENCE, speed())
-        return spent > self.limit(item)
+        return spent / self.limit(item)
 
     @pytest.hookimpl(tryfirst=True)  # before any are left out
     def pytest_collection_modifyitems(self, items):
@@ -121,17 +125,19 @@ class Budget:
         spent = self.now - self.lent
         report.spent, report.shared, self.shared = spent, self.shared, {}
         slow = item.get_closest_marker("slow") is not None
-        if report.passed and self.seconds and not slow and self._is_over(spent, item):
-            report.outcome = "failed"
-            report.longrepr = (
+        if report.passed and self.seconds and not slow and (over := self._over(spent, item)) > 1:
+            report.over = (
                 f"{item.nodeid} took {spent:.1f} s, its budget is {self.limit(item):.1f} s on this machine "
                 f'({self.speed:.0f} GFLOP/s). Make it faster, or mark it slow("why").'
             )
+            if over > RUNAWAY:
+                report.outcome, report.longrepr = "failed", report.over
         return report
 
     def pytest_runtest_logreport(self, report):
         if report.when == "call":
             self.spent[report.nodeid] += getattr(report, "spent", 0.0)
+            self.over += [report.over] if hasattr(report, "over") else []
             for name, spent in getattr(report, "shared", {}).items():
                 self.spent[name] += spent
 
@@ -141,3 +147,7 @@ class Budget:
         terminalreporter.section(f"slowest of {sum(self.spent.values()):.3g} s of computing")
         for name, seconds in sorted(self.spent.items(), key=lambda item: -item[1])[:SHOWN]:
             terminalreporter.write_line(f"{seconds:7.2f} s  {name}")
+        if self.over:
+            terminalreporter.section("over their budget")
+            for line in self.over:
+                terminalreporter.write_line(line)
