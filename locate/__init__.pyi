@@ -34,7 +34,8 @@ from .facts.files import bundled_facts, load_facts
 from .facts.prompts import Prompt, encode_fact
 from .model.loading import load_model
 from .neurons.extraction import attribute_extraction_rate
-from .neurons.knowledge import NeuronScores, knowledge_neurons, load_neurons
+from .neurons.knowledge import knowledge_neurons
+from .neurons.scores import NeuronScores, load_neurons
 from .patching.attribute import attribute
 from .patching.average import AveragePatches, average_patches
 from .patching.knockout import Knockout, attention_knockout, load_knockout

@@ -8,6 +8,7 @@
 from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
+from locate.neurons.figures import plot_neurons
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
 from locate.tracing.figures import plot_trace, plot_trace_heads
@@ -20,6 +21,7 @@ __all__ = [
     "plot_circuit",
     "plot_faithfulness",
     "plot_knockout",
+    "plot_neurons",
     "plot_patches",
     "plot_trace",
     "plot_trace_heads",

@@ -131,6 +131,17 @@ def circuit(k: int) -> locate.Circuit:
     return locate.Circuit.of(graph, scores, model_print="tiny", info=info).top(k).prune()
 
 
+def neurons(**info) -> locate.NeuronScores:
+    """Scores of either sign, few of them large."""
+    layer, neuron = np.arange(12)[:, None], np.arange(40)
+    scores = 0.1 * np.sin(1.3 * layer + 2.9 * neuron) ** 9 * np.exp(-(((layer - 9) / 3) ** 2))
+    dims = ("fact", "layer", "neuron")
+    data = {"scores": (dims, scores[None]), "kept": (dims, (scores > 0.04)[None] * 0.75)}
+    coords = {"fact": ["The Eiffel Tower is located in the city of"], "layer": range(12)}
+    told = {"method": "integrated gradients", "measure": "probability", "answer_tokens": [[" Paris"]], **info}
+    return locate.NeuronScores(data=xr.Dataset(data, coords=coords), info=told)
+
+
 def faithfulness(height: float) -> locate.Faithfulness:
     """A curve over a thousand edges, with random circuits beside."""
     sizes = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
@@ -160,6 +171,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "footprint": footprint,
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
+    "neurons": lambda: neurons().plot(),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

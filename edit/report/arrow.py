@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edit.methods import ROME
-from locate.neurons.knowledge import NeuronScores
+from locate.neurons.scores import NeuronScores
 from locate.patching.patches import Patches
 from locate.sites.site import Site
 from locate.tracing.trace import Trace

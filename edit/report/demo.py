@@ -17,7 +17,8 @@ from edit.report.arrow import points_to, why_there
 from edit.report.report import write_report
 from edit.requests.requests import EditRequest
 from locate.contrast.noise import GaussianNoise
-from locate.neurons.knowledge import NeuronScores, knowledge_neurons
+from locate.neurons.knowledge import knowledge_neurons
+from locate.neurons.scores import NeuronScores
 from locate.patching.patch import patch
 from locate.patching.patches import Patches
 from locate.plots import save_figure

@@ -1,115 +1,27 @@
 """Knowledge neurons: MLP neurons whose activation a fact's answer depends on, by integrated gradients."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import DEFAULT_BUDGET, Branch, FrozenRun, Pin, freeze
 from locate.engine.rows import Budget, cut
-from locate.errors import FactError, LocateError, ModelError, SiteError
-from locate.facts.answers import up_to_difference
+from locate.errors import FactError, LocateError, ModelError
 from locate.facts.facts import Fact
-from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target
 from locate.model.parameters import frozen_parameters
 from locate.model.running import running
 from locate.model.weights import check_down_projections
+from locate.neurons.asking import AskedFact, Negatives, ask, negatives_of
 from locate.neurons.integration import RULES, Answer, Asked, Attribution
-from locate.results import Result, place_of_largest
-from locate.sites.site import Site, hook_name
+from locate.neurons.scores import NeuronScores
+from locate.sites.site import hook_name
 
 _STEPS = {"adaptive": 60, "right": 20}
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class NeuronScores(Result):
-    """How much each neuron contributes to facts' answers.
-
-    Attributes:
-        data: ``scores`` (dims ``fact, layer, neuron``), the mean attribution over a fact's prompts, in units of
-            probability; ``kept``, the share of a fact's prompts for which the neuron passes the threshold; ``change``
-            (dims ``fact, layer``), the mean change of probability from a layer without its neurons to the layer as it
-            is; ``residual``, by how much a layer's attributions miss it, at most over a fact's prompts.
-        info: how it was made.
-
-    >>> neurons.scores.dims
-    ('fact', 'layer', 'neuron')
-    """
-
-    stored_as = "neurons"
-
-    info: dict[str, Any]
-
-    @property
-    def scores(self) -> xr.DataArray:
-        """Mean attribution over each fact's prompts; dims ``fact, layer, neuron``."""
-        return self.data["scores"]
-
-    @property
-    def kept(self) -> xr.DataArray:
-        """The share of each fact's prompts for which a neuron passes the threshold."""
-        return self.data["kept"]
-
-    def refined(self, fact: int = 0, *, share: float = 0.5) -> list[Site]:
-        """The knowledge neurons of a fact: those that pass the threshold for more than a share of its prompts.
-
-        Raises:
-            SiteError: there is no such fact.
-
-        >>> neurons.refined()[0].kind
-        'neuron'
-        """
-        self._check(fact)
-        own = self.kept.isel(fact=fact).values > share
-        order = np.argsort(-self.scores.isel(fact=fact).values[own], kind="stable")
-        layers, neurons = np.nonzero(own)
-        return [Site("neuron", layer=int(layers[i]), neuron=int(neurons[i])) for i in order]
-
-    def top(self, n: int = 20, fact: int = 0) -> list[Site]:
-        """The neurons of the largest attribution, the largest first.
-
-        Raises:
-            SiteError: there is no such fact.
-
-        >>> len(neurons.top(5))
-        5
-        """
-        self._check(fact)
-        table = self.scores.isel(fact=fact).values
-        order = np.argsort(-table, axis=None, kind="stable")[:n]
-        places = np.unravel_index(order, table.shape)
-        return [Site("neuron", layer=int(layer), neuron=int(neuron)) for layer, neuron in zip(*places, strict=True)]
-
-    def best(self) -> Site:
-        """The neuron of the largest mean attribution over all facts.
-
-        >>> neurons.best().kind
-        'neuron'
-        """
-        return Site("neuron", **place_of_largest(self.scores.mean("fact")))
-
-    def _check(self, fact: int) -> None:
-        if not 0 <= fact < self.data.sizes["fact"]:
-            raise SiteError(f"There is no fact {fact}: these scores are of {self.data.sizes['fact']} fact(s).")
-
-
-def load_neurons(path: str | Path) -> NeuronScores:
-    """Read scores that were saved.
-
-    Raises:
-        DataError: the file is missing or holds no neuron scores.
-
-    >>> load_neurons(neurons.save("neurons.nc")).info["rule"]
-    'adaptive'
-    """
-    return NeuronScores.load(path)
 
 
 def knowledge_neurons(
@@ -120,6 +32,7 @@ def knowledge_neurons(
     steps: int | None = None,
     rule: str = "adaptive",
     threshold: float = 0.2,
+    negatives: Negatives | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> NeuronScores:
@@ -139,12 +52,17 @@ def knowledge_neurons(
             ``"right"`` is the published sum (w/m) Σₖ ∂P((k/m)·w)/∂w over ``steps`` right ends, which misses by
             more than 10% in one layer of three.
         threshold: the share of a prompt's largest attribution that a neuron must exceed to count in ``kept``.
+        negatives: other facts, of which those with the same relation (where both name theirs) and another answer are
+            asked for their own; ``refined`` leaves out neurons that pass there too. ``"relation"`` takes them from
+            ``facts`` itself, at no cost.
         budget: the most tokens in one pass, an eighth of it where gradients are kept.
         progress: whether to show a bar.
 
     Raises:
-        FactError: no facts, or a prompt that cannot be used.
+        FactError: no facts, a prompt that cannot be used, prompts whose answers begin with different tokens, or a fact
+            without a negative.
         LocateError: steps or threshold out of range, or an unknown rule.
+        ModelError: a layer has no single MLP, as in mixtures of experts.
 
     >>> locate.knowledge_neurons(model, fact, steps=5, progress=False).best().kind
     'neuron'
@@ -155,45 +73,69 @@ def knowledge_neurons(
     if rule not in RULES:
         raise LocateError(f"rule must be one of {', '.join(RULES)}, found {rule!r}.")
     steps = _STEPS[rule] if steps is None else steps
-    if steps < 1 or not 0 <= threshold < 1:
-        raise LocateError(f"steps must be 1 or more and threshold within 0 and 1; found {steps} and {threshold}.")
-    asked = [_prompts(model, fact, prefixes) for fact in facts]
-    scores, kept, change, missed = [], [], [], []
-    with tqdm(total=sum(map(len, asked)), desc="neurons", unit="prompt", disable=not progress, delay=1) as bar:
-        for fact, prompts in zip(facts, asked, strict=True):
-            found = []
-            for prompt in prompts:
-                answer = int(encode_target(model, prompt, fact.target)[0])
-                found.append(attribute_neurons(model, prompt.tokens, answer, steps=steps, rule=rule, budget=budget))
-                bar.update()
-            each = torch.stack([one.values for one in found])
-            changes = torch.stack([one.change for one in found])
-            change.append(changes.mean(0))
-            missed.append((each.sum(-1) - changes).abs().amax(0))
-            scores.append(each.mean(0))
-            kept.append((each > threshold * each.flatten(1).amax(1)[:, None, None]).float().mean(0))
+    if steps < 1:
+        raise LocateError(f"steps must be 1 or more, found {steps}.")
+    if not 0 <= threshold < 1:
+        raise LocateError(
+            f"threshold must be at least 0 and below 1, found {threshold:g}: it is a share of the largest attribution, "
+            "which no neuron exceeds. Use 0.2 to 0.3."
+        )
+    asked = [ask(model, fact, prefixes) for fact in facts]
+    others = _others(model, asked, negatives)
+    unlike = [negatives_of(one, others) for one in asked] if negatives is not None else []
+
+    def attributed(one: AskedFact) -> list[Attribution]:
+        found = []
+        for prompt in one.prompts:
+            found.append(attribute_neurons(model, prompt.tokens, one.answer, steps=steps, rule=rule, budget=budget))
+            bar.update()
+        return found
+
+    tables: dict[str, list[Tensor]] = {name: [] for name in ("scores", "kept", "coarse", "change", "residual")}
+    beside = [] if others is asked else others
+    total = sum(len(one.prompts) for one in [*asked, *beside])
+    with tqdm(total=total, desc="neurons", unit="prompt", disable=not progress, delay=1) as bar:
+        for one in asked:
+            found = attributed(one)
+            each, changes = (torch.stack([getattr(part, name) for part in found]) for name in ("values", "change"))
+            passing = _passing(each, threshold)
+            own = (each.mean(0), passing.float().mean(0), passing[0], changes.mean(0))
+            missed = (each.sum(-1) - changes).abs().amax(0)
+            for table, value in zip(tables.values(), (*own, missed), strict=True):
+                table.append(value)
+        if negatives is not None:
+            passed = tables["coarse"]
+            if beside:
+                passed = [_passing(attributed(one)[0].values[None], threshold)[0] for one in beside]
+            # One at a time: all of a fact's negatives together may be many times the table.
+            none = torch.zeros((), dtype=torch.float32)
+            tables["negative"] = [sum((passed[at].float() for at in own), none) / len(own) for own in unlike]
     dims = ("fact", "layer", "neuron")
-    tables = {"scores": scores, "kept": kept, "change": change, "residual": missed}
-    data = xr.Dataset({name: (dims[: one[0].ndim + 1], torch.stack(one).numpy()) for name, one in tables.items()})
+    arrays = {name: torch.stack(several).numpy() for name, several in tables.items()}
+    data = xr.Dataset({name: (dims[: one.ndim], one) for name, one in arrays.items()})
     data = data.assign_coords(fact=[fact.text for fact in facts], layer=range(model.cfg.n_layers))
-    spelled = [answer_strings(model, own[0], fact.target) for fact, own in zip(facts, asked, strict=True)]
     info = {
-        "model": str(model.cfg.model_name), "steps": steps, "rule": rule, "threshold": threshold,
-        "prompts": [[prompt.text for prompt in own] for own in asked], "answer_tokens": spelled,
+        "model": str(model.cfg.model_name), "method": "integrated gradients", "measure": "probability", "steps": steps,
+        "rule": rule, "threshold": threshold, "prompts": [[prompt.text for prompt in one.prompts] for one in asked],
+        "answer_tokens": [one.spelled for one in asked],
+        "negatives": [[others[at].prompts[0].text for at in own] for own in unlike],
     }  # fmt: skip
     return NeuronScores(data=data, info=info)
 
 
-def _prompts(model: TransformerBridge, fact: Fact, prefixes: Sequence[str]) -> list[Prompt]:
-    """A fact's prompt, its paraphrases, and the prompt after each prefix; each text once."""
-    ways = [
-        (fact.prompt, ""),
-        *((template, "") for template in fact.paraphrases),
-        *((fact.prompt, p) for p in prefixes),
-    ]
-    texts = (encode_fact(model, fact, template, prefix) for template, prefix in ways)
-    encoded = (up_to_difference(model, text, fact.target, fact.target_new) for text in texts)
-    return list({prompt.text: prompt for prompt in encoded}.values())
+def _others(model: TransformerBridge, asked: list[AskedFact], negatives: Negatives | None) -> list[AskedFact]:
+    """The facts among which each has its negatives: the same ones, or others."""
+    if negatives is None:
+        return []
+    if isinstance(negatives, str):
+        if negatives != "relation":
+            raise LocateError(f"negatives must be facts, or 'relation'; found {negatives!r}.")
+        return asked
+    return [ask(model, fact, own=True) for fact in negatives]
+
+
+def _passing(each: Float[Tensor, "prompt layer neuron"], threshold: float) -> Bool[Tensor, "prompt layer neuron"]:
+    return each > threshold * each.flatten(1).amax(1).clamp_min(0)[:, None, None]
 
 
 def attribute_neurons(

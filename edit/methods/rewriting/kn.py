@@ -17,7 +17,8 @@ from edit.requests.requests import EditRequest
 from locate.errors import FactError, NumericsError, listed
 from locate.facts.prompts import answer_strings, encode_fact, encode_target
 from locate.model.weights import down_projection
-from locate.neurons.knowledge import NeuronScores, knowledge_neurons
+from locate.neurons.knowledge import knowledge_neurons
+from locate.neurons.scores import NeuronScores
 from locate.sites.site import Site
 
 
@@ -149,7 +150,7 @@ class KN(Rewriting):
     def _neurons(self, scores: NeuronScores, fact: int, allowed: set[int] | None) -> list[Site]:
         share = self.share
         while True:
-            sites = [s for s in scores.refined(fact, share=share) if allowed is None or s.layer in allowed]
+            sites = [s for s in scores.refined(fact, share=share, least=0) if allowed is None or s.layer in allowed]
             if len(sites) >= self.least or share <= 0:
                 return sites[: self.most]
             share = max(0.0, share - 0.05)

@@ -1,12 +1,15 @@
 """Integrated gradients of neurons: against whole passes, completeness, thresholds, storage."""
 
 import copy
+import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
 import locate
-from locate import ModelError
+from locate import FactError, LocateError, ModelError, SiteError
+from locate.facts.prompts import encode_target
 from locate.neurons.knowledge import attribute_neurons
 from tests import tiny
 from tests.architectures import table
@@ -101,8 +104,81 @@ def test_prompts_are_averaged_and_thresholded(tmp_path):
     assert (again.scores == scores.scores).all()
 
 
+CITIES = [
+    locate.Fact(prompt="{} is located in the city of", subject=subject, target=target, relation=relation,
+                paraphrases=("{} stands in",))
+    for subject, target, relation in (
+        ("The Louvre", "Paris", "city"), ("Big Ben", "London", "city"), ("The Colosseum", "Rome", "city"),
+        ("The Eiffel Tower", "Paris", "city"), ("The Louvre", "France", "country"), ("Rome", "Italy", "country"))
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("given", ["relation", "facts"])
+def test_neurons_of_negatives_are_left_out(given):
+    model = tiny.bridge("llama")
+    negatives = "relation" if given == "relation" else [dataclasses.replace(one, paraphrases=()) for one in CITIES]
+    options = {"steps": 3, "rule": "right", "threshold": 0.1, "progress": False}
+    scores = locate.knowledge_neurons(model, CITIES[:4] if given == "facts" else CITIES, negatives=negatives, **options)
+    assert scores.info["negatives"][0] == [CITIES[1].text, CITIES[2].text]
+    passing = []
+    for place in (1, 2):
+        prompt = locate.encode_fact(model, CITIES[place])
+        answer = int(encode_target(model, prompt, CITIES[place].target)[0])
+        own = attribute_neurons(model, prompt.tokens, answer, steps=3, rule="right").values
+        passing.append(own > 0.1 * own.max())
+    share = torch.stack(passing).float().mean(0)
+    torch.testing.assert_close(torch.from_numpy(scores.data["negative"].values[0]), share)
+    plain = locate.knowledge_neurons(model, CITIES[0], **options)
+    before = {(site.layer, site.neuron) for site in plain.refined(share=0.4)}
+    after = {(site.layer, site.neuron) for site in scores.refined(share=0.4, negative_share=0.4)}
+    assert after == {place for place in before if share[place] <= 0.4} < before
+
+
+def test_the_coarse_set_is_of_the_facts_own_prompt():
+    model = tiny.bridge("llama")
+    scores = locate.knowledge_neurons(model, FACT, steps=3, rule="right", threshold=0.3, progress=False)
+    alone = locate.knowledge_neurons(
+        model, dataclasses.replace(FACT, paraphrases=()), steps=3, rule="right", threshold=0.3, progress=False
+    )
+    assert set(scores.coarse()) == set(alone.coarse()) == set(alone.refined(share=0.0))
+    assert [*alone.coarse()] == alone.top(len(alone.coarse()))
+    least = np.maximum(abs(alone.data["change"].values), 1e-3)
+    np.testing.assert_allclose(alone.missed.values, alone.data["residual"].values / least, rtol=1e-5)
+
+
+def test_no_neuron_is_an_error_that_says_what_would_let_some_pass():
+    model = tiny.bridge("llama")
+    scores = locate.knowledge_neurons(model, FACT, steps=2, rule="right", progress=False)
+    most = float(scores.kept.max())
+    with pytest.raises(SiteError, match=rf"No neuron.*more than 100% of its prompts; the most .* {most:.0%} of the"):
+        scores.refined(share=1.0)
+    assert scores.refined(share=1.0, least=0) == []
+    everywhere = dataclasses.replace(scores, data=scores.data.assign(negative=scores.kept * 0 + 1))
+    with pytest.raises(SiteError, match="those of its negatives left out"):
+        everywhere.refined()
+    nothing = scores.data.assign(scores=-abs(scores.scores), kept=scores.kept * 0)
+    with pytest.raises(SiteError, match="no attribution is above 0"):
+        dataclasses.replace(scores, data=nothing).refined()
+    with pytest.raises(LocateError, match="no 'coarse': it comes with those that knowledge_neurons gives"):
+        dataclasses.replace(scores, data=scores.data.drop_vars("coarse")).coarse()
+
+
 def test_bad_input():
     model = tiny.bridge("llama")
+    with pytest.raises(LocateError, match=r"threshold must be at least 0 and below 1, found 1: .* which no neuron exc"):
+        locate.knowledge_neurons(model, FACT, threshold=1.0)
+    # The second prompt ends in the space that the answer would begin with.
+    apart = dataclasses.replace(FACT, paraphrases=("{} stands in the “",))
+    with pytest.raises(FactError, match=r"“' does not share the answer of .* begins with 'Par?.*' after the one and"):
+        locate.knowledge_neurons(model, apart)
+    with pytest.raises(
+        FactError, match=r"has no negative: of 1 other fact\(s\) none has another answer and the relati"
+    ):
+        locate.knowledge_neurons(model, CITIES[0], negatives=CITIES[3:4])
+    with pytest.raises(FactError, match="has no negative: of 1 other"):
+        locate.knowledge_neurons(model, FACT, negatives="relation")
+    with pytest.raises(LocateError, match="negatives must be facts, or 'relation'; found 'all'"):
+        locate.knowledge_neurons(model, FACT, negatives="all")
     with pytest.raises(locate.FactError, match="no facts to attribute"):
         locate.knowledge_neurons(model, [])
     with pytest.raises(locate.LocateError, match="steps must be 1 or more"):
