@@ -4,7 +4,7 @@ from .changes.updates import WeightUpdate, load_update
 from .datasets import load_counterfact, load_reference_texts, load_zsre
 from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
 from .location.choosing import LayerChoice, choose_layer
-from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit
+from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
 from .propagation.propagation import Propagation, load_propagation, propagate
@@ -36,6 +36,7 @@ __all__ = [
     "EditRequest",
     "EditSession",
     "Evaluation",
+    "FineTuning",
     "KeyStatistics",
     "LayerChoice",
     "LowRank",

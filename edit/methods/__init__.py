@@ -1,6 +1,7 @@
 """Editing methods, one file each: hyperparameters as fields, and ``fit(model, requests)``."""
 
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, Job, Written
+from edit.methods.finetuning.finetuning import FineTuning
 from edit.methods.rewriting.alphaedit import AlphaEdit
 from edit.methods.rewriting.emmet import EMMET
 from edit.methods.rewriting.kn import KN
@@ -18,6 +19,7 @@ __all__ = [
     "AlphaEdit",
     "EarlierEdits",
     "EditingMethod",
+    "FineTuning",
     "Fitted",
     "Job",
     "LocateThenEdit",

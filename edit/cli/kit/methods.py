@@ -16,12 +16,12 @@ from edit.names import SAMPLED
 from locate.errors import DataError, suggest
 from locate.names import Precision
 
-MethodName = Literal["rome", "rome-original", "memit", "emmet", "pmet", "alphaedit", "kn"]
+MethodName = Literal["rome", "rome-original", "memit", "emmet", "pmet", "alphaedit", "kn", "ft"]
 
 # The public name of each.
 _METHODS: dict[MethodName, str] = {
     "rome": "ROME", "rome-original": "ROME", "memit": "MEMIT", "emmet": "EMMET", "pmet": "PMET",
-    "alphaedit": "AlphaEdit", "kn": "KN",
+    "alphaedit": "AlphaEdit", "kn": "KN", "ft": "FineTuning",
 }  # fmt: skip
 _STABILISERS = {"nas": "NAS", "encore": "ENCORE", "blue": "BLUE", "prune": "PRUNE", "rect": "RECT"}
 # By option, the field that it sets; methods that edit one layer have a field for one.
@@ -38,7 +38,8 @@ class MethodOptions:
     method: Annotated[
         MethodName,
         typer.Option(
-            help="How to edit; rome is R-ROME, rome-original has the key of the original publication.",
+            help="How to edit; rome is R-ROME, rome-original has the key of the original publication; ft is "
+            "fine-tuning of one matrix.",
             rich_help_panel=METHOD,
         ),
     ] = "rome"
@@ -94,6 +95,8 @@ class MethodOptions:
             listed = " and ".join(filter(None, (", ".join(lacking[:-1]), lacking[-1])))
             raise DataError(f"{listed} have no meaning for --method {self.method}; leave them out.")
         known = {name: getattr(edit, stabiliser) for name, stabiliser in _STABILISERS.items()}
+        if names and "stabilisers" not in taken:
+            raise DataError(f"--stabilise has no meaning for --method {self.method}; leave it out.")
         if "--precision" in lacking and (unfit := [name for name in names if known[name].acts_on_values]):
             others = " or ".join(name for name, stabiliser in known.items() if not stabiliser.acts_on_values)
             raise DataError(
@@ -104,13 +107,16 @@ class MethodOptions:
         if "layer" in taken and "--layers" in given:
             if len(given["--layers"]) != 1:
                 raise DataError(
-                    f"--layers: ROME edits one layer, found {self.layers!r}. Use emmet, memit or another method."
+                    f"--layers: {_METHODS[self.method]} edits one layer, found {self.layers!r}. Use emmet, memit or "
+                    "another method."
                 )
             (given["--layers"],) = given["--layers"]
         settings = {next(name for name in _SETS[option] if name in taken): value for option, value in given.items()}
         if self.method == "rome-original":
             settings["original"] = True
-        return made(seed=self.seed, stabilisers=tuple(known[name]() for name in names), **settings)
+        if names:
+            settings["stabilisers"] = tuple(known[name]() for name in names)
+        return made(seed=self.seed, **settings)
 
     def with_statistics(self, method: Any, model: Any) -> Any:
         """The method with the statistics in the files given, if there are any, of the layers that it edits.

@@ -39,7 +39,7 @@ def quick(tmp_path, monkeypatch):
 @pytest.fixture
 def edit(model_folder, quick):
     def invoke(*arguments, expect=0):
-        own = [] if "kn" in arguments else quick
+        own = [] if {"kn", "ft"} & {*arguments} else quick
         result = runner.invoke(app, ["edit", "--model", model_folder, *own, *map(str, arguments)])
         assert result.exit_code == expect, result.output
         assert "Traceback" not in result.output
@@ -180,6 +180,11 @@ MISTAKES = {
     "overwriting nothing": (["--overwrite"], "--overwrite goes with --export"),
     "taught of facts": (["--facts", "x.json", "--taught", "answers"], "--taught goes with --format zsre"),
     "skipping of one": (["--skip-answered"], "go with a file of several facts"),
+    "stabiliser of fine-tuning": (
+        ["--method", "ft", "--stabilise", "rect"],
+        "--stabilise has no meaning for --method ft",
+    ),
+    "two layers for fine-tuning": (["--method", "ft", "--layers", "1,2"], "FineTuning edits one layer, found '1,2'"),
     "precision of kn": (["--method", "kn", "--precision", "bfloat16"], "have no meaning for --method kn"),
 }
 
@@ -199,7 +204,8 @@ def test_facts_without_a_new_target_are_all_named(edit, facts_file, tmp_path):
     assert "record 2: target_new" in message
 
 
-@pytest.mark.parametrize("method", ["pmet", "emmet", "rome", "rome-original"])
+@pytest.mark.parametrize("method", ["pmet", "emmet", "rome", "rome-original", "ft"])
+@pytest.mark.filterwarnings("ignore:Fine-tuning has not brought")
 def test_zsre_files_and_the_other_methods(method, edit, tmp_path):
     record = {
         "subject": "Mill", "src": "Who built the Mill?", "pred": "Ann", "alt": "Eve", "rephrase": "The Mill is by",
@@ -209,7 +215,10 @@ def test_zsre_files_and_the_other_methods(method, edit, tmp_path):
     edit("--facts", tmp_path / "zsre.json", "--format", "zsre", "--method", method, "--layers", "1", "--out",
          tmp_path / "run")  # fmt: skip
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["method"], summary["edits"]) == (method.split("-")[0].upper(), 1)
+    assert (summary["method"], summary["edits"]) == (
+        "FineTuning" if method == "ft" else method.split("-")[0].upper(),
+        1,
+    )
     assert "specificity tokens" in summary["evaluation"]
     assert load_update(tmp_path / "run" / "update.safetensors").info["batches"][0]["edits"][0]["target_new"] == "Eve"
 

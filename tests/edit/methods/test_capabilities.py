@@ -116,6 +116,9 @@ def test_what_the_methods_of_this_project_can():
     )  # fmt: skip
     assert (rome.uses_paraphrases, memit.uses_paraphrases, kn.uses_paraphrases) == (False, False, True)
     assert (rome.uses_statistics, memit.uses_statistics, kn.uses_statistics) == (True, True, False)
+    tuned = edit.FineTuning()
+    assert (tuned.one_by_one, tuned.writes_again, tuned.adds_up, tuned.uses_paraphrases) == (False,) * 4
+    assert (tuned.changes_weights, tuned.uses_statistics) == (True, False)
     on_values = {name: getattr(edit, name)().acts_on_values for name in ("NAS", "ENCORE", "BLUE", "PRUNE", "RECT")}
     assert on_values == {"NAS": True, "ENCORE": True, "BLUE": True, "PRUNE": False, "RECT": False}
 
