@@ -32,6 +32,7 @@ from .errors import DataError, FactError, LocateError, ModelError, NumericsError
 from .facts.facts import Consequence, Fact, OtherRelation
 from .facts.files import bundled_facts, load_facts
 from .facts.prompts import Prompt, encode_fact
+from .facts.relations import Relation, load_relation
 from .model.loading import load_model
 from .neurons.extraction import attribute_extraction_rate
 from .neurons.knowledge import knowledge_neurons
@@ -71,6 +72,7 @@ __all__ = [
     "OtherRelation",
     "Patches",
     "Prompt",
+    "Relation",
     "ResampledEmbedding",
     "Site",
     "SiteError",
@@ -100,6 +102,7 @@ __all__ = [
     "load_model",
     "load_neurons",
     "load_patches",
+    "load_relation",
     "load_trace",
     "log_probability",
     "logit_diff",

@@ -6,6 +6,7 @@ on that; all others do as well among the slow tests.
 
 import doctest
 import importlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -87,6 +88,9 @@ class Given(Mapping):
             if file in source:
                 self[name].save(folder / file)
         (folder / "my_facts.json").write_text('{"prompt": "{} is in", "subject": "Rome", "target": "Italy"}')
+        capitals = [{"subject": "France", "object": "Paris"}, {"subject": "Italy", "object": "Rome"}]
+        relation = {"name": "capital", "prompt_templates": ["The capital of {} is"], "samples": capitals}
+        (folder / "capitals.json").write_text(json.dumps({**relation, "properties": {"relation_type": "factual"}}))
 
     def named_in(self, source: str) -> dict:
         return {name: self[name] for name in self if re.search(rf"\b{name}\b", source)}

@@ -52,7 +52,7 @@ def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any]
         try:
             parsed.append(parse(index, record))
         except ValidationError as error:
-            problems += [f"record {index}, {_problem(problem)}" for problem in error.errors()]
+            problems += [f"record {index}, {field_problem(problem)}" for problem in error.errors()]
         except AbsentSubject as error:
             absent.append(f"record {index}, {error}")
         except FactError as error:
@@ -81,7 +81,7 @@ def parse_fact(record: Any, where: str) -> Fact:
     try:
         return TypeAdapter(Fact).validate_python(record)
     except ValidationError as error:
-        raise DataError(f"{where}, {_problem(error.errors()[0])}") from error
+        raise DataError(f"{where}, {field_problem(error.errors()[0])}") from error
 
 
 def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -> list[Fact]:
@@ -112,7 +112,8 @@ def _bundled_path() -> Path:
     return inside if inside.exists() else inside.parent.parent / "data" / "facts.json"
 
 
-def _problem(problem: Any) -> str:
+def field_problem(problem: Any) -> str:
+    """A field of a record and what is wrong with it, of one of a ``ValidationError``'s errors."""
     field_name = ".".join(str(part) for part in problem["loc"])
     message = problem["msg"].removeprefix("Value error, ")
     return f"{field_name}: {message}" if field_name else message
