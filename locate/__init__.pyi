@@ -34,9 +34,11 @@ from .facts.files import bundled_facts, load_facts
 from .facts.prompts import Prompt, encode_fact
 from .facts.relations import Relation, load_relation
 from .model.loading import load_model
+from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
 from .neurons.knowledge import knowledge_neurons
 from .neurons.scores import NeuronScores, load_neurons
+from .neurons.verification import verify_neurons
 from .patching.attribute import attribute
 from .patching.average import AveragePatches, average_patches
 from .patching.knockout import Knockout, attention_knockout, load_knockout
@@ -67,6 +69,7 @@ __all__ = [
     "Metric",
     "ModelError",
     "MultivariateNoise",
+    "NeuronEffects",
     "NeuronScores",
     "NumericsError",
     "OtherRelation",
@@ -100,6 +103,7 @@ __all__ = [
     "load_faithfulness",
     "load_knockout",
     "load_model",
+    "load_neuron_effects",
     "load_neurons",
     "load_patches",
     "load_relation",
@@ -118,4 +122,5 @@ __all__ = [
     "sequence_log_probability",
     "sequence_probability",
     "tasks",
+    "verify_neurons",
 ]

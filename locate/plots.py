@@ -8,6 +8,7 @@
 from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
+from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
@@ -21,6 +22,7 @@ __all__ = [
     "plot_circuit",
     "plot_faithfulness",
     "plot_knockout",
+    "plot_neuron_effects",
     "plot_neurons",
     "plot_patches",
     "plot_trace",

@@ -142,6 +142,22 @@ def neurons(**info) -> locate.NeuronScores:
     return locate.NeuronScores(data=xr.Dataset(data, coords=coords), info=told)
 
 
+def neuron_effects() -> Figure:
+    """Thirty facts whose neurons matter, most of all to their own prompts."""
+    fact, number = np.arange(30)[:, None, None], np.arange(6)
+    sign = np.array([-1.0, 0.6])[:, None]
+    own = np.array([1.0, 0.6, 0.1])[:, None, None, None] * (number == 0) * (1 + 0.7 * np.sin(5 * fact)) * sign
+    values = own + 0.08 * np.sin(2.1 * fact + 3.7 * number)
+    dims = ("metric", "on", "fact", "factor", "set")
+    data = {"values": (dims, values[None] - 1), "clean": (dims[:3], np.full((1, 3, 30), -1.0))}
+    coords = {
+        "metric": ["log_probability"], "on": ["fact", "paraphrases", "unrelated"], "factor": [0.0, 2.0],
+        "fact": [str(one) for one in range(30)],
+    }  # fmt: skip
+    info = {"model": "tiny", "metrics": {"log_probability": "log p(answer) [nat]"}}
+    return locate.NeuronEffects(data=xr.Dataset(data, coords=coords), metric="log_probability", info=info).plot()
+
+
 def faithfulness(height: float) -> locate.Faithfulness:
     """A curve over a thousand edges, with random circuits beside."""
     sizes = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
@@ -172,6 +188,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),
+    "neuron_effects": neuron_effects,
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

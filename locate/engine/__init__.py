@@ -4,7 +4,7 @@ from locate.engine.alike import freeze_alike, freeze_together
 from locate.engine.branch import Branch
 from locate.engine.freezing import freeze, refreeze
 from locate.engine.hooking import Hook, check_live, hook_points
-from locate.engine.interventions import Added, BlockedAttention, Intervention, PatternPin, Pin, Shift
+from locate.engine.interventions import Added, BlockedAttention, Intervention, PatternPin, Pin, Scaled, Shift
 from locate.engine.run import FrozenRun, Measure
 from locate.names import DEFAULT_BUDGET
 
@@ -19,6 +19,7 @@ __all__ = [
     "Measure",
     "PatternPin",
     "Pin",
+    "Scaled",
     "Shift",
     "check_live",
     "freeze",

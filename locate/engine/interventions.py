@@ -124,6 +124,41 @@ class Added:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Scaled:
+    """Units of single rows that are multiplied by factors, whatever their values are there.
+
+    Attributes:
+        rows: place by place, which of the branch's rows.
+        units: which unit (the axis after the position).
+        factors: by what.
+        columns: positions, counted from the position of the resume; by default all from there on.
+
+    >>> value = torch.ones(2, 3, 4)
+    >>> one, other = torch.tensor([0, 1]), torch.tensor([2, 2])
+    >>> Scaled(rows=one, units=other, factors=torch.tensor([0.0, 5.0]), columns=(1,)).apply(value, offset=0)
+    >>> value[:, :, 2].tolist()
+    [[1.0, 0.0, 1.0], [1.0, 5.0, 1.0]]
+    """
+
+    rows: Int[Tensor, "place"]
+    units: Int[Tensor, "place"]
+    factors: Float[Tensor, "place"]
+    columns: tuple[int, ...] | None = None
+
+    def apply(self, value: Float[Tensor, "row position unit"], offset: int) -> None:
+        """Multiply the values."""
+        own = range(value.shape[1] - offset) if self.columns is None else self.columns
+        columns = torch.tensor(list(own), device=value.device)[None] + offset
+        rows, units = (one.to(value.device)[:, None] for one in (self.rows, self.units))
+        value[rows, columns, units] *= self.factors.to(value)[:, None]
+
+    def part(self, start: int, stop: int) -> "Scaled":
+        """The same for some of the rows."""
+        mine = (self.rows >= start) & (self.rows < stop)
+        return replace(self, rows=self.rows[mine] - start, units=self.units[mine], factors=self.factors[mine])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PatternPin:
     """Attention patterns that rows take in one head each.
 
