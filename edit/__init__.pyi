@@ -4,6 +4,10 @@ from .changes.updates import WeightUpdate, load_update
 from .datasets import load_counterfact, load_reference_texts, load_zsre
 from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
 from .location.choosing import LayerChoice, choose_layer
+from .location.concentration import Concentration, concentration, load_concentration
+from .location.concentration_figures import plot_concentration
+from .location.readout import ColumnReadout, column_readout, load_column_readout
+from .location.readout_figures import plot_column_readout
 from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
@@ -32,6 +36,8 @@ __all__ = [
     "SAMPLED",
     "AlphaEdit",
     "Baseline",
+    "ColumnReadout",
+    "Concentration",
     "Demo",
     "EditRequest",
     "EditSession",
@@ -51,17 +57,23 @@ __all__ = [
     "baseline",
     "choose_layer",
     "collect_statistics",
+    "column_readout",
+    "concentration",
     "evaluate",
     "evaluate_each",
     "export",
     "find_conflicts",
     "key_statistics",
+    "load_column_readout",
+    "load_concentration",
     "load_counterfact",
     "load_propagation",
     "load_reference_texts",
     "load_statistics",
     "load_update",
     "load_zsre",
+    "plot_column_readout",
+    "plot_concentration",
     "probes_for",
     "propagate",
     "run_demo",

@@ -172,6 +172,26 @@ def faithfulness(height: float) -> locate.Faithfulness:
     return locate.Faithfulness(data=xr.Dataset(data, coords={"size": sizes}), info=info)
 
 
+def spread(method: str, *layers: int) -> edit.Concentration:
+    """A change whose columns are less alike in every further layer."""
+    model, deltas = tiny.bridge("llama"), {}
+    for layer in layers:
+        down = down_projection(model, layer)
+        column = torch.arange(down.key_size, dtype=torch.float32)
+        sizes = ((layer + 0.5) * (1.7 * column).sin()).exp()[None]
+        deltas[down.name] = edit.LowRank(left=torch.ones(model.cfg.d_model, 1), right=sizes)
+    return edit.concentration(edit.WeightUpdate.make(model, deltas, method=method), model)
+
+
+def said(shift: int) -> edit.ColumnReadout:
+    """Ranks of a new object that come down by an edit, for 20 facts."""
+    fact, column = np.arange(20)[:, None], np.arange(5)
+    before = 1 + (37 * fact + 53 * column + 11 * fact * column) % 400
+    data = {"rank": (("fact", "state", "column"), np.stack([before, 1 + before // shift], 1))}
+    coords = {"fact": [f"fact {index}" for index in range(20)], "state": ["before", "after"]}
+    return edit.ColumnReadout(data=xr.Dataset(data, coords=coords), info={"method": "made up", "model": "tiny"})
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -185,6 +205,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "knockout_of_heads": lambda: blocked(layer=8, head=4),
     "propagation": propagation,
     "footprint": footprint,
+    "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
+    "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),

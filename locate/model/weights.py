@@ -121,6 +121,21 @@ def read_by(module: nn.Module, d_model: int) -> Float[Tensor, "d_model into"]:
     return weight if _is_transposed(module, weight, weight.numel() // d_model) else weight.T
 
 
+def stored_transposed(model: TransformerBridge, name: str) -> bool:
+    """Whether a parameter of an original name is stored as ``x @ W`` has it, ``in × out``, and not ``out × in``.
+
+    Raises:
+        ModelError: it is no matrix that is read from or written to the stream, so that its sides are not told apart.
+
+    >>> stored_transposed(model, "model.layers.5.mlp.down_proj.weight")
+    False
+    """
+    path, _, leaf = name.rpartition(".")
+    module = next(one for prefix, one in hf_modules(model) if prefix == f"{path}." * bool(path))
+    weight: Any = getattr(module, leaf)
+    return _is_transposed(module, weight, model.cfg.d_model)
+
+
 def hf_parameters(model: TransformerBridge) -> dict[str, nn.Parameter]:
     """The live parameters under their original Hugging Face names, as before the bridge wrapped the model.
 
