@@ -33,6 +33,7 @@ from .facts.facts import Consequence, Fact, OtherRelation
 from .facts.files import bundled_facts, load_facts
 from .facts.prompts import Prompt, encode_fact
 from .facts.relations import Relation, load_relation
+from .lens.attribution import LogitAttribution, load_attribution, logit_attribution
 from .model.loading import load_model
 from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
@@ -65,6 +66,7 @@ __all__ = [
     "GaussianNoise",
     "Knockout",
     "LocateError",
+    "LogitAttribution",
     "MeanEmbedding",
     "Metric",
     "ModelError",
@@ -96,6 +98,7 @@ __all__ = [
     "find_circuit",
     "kl_divergence",
     "knowledge_neurons",
+    "load_attribution",
     "load_average",
     "load_circuit",
     "load_edge_effects",
@@ -109,6 +112,7 @@ __all__ = [
     "load_relation",
     "load_trace",
     "log_probability",
+    "logit_attribution",
     "logit_diff",
     "patch",
     "patch_edges",

@@ -8,6 +8,7 @@
 from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
+from locate.lens.attribution_figures import plot_attribution, plot_attribution_top
 from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
@@ -15,6 +16,8 @@ from locate.tracing.average_figures import plot_average, plot_average_heads, plo
 from locate.tracing.figures import plot_trace, plot_trace_heads
 
 __all__ = [
+    "plot_attribution",
+    "plot_attribution_top",
     "plot_average",
     "plot_average_heads",
     "plot_average_lines",

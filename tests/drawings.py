@@ -158,6 +158,23 @@ def neuron_effects() -> Figure:
     return locate.NeuronEffects(data=xr.Dataset(data, coords=coords), metric="log_probability", info=info).plot()
 
 
+def attribution(by: str) -> locate.LogitAttribution:
+    """Of a few heads and MLPs with a hill over their layers, for three prompts."""
+    kinds = {"head": ["head"] * 4 + ["mlp"], "component": ["attn", "mlp"]}[by]
+    units = [0, 1, 2, 3, -1] if by == "head" else [-1, -1]
+    values = 4 * hills(fact=3, layer=10, part=len(kinds)) - 0.8
+    inner = values.stack(place=("layer", "part")).values
+    every = np.concatenate([np.full((3, 1), 0.1), inner, np.zeros((3, 1))], axis=1)
+    parts = {
+        "kind": ["embed", *kinds * 10, "bias"], "unit": [-1, *units * 10, -1],
+        "layer": [-1, *np.repeat(range(10), len(kinds)), -1],
+    }  # fmt: skip
+    data = {"contribution": (("fact", "part"), every), "logit": ("fact", every.sum(1)), "factor": ("fact", [1.0] * 3)}
+    coords = {"fact": list("abc"), **{name: ("part", one) for name, one in parts.items()}}
+    info = {"model": "tiny", "answers": [" Paris"] * 3, "others": [" Rome", " Lyon", " Rome"]}
+    return locate.LogitAttribution(data=xr.Dataset(data, coords=coords), by=by, info=info)
+
+
 def faithfulness(height: float) -> locate.Faithfulness:
     """A curve over a thousand edges, with random circuits beside."""
     sizes = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
@@ -211,6 +228,9 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),
     "neuron_effects": neuron_effects,
+    "attribution": lambda: attribution("head").plot(),
+    "attribution_lines": lambda: attribution("component").plot(),
+    "attribution_top": lambda: attribution("head").plot_top(n=8),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

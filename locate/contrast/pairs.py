@@ -89,9 +89,9 @@ def separate(
     >>> separate(["a", "b"], locate.TokenSwap("c"))[1][0]
     'b'
     """
-    several: list[Text] = list(clean) if _are_several(clean) else [clean]  # type: ignore[arg-type, list-item]
+    several: list[Text] = list(clean) if are_several(clean) else [clean]  # type: ignore[arg-type, list-item]
     others: list[Corruption | Text] = (
-        list(corrupt) if _are_several(corrupt) else [corrupt] * len(several)  # type: ignore[arg-type, list-item]
+        list(corrupt) if are_several(corrupt) else [corrupt] * len(several)  # type: ignore[arg-type, list-item]
     )
     if not several:
         raise FactError("There is no clean prompt; give at least one.")
@@ -100,16 +100,16 @@ def separate(
     return list(zip(several, others, strict=True))
 
 
-def _are_several(given: object) -> bool:
+def are_several(given: object) -> bool:
     """Whether these are prompts, and not the token ids of one."""
     return isinstance(given, list | tuple) and not (given and all(isinstance(one, int) for one in given))
 
 
 def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text, metrics: Sequence[Metric]) -> Pair:
-    prompt = _encode(model, clean)
+    prompt = as_prompt(model, clean)
     target_new = clean.target_new if isinstance(clean, Fact) else None
     if not isinstance(corrupt, Corruption):
-        other = _encode(model, corrupt)
+        other = as_prompt(model, corrupt)
         check_alike(model, prompt, other)
         corrupted = Corrupted(tokens=other.tokens[None])
         if isinstance(corrupt, Fact):
@@ -145,7 +145,15 @@ def _compared(metrics: Sequence[Metric], target: str | None, target_new: str | N
     return next(named, (target, target_new))
 
 
-def _encode(model: TransformerBridge, text: Text) -> Prompt:
+def as_prompt(model: TransformerBridge, text: Text) -> Prompt:
+    """A fact, a text or token ids as an encoded prompt; what is no fact has no subject.
+
+    Raises:
+        FactError: it is something else, or ids that the model does not have.
+
+    >>> as_prompt(model, "The Louvre is in").subject_span
+    (0, 0)
+    """
     if isinstance(text, Fact):
         return encode_fact(model, text)
     if not isinstance(text, str | Tensor | list | tuple):

@@ -28,7 +28,7 @@ from locate.names import DEFAULT_BUDGET
 
 # How far a resumed pass may differ from a full one, in standard deviations of the logits, before the
 # architecture counts as one that cannot be resumed. A wrong mask, base or cache is off by about 1.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
+LOGIT_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
 
 
 def freeze(
@@ -285,7 +285,7 @@ def _goes_on(run: FrozenRun, layer: int) -> bool:
     except Exception:  # it needs what it is not given
         return False
     wanted = run.residuals[layer + 1][branch.rows.to(found.device), start:]
-    return float((found - wanted).abs().max()) <= _TOLERANCE.get(found.dtype, 1e-3) * float(wanted.float().std())
+    return float((found - wanted).abs().max()) <= LOGIT_TOLERANCE.get(found.dtype, 1e-3) * float(wanted.float().std())
 
 
 def _last_positions(run: FrozenRun, layer: int) -> tuple[int, Branch]:
@@ -307,7 +307,7 @@ def _disagreement(run: FrozenRun) -> str:
         return f"a block cannot be called on its own ({type(error).__name__}: {error})"
     expected = run.logits[-1].to(resumed.device)
     difference = float((resumed - expected).abs().max() / expected.float().std())
-    tolerance = _TOLERANCE.get(expected.dtype, 1e-3)
+    tolerance = LOGIT_TOLERANCE.get(expected.dtype, 1e-3)
     if difference <= tolerance:  # also false for NaN
         return ""
     return f"a resumed pass differs from a whole one by {difference:.2g} standard deviations of the logits"

@@ -1,4 +1,4 @@
-"""What each head, MLP and bias adds to the residual stream, so that all of them sum to it."""
+"""What each head, MLP, neuron and bias adds to the residual stream, so that all of them sum to it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import ModelError
-from locate.model.anatomy import anatomy, norm_after
+from locate.model.anatomy import anatomy, down_module, norm_after
 from locate.model.norms import NormShape
-from locate.model.weights import written_by
+from locate.model.weights import down_projection, written_by
 from locate.sites.table import hook_name
 
 # What is read of a layer to tell its contributions apart.
@@ -38,10 +38,11 @@ class Contributions:
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """From attention's output projection to the stream, for the states of one run: a linear map and a constant.
+    """From the output projection of attention or of an MLP to the stream, for the states of one run: a linear map and
+    a constant.
 
     Attributes:
-        gain: of the norm after attention, divided by the scale that it has at each position; None without a norm.
+        gain: of the norm between, divided by the scale that it has at each position; None without a norm.
         centred: whether the norm takes the mean away first.
         shift: the norm's bias.
         multiplier: of what is added.
@@ -67,6 +68,18 @@ class Passage:
         if self.centred:
             vectors = vectors - vectors.mean(-1, keepdim=True)
         return vectors * gain.to(vectors) * self.multiplier
+
+    @property
+    def constant(self) -> Tensor | float:
+        """What the norm's bias adds, whatever the output is."""
+        return 0.0 if self.shift is None else self.shift * self.multiplier
+
+    def pulled_back(self, direction: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position d_model"]:
+        """A direction in the stream as one in the projection's output, along which as much of a part is found."""
+        if self.gain is None:
+            return direction * self.multiplier
+        found = direction * self.gain.to(direction) * self.multiplier
+        return found - found.mean(-1, keepdim=True) if self.centred else found
 
 
 def contribution_hooks(model: TransformerBridge, layers: Sequence[int]) -> list[str]:
@@ -134,10 +147,7 @@ def attention_contributions(
     written = einsum(z, weight, "row position head d_head, head d_head d_model -> row position head d_model")
     constant = torch.zeros_like(projected) if attention.b_O is None else attention.b_O.to(z).expand_as(projected)
     _check(model, layer, written.sum(-2) + constant, projected)
-    bias = through(constant)
-    if through.shift is not None:
-        bias = bias + through.shift.to(bias) * through.multiplier
-    return through(written), bias
+    return through(written), through(constant) + torch.as_tensor(through.constant).to(constant)
 
 
 @torch.no_grad()
@@ -148,10 +158,71 @@ def passage(model: TransformerBridge, layer: int, projected: Float[Tensor, "row 
         ModelError: the layer has no heads; what it adds is not attention and one MLP, or comes about in another way.
     """
     _check_heads(model, layer)
+    return _passage(model, layer, "attn", projected)
+
+
+@torch.no_grad()
+def neuron_contributions(
+    model: TransformerBridge,
+    layer: int,
+    neurons: Float[Tensor, "row position neuron"],
+    projected: Float[Tensor, "row position d_model"],
+    direction: Float[Tensor, "row position d_model"],
+) -> tuple[Float[Tensor, "row position neuron"], Float[Tensor, "row position"]]:
+    """What each neuron of a layer's MLP adds to the stream along a direction, and what is added without any of them.
+
+    A neuron's activation goes through its row of the down-projection, then as a head's output does through what stands
+    before the stream (``contributions``).
+
+    Args:
+        model: a raw-mode bridge.
+        layer: of the model.
+        neurons: the activations.
+        projected: what the down-projection makes of them.
+        direction: in the stream.
+
+    Raises:
+        ModelError: the layer has no single MLP; or as ``contributions`` does.
+
+    >>> from locate.engine import freeze
+    >>> names = ["blocks.5.mlp.out.hook_in", "blocks.5.mlp.out.hook_out"]
+    >>> kept = freeze(model, torch.tensor([[1, 2, 3]]), keep=names).kept
+    >>> each, bias = neuron_contributions(model, 5, *kept.values(), torch.ones(1, 3, model.cfg.d_model))
+    >>> each.shape == (1, 3, model.cfg.d_mlp)
+    True
+    """
+    weight = down_weight(model, layer)
+    through = _passage(model, layer, "mlp", projected)
+    constant = down_module(model.blocks[layer])(torch.zeros_like(neurons))  # type: ignore[misc]
+    _check(model, layer, neurons @ weight.to(neurons) + constant, projected)
+    own = through.pulled_back(direction)
+    along = einsum(own, weight.to(own), "row position d_model, neuron d_model -> row position neuron")
+    each = neurons.to(along) * along
+    shift = (direction * torch.as_tensor(through.constant).to(direction)).sum(-1)
+    return each, (own * constant.to(own)).sum(-1) + shift
+
+
+def down_weight(model: TransformerBridge, layer: int) -> Float[Tensor, "neuron d_model"]:
+    """What each neuron of a layer writes, before anything that stands between the MLP and the stream.
+
+    Raises:
+        ModelError: the layer has no single MLP.
+
+    >>> down_weight(model, 5).shape == (model.cfg.d_mlp, model.cfg.d_model)
+    True
+    """
+    module = down_module(model.blocks[layer])
+    if module is None:
+        down_projection(model, layer)  # says why
+    assert module is not None
+    return written_by(module, model.cfg.d_model)
+
+
+def _passage(model: TransformerBridge, layer: int, part: str, projected: Tensor) -> Passage:
     own = anatomy(model).layers[layer]
     if not own.adds_up:
         raise ModelError(_not_apart(model, layer))
-    norm = norm_after(model.blocks[layer], "attn")
+    norm = norm_after(model.blocks[layer], part)
     if norm is None:
         return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
     return Passage.of(norm, projected, own.multiplier)
