@@ -37,6 +37,8 @@ from .lens.attribution import LogitAttribution, load_attribution, logit_attribut
 from .model.loading import load_model
 from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
+from .neurons.gain import neuron_logprob_gain
+from .neurons.gained import LogprobGain, load_logprob_gain
 from .neurons.knowledge import knowledge_neurons
 from .neurons.scores import NeuronScores, load_neurons
 from .neurons.verification import verify_neurons
@@ -67,6 +69,7 @@ __all__ = [
     "Knockout",
     "LocateError",
     "LogitAttribution",
+    "LogprobGain",
     "MeanEmbedding",
     "Metric",
     "ModelError",
@@ -105,6 +108,7 @@ __all__ = [
     "load_facts",
     "load_faithfulness",
     "load_knockout",
+    "load_logprob_gain",
     "load_model",
     "load_neuron_effects",
     "load_neurons",
@@ -114,6 +118,7 @@ __all__ = [
     "log_probability",
     "logit_attribution",
     "logit_diff",
+    "neuron_logprob_gain",
     "patch",
     "patch_edges",
     "path_patch",

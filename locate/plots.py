@@ -11,6 +11,7 @@ from locate.figures.style import save_figure
 from locate.lens.attribution_figures import plot_attribution, plot_attribution_top
 from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
+from locate.neurons.head_figures import plot_value_heads
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
 from locate.tracing.figures import plot_trace, plot_trace_heads
@@ -30,5 +31,6 @@ __all__ = [
     "plot_patches",
     "plot_trace",
     "plot_trace_heads",
+    "plot_value_heads",
     "save_figure",
 ]

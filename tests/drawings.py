@@ -142,6 +142,13 @@ def neurons(**info) -> locate.NeuronScores:
     return locate.NeuronScores(data=xr.Dataset(data, coords=coords), info=told)
 
 
+def value_heads() -> Figure:
+    tokens = ["The", " Tower", " is", " in", " the"]
+    heads = 1.2 * hills(fact=1, layer=12, head=4, source=5) - 0.3
+    info = {"tokens": [tokens], "answer_tokens": [[" Paris"]]}
+    return locate.LogprobGain(data=xr.Dataset({"heads": heads}), info=info).plot_heads()
+
+
 def neuron_effects() -> Figure:
     """Thirty facts whose neurons matter, most of all to their own prompts."""
     fact, number = np.arange(30)[:, None, None], np.arange(6)
@@ -227,6 +234,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),
+    "value_heads": value_heads,
     "neuron_effects": neuron_effects,
     "attribution": lambda: attribution("head").plot(),
     "attribution_lines": lambda: attribution("component").plot(),
