@@ -40,6 +40,7 @@ from .neurons.extraction import attribute_extraction_rate
 from .neurons.gain import neuron_logprob_gain
 from .neurons.gained import LogprobGain, load_logprob_gain
 from .neurons.knowledge import knowledge_neurons
+from .neurons.queries import QueryNeurons, load_query_neurons, query_neurons
 from .neurons.scores import NeuronScores, load_neurons
 from .neurons.verification import verify_neurons
 from .patching.attribute import attribute
@@ -80,6 +81,7 @@ __all__ = [
     "OtherRelation",
     "Patches",
     "Prompt",
+    "QueryNeurons",
     "Relation",
     "ResampledEmbedding",
     "Site",
@@ -113,6 +115,7 @@ __all__ = [
     "load_neuron_effects",
     "load_neurons",
     "load_patches",
+    "load_query_neurons",
     "load_relation",
     "load_trace",
     "log_probability",
@@ -127,6 +130,7 @@ __all__ = [
     "prob_greater",
     "probability",
     "prune_edges",
+    "query_neurons",
     "rank",
     "sequence_log_probability",
     "sequence_probability",

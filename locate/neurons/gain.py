@@ -1,7 +1,6 @@
 """Log-probability gain: by how much each neuron, and each head from each position, makes an answer likelier."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,25 +11,17 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine import DEFAULT_BUDGET, freeze
+from locate.engine import DEFAULT_BUDGET
 from locate.engine.rows import Budget
 from locate.errors import FactError, LocateError, ModelError
 from locate.facts.facts import Fact
 from locate.facts.prompts import token_strings
 from locate.model.anatomy import check_layer
 from locate.model.weights import check_down_projections
-from locate.neurons.asking import AskedFact, ask
+from locate.neurons.asking import ask
 from locate.neurons.gained import LogprobGain
-from locate.neurons.readout import Readout
-from locate.neurons.writing import (
-    Heads,
-    Neurons,
-    head_hooks,
-    heads_written,
-    layers_of_heads,
-    neuron_hooks,
-    neurons_written,
-)
+from locate.neurons.states import State, read_state
+from locate.neurons.writing import layers_of_heads
 
 # Neurons whose gains are made together at the least, where few are asked for.
 _FEW = 64
@@ -88,9 +79,9 @@ def neuron_logprob_gain(
         raise LocateError("layers: give at least one.")
     questions = [ask(model, fact, own=True) for fact in facts]
     of_heads = [layer for layer in layers_of_heads(model) if layer in chosen] if heads else []
-    states: list[_State] = []
+    states: list[State] = []
     for one in tqdm(questions, "reading", unit="fact", disable=not progress, delay=1):
-        states.append(_read(model, one, chosen, of_heads, states[0].readout if states else None, budget))
+        states.append(read_state(model, one, chosen, of_heads, states[0].readout if states else None, budget))
     at_once = Budget.of(model, budget).distributions
     if screen is None:
         data = {"scores": _every(states, at_once, progress)}
@@ -114,37 +105,8 @@ def neuron_logprob_gain(
     return LogprobGain(data=xr.Dataset(arrays, coords=coords), info=info)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _State:
-    """One fact's last position, as far as gains need it."""
-
-    answer: int
-    readout: Readout
-    neurons: list[Neurons]
-    heads: dict[int, Heads]
-
-    def said(self, raw: Float[Tensor, "row vocab"]) -> Float[Tensor, "row"]:
-        """The answer's log-probability."""
-        logits = self.readout.transformed(raw)
-        return logits[:, self.answer] - logits.logsumexp(-1)
-
-
 @torch.no_grad()
-def _read(
-    model: TransformerBridge, one: AskedFact, layers: Sequence[int], of_heads: Sequence[int], like: Readout | None,
-    budget: int,
-) -> _State:  # fmt: skip
-    names = dict.fromkeys([*neuron_hooks(model, layers), *head_hooks(model, of_heads)])
-    run = freeze(model, one.prompts[0].tokens[None], keep=list(names), budget=budget)
-    return _State(
-        answer=one.answer, readout=Readout.of(model, run.residuals[-1][0, -1], run.logits[0], like),
-        neurons=[neurons_written(run, layer, slice(-1, None)) for layer in layers],
-        heads={layer: heads_written(run, layer) for layer in of_heads},
-    )  # fmt: skip
-
-
-@torch.no_grad()
-def _every(states: Sequence[_State], at_once: int, progress: bool) -> Float[Tensor, "fact layer neuron"]:
+def _every(states: Sequence[State], at_once: int, progress: bool) -> Float[Tensor, "fact layer neuron"]:
     """All gains: norms scale a direction alike in all runs but for a number, so that its logits are made once."""
     first = states[0]
     table = []
@@ -184,9 +146,7 @@ def _alike(tables: list[Tensor]) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _screened(
-    state: _State, n: int, at_once: int
-) -> tuple[Float[Tensor, "layer neuron"], Bool[Tensor, "layer neuron"]]:
+def _screened(state: State, n: int, at_once: int) -> tuple[Float[Tensor, "layer neuron"], Bool[Tensor, "layer neuron"]]:
     """Upper bounds of all gains, with the largest ``n`` made exact; and which are."""
     readout, factor = state.readout, state.readout.factor()
     if factor is None:
@@ -219,7 +179,7 @@ def _screened(
 
 @torch.no_grad()
 def _of_heads(
-    states: Sequence[_State], layers: Sequence[int], at_once: int
+    states: Sequence[State], layers: Sequence[int], at_once: int
 ) -> Float[np.ndarray, "fact layer head source"]:
     """Gains of heads; NaN in layers without them, and where a prompt has no such position."""
     shapes = [own.vectors.shape for state in states for own in state.heads.values()]
@@ -227,12 +187,6 @@ def _of_heads(
     table = np.full((len(states), len(layers), *most), np.nan, dtype=np.float32)
     for at, state in enumerate(states):
         for layer, own in state.heads.items():
-            base = state.readout.raw(own.stream[None])
-            parts = [
-                state.said((state.readout.linear(part) @ state.readout.weight).add_(base)) - state.said(base)
-                for part in own.vectors.flatten(0, 1).split(at_once)
-            ]
-            n_heads, n_sources = own.vectors.shape[:2]
-            gains = torch.cat(parts).view(n_heads, n_sources)
-            table[at, layers.index(layer), :n_heads, :n_sources] = gains.cpu().numpy()
+            gains = state.gains(own.stream, own.vectors.flatten(0, 1), at_once).view(own.vectors.shape[:2])
+            table[at, layers.index(layer), : gains.shape[0], : gains.shape[1]] = gains.cpu().numpy()
     return table

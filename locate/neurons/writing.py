@@ -10,11 +10,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import FrozenRun
-from locate.engine.hooking import has_hook_point
 from locate.errors import ModelError
-from locate.model.anatomy import anatomy, norm_after
-from locate.model.weights import down_projection, written_by
-from locate.sites.contributions import Passage, passage
+from locate.model.anatomy import anatomy, down_module
+from locate.model.weights import written_by
+from locate.sites.contributions import Passage, down_weight, passage
 from locate.sites.table import hook_name
 
 # Of the largest value, in units of its precision: more than a long sum is rounded, and much less than a part of it.
@@ -106,25 +105,18 @@ def neurons_written(run: FrozenRun, layer: int, positions: slice) -> Neurons:
     True
     """
     model, own = run.model, anatomy(run.model).layers[layer]
-    down_projection(model, layer)
-    if not own.adds_up:
-        raise ModelError(_not_apart(model, layer))
-    module = model.blocks[layer].mlp.out.original_component
+    rows = down_weight(model, layer).detach()
     projected = run.kept[hook_name("down_out", layer)][:, positions]
     activations = run.kept[hook_name("neuron", layer)][0, positions]
-    rows = written_by(module, model.cfg.d_model).detach()
-    bias = getattr(module, "bias", None)
-    made = activations @ rows.to(activations) + (0 if bias is None else bias.detach())
-    _check(model, layer, made, projected[0])
+    constant = down_module(model.blocks[layer])(torch.zeros_like(activations))  # type: ignore[misc]
+    _check(model, layer, activations @ rows.to(activations) + constant, projected[0])
     stream = run.residuals[layer][0, positions]
     if own.n_heads:
         stream = stream + run.kept[hook_name("attn_out", layer)][0, positions].to(stream)
-    norm = norm_after(model.blocks[layer], "mlp")
-    through = (
-        Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
-        if norm is None else Passage.of(norm, projected, own.multiplier)
+    return Neurons(
+        stream=stream.float(), activations=activations.float(), rows=rows,
+        passage=passage(model, layer, projected, "mlp"),
     )  # fmt: skip
-    return Neurons(stream=stream.float(), activations=activations.float(), rows=rows, passage=through)
 
 
 @torch.no_grad()
@@ -161,11 +153,6 @@ def head_values(
     group = len(pattern) // values.shape[1]
     of_head = values.repeat_interleave(group, dim=1)
     return einsum(of_head, pattern.to(of_head), "source head d_head, head source -> head source d_head")
-
-
-def has_heads_apart(model: TransformerBridge, layer: int) -> bool:
-    """Whether a layer shows what its heads take from each position."""
-    return all(has_hook_point(model, name) for name in head_hooks(model, [layer]))
 
 
 def _check(model: TransformerBridge, layer: int, made: Tensor, found: Tensor) -> None:

@@ -151,14 +151,23 @@ def attention_contributions(
 
 
 @torch.no_grad()
-def passage(model: TransformerBridge, layer: int, projected: Float[Tensor, "row position d_model"]) -> Passage:
-    """How what attention's output projection gives reaches the stream, where its output is ``projected``.
+def passage(
+    model: TransformerBridge, layer: int, projected: Float[Tensor, "row position d_model"], part: str = "attn"
+) -> Passage:
+    """How what the output projection of ``attn`` or ``mlp`` gives reaches the stream, where it gives ``projected``.
 
     Raises:
         ModelError: the layer has no heads; what it adds is not attention and one MLP, or comes about in another way.
     """
-    _check_heads(model, layer)
-    return _passage(model, layer, "attn", projected)
+    if part == "attn":
+        _check_heads(model, layer)
+    own = anatomy(model).layers[layer]
+    if not own.adds_up:
+        raise ModelError(_not_apart(model, layer))
+    norm = norm_after(model.blocks[layer], part)
+    if norm is None:
+        return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
+    return Passage.of(norm, projected, own.multiplier)
 
 
 @torch.no_grad()
@@ -192,7 +201,7 @@ def neuron_contributions(
     True
     """
     weight = down_weight(model, layer)
-    through = _passage(model, layer, "mlp", projected)
+    through = passage(model, layer, projected, "mlp")
     constant = down_module(model.blocks[layer])(torch.zeros_like(neurons))  # type: ignore[misc]
     _check(model, layer, neurons @ weight.to(neurons) + constant, projected)
     own = through.pulled_back(direction)
@@ -216,16 +225,6 @@ def down_weight(model: TransformerBridge, layer: int) -> Float[Tensor, "neuron d
         down_projection(model, layer)  # says why
     assert module is not None
     return written_by(module, model.cfg.d_model)
-
-
-def _passage(model: TransformerBridge, layer: int, part: str, projected: Tensor) -> Passage:
-    own = anatomy(model).layers[layer]
-    if not own.adds_up:
-        raise ModelError(_not_apart(model, layer))
-    norm = norm_after(model.blocks[layer], part)
-    if norm is None:
-        return Passage(gain=None, centred=False, shift=None, multiplier=own.multiplier)
-    return Passage.of(norm, projected, own.multiplier)
 
 
 def _check_heads(model: TransformerBridge, layer: int) -> None:
