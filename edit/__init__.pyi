@@ -8,6 +8,7 @@ from .location.concentration import Concentration, concentration, load_concentra
 from .location.concentration_figures import plot_concentration
 from .location.readout import ColumnReadout, column_readout, load_column_readout
 from .location.readout_figures import plot_column_readout
+from .location.similarity import LocalisationSimilarity, load_localisation_similarity, localisation_similarity
 from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
@@ -45,6 +46,7 @@ __all__ = [
     "FineTuning",
     "KeyStatistics",
     "LayerChoice",
+    "LocalisationSimilarity",
     "LowRank",
     "Part",
     "Probe",
@@ -67,11 +69,13 @@ __all__ = [
     "load_column_readout",
     "load_concentration",
     "load_counterfact",
+    "load_localisation_similarity",
     "load_propagation",
     "load_reference_texts",
     "load_statistics",
     "load_update",
     "load_zsre",
+    "localisation_similarity",
     "plot_column_readout",
     "plot_concentration",
     "probes_for",

@@ -216,6 +216,17 @@ def said(shift: int) -> edit.ColumnReadout:
     return edit.ColumnReadout(data=xr.Dataset(data, coords=coords), info={"method": "made up", "model": "tiny"})
 
 
+def alike() -> edit.LocalisationSimilarity:
+    """Layers that paraphrases share for longer than hops do."""
+    k, fall = np.arange(1, 11), np.array([[0.06], [0.11]])
+    rsim = np.exp(-fall * k) + 0.05 * np.sin(k)
+    data = {"rsim": (("group", "k"), rsim), "rsim_low": (("group", "k"), rsim - 0.1), "unrelated": ("k", k / 15),
+            "rsim_high": (("group", "k"), rsim + 0.1)}  # fmt: skip
+    info = {"model": "tiny", "facts": {"paraphrases": 30, "hops": 21}}
+    coords = {"group": ["paraphrases", "hops"], "k": k}
+    return edit.LocalisationSimilarity(data=xr.Dataset(data, coords=coords), info=info)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -231,6 +242,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "footprint": footprint,
     "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
     "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),
+    "localisation_similarity": lambda: alike().plot(),
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),

@@ -57,6 +57,9 @@ GIVEN: dict[str, Callable] = {
     "pairs": lambda given: locate.tasks.ioi(given["model"], 4),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
+    "alike": lambda given: edit.localisation_similarity(
+        given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
+    ),
 }
 # Files that examples read, by what is saved in them.
 FILES = {
