@@ -34,6 +34,9 @@ from .facts.files import bundled_facts, load_facts
 from .facts.prompts import Prompt, encode_fact
 from .facts.relations import Relation, load_relation
 from .lens.attribution import LogitAttribution, load_attribution, logit_attribution
+from .lens.projecting import logit_lens
+from .lens.trajectory import LensTrajectory, load_trajectory
+from .lens.tuned import TunedLens
 from .model.loading import load_model
 from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
@@ -68,6 +71,7 @@ __all__ = [
     "Faithfulness",
     "GaussianNoise",
     "Knockout",
+    "LensTrajectory",
     "LocateError",
     "LogitAttribution",
     "LogprobGain",
@@ -88,6 +92,7 @@ __all__ = [
     "SiteError",
     "TokenSwap",
     "Trace",
+    "TunedLens",
     "UniformNoise",
     "UpdateError",
     "ZeroEmbedding",
@@ -118,9 +123,11 @@ __all__ = [
     "load_query_neurons",
     "load_relation",
     "load_trace",
+    "load_trajectory",
     "log_probability",
     "logit_attribution",
     "logit_diff",
+    "logit_lens",
     "neuron_logprob_gain",
     "patch",
     "patch_edges",

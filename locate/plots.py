@@ -9,6 +9,7 @@ from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
 from locate.figures.style import save_figure
 from locate.lens.attribution_figures import plot_attribution, plot_attribution_top
+from locate.lens.trajectory_figures import plot_lens, plot_trajectory
 from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
 from locate.neurons.head_figures import plot_value_heads
@@ -26,11 +27,13 @@ __all__ = [
     "plot_circuit",
     "plot_faithfulness",
     "plot_knockout",
+    "plot_lens",
     "plot_neuron_effects",
     "plot_neurons",
     "plot_patches",
     "plot_trace",
     "plot_trace_heads",
+    "plot_trajectory",
     "plot_value_heads",
     "save_figure",
 ]

@@ -182,6 +182,22 @@ def attribution(by: str) -> locate.LogitAttribution:
     return locate.LogitAttribution(data=xr.Dataset(data, coords=coords), by=by, info=info)
 
 
+def lens(n: int) -> locate.LensTrajectory:
+    """Of an answer that comes up over twelve layers, for so many prompts."""
+    rises = xr.concat([hills(layer=12, position=4)] * n, "fact") + 0.1 * xr.DataArray(range(n), dims="fact")
+    logs = xr.concat([4 * rises - 5, 2 * rises - 6], "token").transpose("fact", "layer", "position", "token")
+    words = [[f" {['the', 'Paris', 'of', 'in'][(layer * place) % 4]}" for place in range(4)] for layer in range(12)]
+    data = {
+        "logit": logs, "log_probability": logs, "rank": np.exp(-logs).round(),
+        "top": (("fact", "layer", "position"), np.array([words] * n, dtype=object)),
+        "top_probability": (rises / (1 + rises)).transpose("fact", "layer", "position"),
+    }  # fmt: skip
+    coords = {"fact": list("abc")[:n], "token": ["answer", "other"]}
+    read = ["The", " Tower", " is", " in"]
+    info = {"model": "tiny", "translator": None, "tokens": [[" Paris", " Rome"]] * n, "read": [read] * n}
+    return locate.LensTrajectory(data=xr.Dataset(data, coords=coords), sites="resid_post", info=info)
+
+
 def faithfulness(height: float) -> locate.Faithfulness:
     """A curve over a thousand edges, with random circuits beside."""
     sizes = np.array([1, 2, 5, 10, 20, 50, 100, 200, 500, 1000])
@@ -251,6 +267,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "attribution": lambda: attribution("head").plot(),
     "attribution_lines": lambda: attribution("component").plot(),
     "attribution_top": lambda: attribution("head").plot_top(n=8),
+    "lens": lambda: lens(3).plot(),
+    "lens_map": lambda: lens(1).plot_map(),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

@@ -1,6 +1,7 @@
 """What all figures share: style, colours, heat maps, files."""
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -12,6 +13,8 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 
 STYLE: dict[Any, Any] = {
@@ -27,6 +30,7 @@ _LIGHTEST, _DARKEST = 99.9, 27.0
 _LONG, _LONG_ALONE = 24, 34
 # Of a headline: a little fewer than there is room for.
 _CHARACTERS_PER_INCH = 16
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
 
 
@@ -133,6 +137,22 @@ def metric_label(metric: str, info: Mapping[str, Any], answer: str) -> str:
     """A metric's label with the answers in place."""
     label: str = info["metrics"][metric]
     return label.replace("{answer}", shown_text(answer)).replace("{new}", info.get("target_new") or "new answer")
+
+
+def drawable(text: str) -> str:
+    """A text on one line, with a mark in place of each letter that the figures' font does not have.
+
+    >>> drawable("Paris 巴黎")
+    'Paris ��'
+    """
+    line = "".join(letter if letter == " " else letter.translate(_WHITESPACE) for letter in text)
+    known = (letter == " " or (letter.isprintable() and _font().get_char_index(ord(letter))) for letter in line)
+    return "".join(letter if has else _UNKNOWN for letter, has in zip(line, known, strict=True))
+
+
+@cache
+def _font() -> FT2Font:
+    return get_font(findfont(FontProperties()))
 
 
 def token_label(token: str, starred: bool) -> str:
