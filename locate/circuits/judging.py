@@ -72,7 +72,7 @@ def faithfulness(
         how: how the best edges are chosen; see ``Circuit.top``.
         absolute: whether scores are compared without their sign.
         ablation: what the other edges bring: ``"corrupt"``, the ``"mean"`` of that over pairs of one length, or
-            ``"zero"``.
+            ``"zero"``; the last two at every position.
         random: how many circuits of random edges to run beside, at every size.
         seed: of these.
         metric: as in ``find_circuit``; by default the pairs' own.

@@ -7,7 +7,7 @@ and MLP inputs of; one pass runs any number of circuits side by side.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,8 @@ from locate.sites.graph import Graph
 from locate.sites.inputs import attention_input, mlp_input, projection
 from locate.sites.table import hook_name
 
-# What cut edges bring: what their writers write in the contrast's source, its mean over all pairs, or nothing.
+# What cut edges bring: what their writers write in the contrast's source, its mean over all pairs, or nothing. The last
+# two hold at every position.
 Ablation = Literal["corrupt", "mean", "zero"]
 
 
@@ -56,6 +57,8 @@ def run_circuits(
     Raises:
         ModelError: the architecture has inputs that edges cannot be told apart at.
     """
+    if ablation != "corrupt":  # what edges bring changes before the first difference too
+        contrast = replace(contrast, first=0)
     measure = contrast.measure(metrics)
     mean = _mean(contrast, graph) if ablation == "mean" else None
     results = torch.zeros(len(kept), len(contrast.rows), len(metrics), dtype=torch.float32)
