@@ -7,6 +7,7 @@
 
 from locate.circuits.faithfulness_figures import plot_faithfulness
 from locate.circuits.figures import plot_circuit
+from locate.circuits.patching_figures import plot_edge_effects
 from locate.figures.style import save_figure
 from locate.lens.attribution_figures import plot_attribution, plot_attribution_top
 from locate.lens.trajectory_figures import plot_lens, plot_trajectory
@@ -25,6 +26,7 @@ __all__ = [
     "plot_average_lines",
     "plot_average_patches",
     "plot_circuit",
+    "plot_edge_effects",
     "plot_faithfulness",
     "plot_knockout",
     "plot_lens",

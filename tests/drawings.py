@@ -243,6 +243,22 @@ def alike() -> edit.LocalisationSimilarity:
     return edit.LocalisationSimilarity(data=xr.Dataset(data, coords=coords), info=info)
 
 
+def edge_effects() -> locate.EdgeEffects:
+    """A dozen edges on five pairs."""
+    edge, pair = np.arange(12)[:, None], np.arange(5)
+    effect = 2 * np.sin(2.1 * edge + 1) * np.exp(-0.2 * edge)
+    data = {
+        "values": (("edge", "pair"), 3 + effect + 0.3 * np.cos(edge + 2.0 * pair)),
+        "clean": ("pair", np.full(5, 3.0)), "corrupted": ("pair", np.full(5, -2.5)),
+    }  # fmt: skip
+    names = {
+        "writer": ("edge", [f"a{i}.h{2 * i % 9}" for i in range(12)]),
+        "reader": ("edge", ["logits", "a14.h3.q"] * 6),
+    }
+    info = {"model": "tiny", "pairs": 5, "metric": "logit_diff", "metric_label": "logit(Mary) − logit(John)"}
+    return locate.EdgeEffects(data=xr.Dataset(data, coords=names), info=info)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -269,6 +285,7 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "attribution_top": lambda: attribution("head").plot_top(n=8),
     "lens": lambda: lens(3).plot(),
     "lens_map": lambda: lens(1).plot_map(),
+    "edge_effects": lambda: edge_effects().plot(n=10),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

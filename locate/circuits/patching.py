@@ -1,9 +1,9 @@
 """Exact patching of edges: what cutting each of them does to the answer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -29,6 +29,9 @@ from locate.sites.components import site_written
 from locate.sites.graph import Graph
 from locate.sites.site import Site
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class EdgeEffects(Result):
@@ -46,6 +49,7 @@ class EdgeEffects(Result):
     """
 
     stored_as = "edge_effects"
+    figures: ClassVar[Mapping[str, str]] = {"plot": "locate.circuits.patching_figures:plot_edge_effects"}
 
     info: dict[str, Any]
 
@@ -86,6 +90,10 @@ class EdgeEffects(Result):
             raise SiteError("No head and no MLP writes to these edges, so none of them is best.")
         largest = int(np.abs(np.asarray(table["effect"])).argmax())
         return site_written(str(np.asarray(table["writer"])[largest]))
+
+    def plot(self, **options: Any) -> "Figure":
+        """The largest effects; see ``locate.plots.plot_edge_effects``."""
+        return self.draw(**options)
 
     @property
     def _moved(self) -> xr.DataArray:

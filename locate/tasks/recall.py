@@ -20,9 +20,9 @@ from locate.tasks.paired import PairedPrompts
 
 def factual_recall(
     model: TransformerBridge,
-    facts: Sequence[Fact] | None = None,
     n: int = 30,
     *,
+    facts: Sequence[Fact] | None = None,
     known: bool = True,
     seed: int = 0,
 ) -> PairedPrompts:
@@ -32,15 +32,15 @@ def factual_recall(
 
     Args:
         model: a raw-mode bridge.
-        facts: which; by default those that ship with the project.
         n: how many pairs.
+        facts: which; by default those that ship with the project.
         known: take only pairs of which the model ranks both answers first.
         seed: of the choice.
 
     Raises:
         FactError: there are not as many pairs whose tokens line up, or that the model knows.
 
-    >>> pairs = locate.tasks.factual_recall(model, facts, 4, known=False)
+    >>> pairs = locate.tasks.factual_recall(model, 4, facts=facts, known=False)
     >>> all(clean.prompt == corrupt.prompt and clean.relation == corrupt.relation for clean, corrupt in pairs)
     True
     """

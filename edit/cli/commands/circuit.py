@@ -94,7 +94,7 @@ class PairOptions:
         task = self.task or ("ioi" if self.facts is None else _OF_FACTS)
         if task == _OF_FACTS:
             facts = None if self.facts is None else locate.load_facts(self.facts)
-            return locate.tasks.factual_recall(model, facts, n, known=self.known, seed=self.seed)
+            return locate.tasks.factual_recall(model, n, facts=facts, known=self.known, seed=self.seed)
         return getattr(locate.tasks, task.replace("-", "_"))(model, n, seed=self.seed)
 
 
@@ -104,7 +104,7 @@ def run(
     method: Annotated[
         str,
         typer.Option(
-            help="eap, eap-relp, eap-ig-inputs (or eap-ig), eap-ig-activations, clean-corrupted, or exact.",
+            help="eap, eap-relp, eap-ig-inputs (or eap-ig), eap-relp-ig, eap-ig-activations, clean-corrupted, exact.",
             rich_help_panel=METHOD,
         ),
     ] = "eap-ig-inputs",

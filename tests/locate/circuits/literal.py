@@ -77,7 +77,7 @@ def edge_hooks(model, reader, moved, parallel):
 
 
 def circuit(bridge, graph, kept, clean, theirs, metric):
-    """The metric where every edge that is cut moves its reader's input, one after the other, by hooks of its own on one whole pass.
+    """The metric where every edge that is cut moves its reader's input, by hooks of its own on one whole pass.
 
     What writers write meanwhile is seen as they write it: a later reader takes what the pass has by then.
     """

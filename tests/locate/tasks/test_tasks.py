@@ -181,7 +181,7 @@ def lands(n, prompt="{} is in", answers="ABCDEFGH", **fields):
 
 def test_facts_are_asked_in_the_words_of_the_clean_one(bytewise):
     given = [*lands(2, relation="country"), *lands(4, "Where is {}? In", relation="country")[2:]]
-    pairs = locate.tasks.factual_recall(bytewise, given, 12, known=False)
+    pairs = locate.tasks.factual_recall(bytewise, 12, facts=given, known=False)
     check(bytewise, pairs)
     assert {(clean.subject, corrupt.subject) for clean, corrupt in pairs} == set(
         permutations([fact.subject for fact in given], 2)
@@ -192,7 +192,7 @@ def test_facts_are_asked_in_the_words_of_the_clean_one(bytewise):
 
 def test_facts_without_a_relation_are_paired_by_their_prompt(bytewise):
     given = [*lands(2), *lands(4, "Where is {}? In")[2:]]
-    pairs = locate.tasks.factual_recall(bytewise, given, 4, known=False)
+    pairs = locate.tasks.factual_recall(bytewise, 4, facts=given, known=False)
     found = {(clean.subject[-1], corrupt.subject[-1]) for clean, corrupt in pairs}
     assert found == {("A", "B"), ("B", "A"), ("C", "D"), ("D", "C")}
 
@@ -201,15 +201,15 @@ def test_too_few_facts_are_refused_with_what_is_wrong_with_the_others(bytewise):
     longer = locate.Fact(prompt="{} is in", subject="Another Town", target="Q land", joined=True)
     given = [*lands(3, answers="ABB"), longer]
     with pytest.raises(FactError) as caught:
-        locate.tasks.factual_recall(bytewise, given, 9, known=False)
+        locate.tasks.factual_recall(bytewise, 9, facts=given, known=False)
     message = str(caught.value)
     assert "found 4 of the 9 pairs asked for. Of 4 facts 1 have no other of their relation" in message
     assert "2 have one answer ('Town" in message
     assert message.endswith("Ask for n=4.")
-    assert len(locate.tasks.factual_recall(bytewise, given, 4, known=False)) == 4
+    assert len(locate.tasks.factual_recall(bytewise, 4, facts=given, known=False)) == 4
     alike = lands(2, answers=["A big", "A new"])
     with pytest.raises(FactError, match=r"(?s)2 have answers that begin with the same token.*Give more facts"):
-        locate.tasks.factual_recall(bytewise, alike, 1, known=False)
+        locate.tasks.factual_recall(bytewise, 1, facts=alike, known=False)
 
 
 def rank(model, fact):
@@ -228,11 +228,11 @@ def test_only_facts_that_the_model_knows(small):
         given.append(replace(fact, target=answer, target_new=None, joined=True))
     knows = [fact for fact in given if rank(small, fact) == 1]
     assert 10 < len(knows) < 40
-    pairs = locate.tasks.factual_recall(small, given, 5)
+    pairs = locate.tasks.factual_recall(small, 5, facts=given)
     assert {rank(small, fact) for pair in pairs for fact in pair} == {1}
     unknown = [fact for fact in given if fact not in knows]
     with pytest.raises(FactError, match=r"(?s)have an answer that the model does not rank first.*or known=False"):
-        locate.tasks.factual_recall(small, unknown, 5)
+        locate.tasks.factual_recall(small, 5, facts=unknown)
 
 
 @pytest.mark.real_model
