@@ -5,9 +5,10 @@
 On a multi-head model of random weights, since TransformerLens' functions refuse grouped queries; nothing is downloaded.
 The convention is one: (a_u(clean) − a_u(corrupt)) · ∂m/∂in_v with the gradient at the corrupted run, so that here the
 corrupted prompt is the one that is given first. TransformerLens tells edges apart by position, within which all lie;
-their sum over positions is compared. Its ``faithfulness`` cuts by position as well, so that a circuit is given to it
-with each of its edges at every position. Beside each circuit it runs the circuit without the edges of each of the four
-classes of readers, five passes in all; both that ratio and the one for a single of its passes are printed.
+their sum over positions is compared, in the mean over the pairs of a call. Its ``faithfulness`` cuts by position as
+well, so that a circuit is given to it with each of its edges at every position. Beside each circuit it runs the circuit
+without the edges of each of the four classes of readers, five passes in all; both that ratio and the one for a single
+of its passes are printed.
 ``embed`` is the token's embedding there, and with the position's here: prompts of a pair differ in the first alone.
 """
 
@@ -40,18 +41,20 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=12)
+    parser.add_argument("--pairs", type=int, default=8, help="given in one call to both; edges' scores are means")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--circuits", type=int, default=20, help="how many of ours are run for one of theirs")
     arguments = parser.parse_args()
     model = _random(arguments)
     generator = torch.Generator().manual_seed(0)
-    clean = torch.randint(arguments.vocabulary, (arguments.tokens,), generator=generator)
+    clean = torch.randint(arguments.vocabulary, (arguments.pairs, arguments.tokens), generator=generator)
     corrupt = clean.clone()
-    corrupt[1:3] = (corrupt[1:3] + 1) % arguments.vocabulary
+    corrupt[:, 1:3] = (corrupt[:, 1:3] + 1) % arguments.vocabulary
     shape = f"{arguments.layers} layers × {arguments.heads} heads, width {arguments.width}, {arguments.tokens} tokens"
     print(f"{machine()}; random {arguments.kind} of {shape}")
-    _scores(model, clean, corrupt, arguments.repeats)
-    _faithfulness(model, clean, corrupt, arguments.repeats, arguments.circuits)
+    for pairs in sorted({1, arguments.pairs}):
+        _scores(model, clean[:pairs], corrupt[:pairs], arguments.repeats)
+    _faithfulness(model, clean[0], corrupt[0], arguments.repeats, arguments.circuits)
 
 
 def _random(arguments: argparse.Namespace) -> TransformerBridge:
@@ -89,11 +92,13 @@ def _scores(model: TransformerBridge, clean: torch.Tensor, corrupt: torch.Tensor
     found: dict[str, Any] = {}
 
     def ours() -> None:
-        found["ours"] = locate.find_circuit(model, corrupt, clean, method="eap", metric=_metric, progress=False)
+        found["ours"] = locate.find_circuit(
+            model, list(corrupt), list(clean), method="eap", metric=_metric, progress=False
+        )
 
     def other() -> None:
         config = theirs.EdgeAttributionConfig(granularity="edge")
-        found["theirs"] = theirs.attribution_patch(model, clean[None], corrupt[None], _of_theirs, config)
+        found["theirs"] = theirs.attribution_patch(model, clean, corrupt, _of_theirs, config)
 
     ours()  # warm up
     fast, slow, ratios = alternate(ours, other, repeats)
@@ -104,8 +109,9 @@ def _scores(model: TransformerBridge, clean: torch.Tensor, corrupt: torch.Tensor
         summed[rows[_named(writer)], columns[_named(reader)]] += score
     difference = np.abs(scores.values - summed)[np.isfinite(scores.values)].max()
     print(
-        f"scores of {int(scores.notnull().sum())} edges: here {fast:.3f} s, attribution_patch {slow:.2f} s, ratio "
-        f"{median(ratios):.1f} (each turn: {', '.join(f'{one:.1f}' for one in ratios)}; asked: 20), largest difference "
+        f"scores of {int(scores.notnull().sum())} edges, {len(clean)} pairs: here {fast:.3f} s, "
+        f"attribution_patch {slow:.2f} s, ratio {median(ratios):.1f} (each turn: "
+        f"{', '.join(f'{one:.1f}' for one in ratios)}; asked: 20), largest difference "
         f"{difference / np.abs(summed).max():.1e} of the largest score (asked: 1e-5)",
         flush=True,
     )

@@ -220,7 +220,7 @@ class _Reader:
 
     def _gain(self, norm: nn.Module) -> "_Gain":
         with running(self.model):
-            shape = NormShape.of(norm, torch.zeros(1, 1, self.model.cfg.d_model).to(self.like))
+            shape = NormShape.of(norm, self.like.new_zeros(1, 1, self.model.cfg.d_model))
         return _Gain(shape)
 
 

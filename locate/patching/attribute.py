@@ -51,8 +51,8 @@ def attribute(
             (arXiv:2505.17630) holds norms constant, takes the softmax's derivative at temperature 2, and weighs the
             sides of products. ``"atp*"`` (Kramár et al. 2024, arXiv:2403.00745) computes the change of the attention
             pattern for queries and keys, and averages sizes over passes that drop one layer each, with the sign of
-            their mean. ``"ig"`` averages gradients over ``steps`` points between the two runs' embeddings, and
-            ``"relp-ig"``, the default, coefficients of relevance propagation there. In models whose tokens bring more
+            their mean. ``"ig"``, the default, averages gradients over ``steps`` points between the two runs'
+            embeddings, and ``"relp-ig"`` coefficients of relevance propagation there. In models whose tokens bring more
             than the residual stream, which have no straight path between two of them, the default is ``"relp"``.
         sites: as in ``patch``.
         by: as in ``patch``.
@@ -80,7 +80,7 @@ def attribute(
 
     >>> guess = locate.attribute(model, fact, locate.TokenSwap("The Colosseum"), sites="mlp_out", progress=False)
     >>> guess.scores.dims, guess.info["method"]
-    (('layer', 'position'), 'relp-ig')
+    (('layer', 'position'), 'ig')
     """
     method = default_method(model) if method is None else method
     how = estimator(method, pattern=pattern)

@@ -47,7 +47,7 @@ class Estimator:
 
 
 # The first of these that an architecture has a meaning for is the default.
-DEFAULT_METHODS = ("relp-ig", "relp")
+DEFAULT_METHODS = ("ig", "relp")
 ESTIMATORS: dict[str, Estimator] = {
     "atp": Estimator(rules=GRADIENT),
     "atp*": Estimator(rules=GRADIENT, exact_attention=True, dropping=True),
@@ -62,7 +62,7 @@ def default_method(model: TransformerBridge) -> str:
     """The method that is taken where none is named: integrated, unless tokens bring more than the stream.
 
     >>> default_method(model)
-    'relp-ig'
+    'ig'
     """
     integrated, plain = DEFAULT_METHODS
     return plain if other_embeddings(model) else integrated

@@ -70,7 +70,7 @@ def run(
     method: Annotated[
         str | None,
         typer.Option(
-            help="Of that estimate: atp, atp*, relp, relp-ig (the default), gim or ig.", rich_help_panel=METHOD
+            help="Of that estimate: atp, atp*, relp, relp-ig, gim or ig (the default).", rich_help_panel=METHOD
         ),
     ] = None,
     precision: PrecisionOption = "model",

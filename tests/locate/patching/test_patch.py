@@ -447,7 +447,7 @@ def test_prompts_that_do_not_fit_are_refused():
         locate.patch(model("llama"), CLEAN, locate.GaussianNoise(), metric=difference)
     with pytest.raises(FactError, match="2 clean prompts and 1 corrupted"):
         locate.patch(model("llama"), [CLEAN, CLEAN], [CORRUPT], metric=difference)
-    encode = inspect.unwrap(pairs._encode)  # past the checks of types that users do not have
+    encode = inspect.unwrap(pairs.as_prompt)  # past the checks of types that users do not have
     with pytest.raises(FactError, match="must be a Fact, a text or token ids; found ndarray"):
         encode(model("llama"), np.array([1, 2]))
     with pytest.raises(FactError, match="Token ids must be integers, found torch"):
