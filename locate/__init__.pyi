@@ -52,6 +52,9 @@ from .patching.knockout import Knockout, attention_knockout, load_knockout
 from .patching.patch import patch
 from .patching.patches import Patches, load_patches
 from .patching.paths import path_patch
+from .relations.linear import LinearRelation, load_linear_relation
+from .relations.linearity import RelationLinearity, load_relation_linearity
+from .relations.sweeping import relation_linearity
 from .sites.site import Site
 from .tracing.average import AverageTrace, average_traces, load_average
 from .tracing.causal import causal_trace
@@ -72,6 +75,7 @@ __all__ = [
     "GaussianNoise",
     "Knockout",
     "LensTrajectory",
+    "LinearRelation",
     "LocateError",
     "LogitAttribution",
     "LogprobGain",
@@ -87,6 +91,7 @@ __all__ = [
     "Prompt",
     "QueryNeurons",
     "Relation",
+    "RelationLinearity",
     "ResampledEmbedding",
     "Site",
     "SiteError",
@@ -115,6 +120,7 @@ __all__ = [
     "load_facts",
     "load_faithfulness",
     "load_knockout",
+    "load_linear_relation",
     "load_logprob_gain",
     "load_model",
     "load_neuron_effects",
@@ -122,6 +128,7 @@ __all__ = [
     "load_patches",
     "load_query_neurons",
     "load_relation",
+    "load_relation_linearity",
     "load_trace",
     "load_trajectory",
     "log_probability",
@@ -139,6 +146,7 @@ __all__ = [
     "prune_edges",
     "query_neurons",
     "rank",
+    "relation_linearity",
     "sequence_log_probability",
     "sequence_probability",
     "tasks",

@@ -15,6 +15,7 @@ from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
 from locate.neurons.head_figures import plot_value_heads
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
+from locate.relations.figures import plot_linearity
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
 from locate.tracing.figures import plot_trace, plot_trace_heads
 
@@ -30,6 +31,7 @@ __all__ = [
     "plot_faithfulness",
     "plot_knockout",
     "plot_lens",
+    "plot_linearity",
     "plot_neuron_effects",
     "plot_neurons",
     "plot_patches",

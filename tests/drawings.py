@@ -20,6 +20,8 @@ import locate
 from edit.changes.figures import plot_footprint
 from locate.model.weights import down_projection
 from locate.patching.knockout import Knockout
+from locate.relations.judging import EDITS
+from locate.relations.maps import MAPS
 from locate.tracing.average import ROLES
 from tests import tiny
 
@@ -259,6 +261,19 @@ def edge_effects() -> locate.EdgeEffects:
     return locate.EdgeEffects(data=xr.Dataset(data, coords=names), info=info)
 
 
+def linearity() -> locate.RelationLinearity:
+    """Twenty subjects, of which as many are faithful as a hill is high."""
+    layers, subjects = np.arange(0, 24, 2), np.arange(20)
+    heights = {"map": (0.85, 0.3, 0.2, 0.1), "edit": (0.9, 0.15, 1.0)}
+    data = {}
+    for (name, dim), late in zip({"faithful": "map", "causal": "edit"}.items(), (16, 18), strict=True):
+        share = np.multiply.outer(1 / (1 + np.exp(layers - late)), heights[dim])
+        data[name] = (("layer", dim, "subject"), (subjects < 20 * share[..., None]).astype(float))
+    info = {"model": "tiny", "relation": "country capital", "examples": [{}] * 8, "known": 28, "given": 40}
+    coords = {"layer": layers, "map": list(MAPS), "edit": list(EDITS)}
+    return locate.RelationLinearity(data=xr.Dataset(data, coords=coords), info=info)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -286,6 +301,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "lens": lambda: lens(3).plot(),
     "lens_map": lambda: lens(1).plot_map(),
     "edge_effects": lambda: edge_effects().plot(n=10),
+    "linearity": lambda: linearity().plot(),
+    "linearity_narrow": lambda: linearity().plot(figsize=(2.6, 4.0)),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

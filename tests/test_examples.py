@@ -55,6 +55,13 @@ GIVEN: dict[str, Callable] = {
     "neurons": lambda given: locate.knowledge_neurons(given["model"], replace(given["fact"], paraphrases=()), **QUIET),
     "circuit": lambda given: tiny.made_up_circuit(graph(given["model"]), model_print=model_fingerprint(given["model"])),
     "pairs": lambda given: locate.tasks.ioi(given["model"], 4),
+    "capitals": lambda given: locate.bundled_facts("country_capital"),
+    "linear": lambda given: locate.LinearRelation.fit(
+        given["model"], given["capitals"], layer=7, n=3, knows=False, **QUIET
+    ),
+    "linearity": lambda given: locate.relation_linearity(
+        given["model"], given["capitals"], layers=[6, 7], n=3, knows=False, **QUIET
+    ),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
     "alike": lambda given: edit.localisation_similarity(
