@@ -230,6 +230,9 @@ class Circuit:
     def best(self) -> Site:
         """Where the head or MLP writes whose kept edges weigh most: their absolute scores, summed.
 
+        That is often the first MLP, by which later heads tell tokens apart, and hardly where to edit a fact:
+        ``to_dataframe()`` has the scores of all others.
+
         Raises:
             LocateError: no head and no MLP writes in the circuit.
 

@@ -11,9 +11,8 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.contrast import Contrast
 from locate.engine import FrozenRun
 from locate.engine.rows import rows_of
-from locate.errors import ModelError
 from locate.sites.contributions import contribution_hooks, contributions
-from locate.sites.graph import Graph, graph
+from locate.sites.graph import Graph, summed_graph
 from locate.sites.inputs import check_inputs
 
 # Floats of what is written in rows that are computed together, in units of what a token takes in passing.
@@ -38,13 +37,7 @@ def tellable(model: TransformerBridge) -> Graph:
     >>> tellable(model).writers[0].name
     'embed'
     """
-    found = graph(model)
-    if others := [layer for layer, one in enumerate(found.anatomy.layers) if not one.adds_up]:
-        raise ModelError(
-            f"{type(model.original_model).__name__} adds to the residual stream what is neither attention nor an MLP, "
-            f"in layers {', '.join(map(str, others))}: edges cannot be told apart there. Patch or attribute to sites "
-            "instead."
-        )
+    found = summed_graph(model, "Patch or attribute to sites instead.")
     check_inputs(model)
     return found
 

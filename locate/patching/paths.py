@@ -22,7 +22,7 @@ from locate.errors import ModelError, SiteError
 from locate.model.anatomy import Anatomy
 from locate.patching.patches import Patches
 from locate.sites.components import Component
-from locate.sites.graph import Graph, graph
+from locate.sites.graph import Graph, summed_graph
 
 Through = Literal["direct", "mlps", "all"]
 # Where components send from, and which of these are held at their own output while one sends.
@@ -76,12 +76,7 @@ def path_patch(
     if through not in get_args(Through):
         raise SiteError(f"through must be one of {', '.join(get_args(Through))}, found {through!r}.")
     receivers = [receivers] if isinstance(receivers, str) else receivers
-    found = graph(model)
-    if others := [layer for layer, one in enumerate(found.anatomy.layers) if not one.adds_up]:
-        raise ModelError(
-            f"{type(model.original_model).__name__} adds to the residual stream what is neither attention nor an MLP, "
-            f"in layers {', '.join(map(str, others))}: paths cannot be told apart there. Patch sites instead."
-        )
+    found = summed_graph(model, "Patch sites instead.")
     reached = [found.reader(name) for name in receivers]
     if not reached:
         raise SiteError("receivers: give at least one.")

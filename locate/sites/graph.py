@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.errors import SiteError
+from locate.errors import ModelError, SiteError
 from locate.model.anatomy import Anatomy, anatomy
 from locate.model.found import once
 from locate.sites.components import Component, parse
@@ -120,6 +120,28 @@ def graph(model: TransformerBridge) -> Graph:
 # When things happen in a block: attention reads and writes, then the MLP, unless it reads when attention does.
 _STEPS = 4
 _INPUTS = ("q", "k", "v")
+
+
+def summed_graph(model: TransformerBridge, instead: str) -> Graph:
+    """The graph of a model whose stream is the sum of what its writers write.
+
+    Args:
+        model: a raw-mode bridge.
+        instead: what to do with another one.
+
+    Raises:
+        ModelError: something else is added there as well.
+
+    >>> summed_graph(model, "Patch sites instead.").writers[0].name
+    'embed'
+    """
+    found = graph(model)
+    if others := [str(layer) for layer, one in enumerate(found.anatomy.layers) if not one.adds_up]:
+        raise ModelError(
+            f"{type(model.original_model).__name__} adds to the residual stream what is neither attention nor an MLP, "
+            f"in layers {', '.join(others)}: edges cannot be told apart there. {instead}"
+        )
+    return found
 
 
 def _find(found: Anatomy) -> Graph:
