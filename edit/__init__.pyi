@@ -6,6 +6,8 @@ from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate
 from .location.choosing import LayerChoice, choose_layer
 from .location.concentration import Concentration, concentration, load_concentration
 from .location.concentration_figures import plot_concentration
+from .location.layer_choice import layer_choice
+from .location.layer_study import LayerStudy, load_layer_study
 from .location.readout import ColumnReadout, column_readout, load_column_readout
 from .location.readout_figures import plot_column_readout
 from .location.similarity import LocalisationSimilarity, load_localisation_similarity, localisation_similarity
@@ -46,6 +48,7 @@ __all__ = [
     "FineTuning",
     "KeyStatistics",
     "LayerChoice",
+    "LayerStudy",
     "LocalisationSimilarity",
     "LowRank",
     "Part",
@@ -66,9 +69,11 @@ __all__ = [
     "export",
     "find_conflicts",
     "key_statistics",
+    "layer_choice",
     "load_column_readout",
     "load_concentration",
     "load_counterfact",
+    "load_layer_study",
     "load_localisation_similarity",
     "load_propagation",
     "load_reference_texts",

@@ -274,6 +274,28 @@ def linearity() -> locate.RelationLinearity:
     return locate.RelationLinearity(data=xr.Dataset(data, coords=coords), info=info)
 
 
+def layers() -> edit.LayerStudy:
+    """Edits that work best early, and ways of locating of which one knows."""
+    layer, fact = np.arange(12), np.arange(8)[:, None]
+    works = np.exp(-(((layer - 3) / 4) ** 2)) * (0.9 + 0.1 * np.sin(fact))
+    others = 0.7 + 0.25 * layer / 11 + 0.05 * np.cos(fact)
+    success = (works > 0.4).astype(float)
+    ways = [np.sin(0.4 * layer + shift) + 0.3 * np.cos(fact * (1 + layer)) for shift in (0, 2, 4)] + [
+        works,
+        works**2 - 0.5,
+    ]
+    names = ["rewrite", "paraphrase rewrite", "efficacy", "paraphrase", "neighbourhood"]
+    data = {
+        "outcome": (("name", "fact", "layer"), np.stack([works, 0.8 * works, success, success, others])),
+        "score": (("way", "fact", "layer"), np.stack(ways)),
+    }
+    ways = ["tracing, MLP", "tracing, state", "gradient", "RelP", "knowledge neurons"]
+    coords = {"name": names, "way": ways, "fact": [f"fact {index}" for index in range(8)], "layer": layer}
+    return edit.LayerStudy(
+        data=xr.Dataset(data, coords=coords), info={"model": "tiny", "method": "ROME", "left_out": {}}
+    )
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -290,6 +312,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
     "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),
     "localisation_similarity": lambda: alike().plot(),
+    "layer_choice": lambda: layers().plot(figsize=(3.3, 3.9)),
+    "layer_correlations": lambda: layers().plot_correlations(resamples=50),
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),

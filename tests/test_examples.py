@@ -67,6 +67,9 @@ GIVEN: dict[str, Callable] = {
     "alike": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),
+    "study": lambda given: edit.layer_choice(
+        given["model"], [given["request"]], layers=[2, 4], corruption=given["swap"], steps=5, **QUIET
+    ),
 }
 # Files that examples read, by what is saved in them.
 FILES = {

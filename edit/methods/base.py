@@ -217,6 +217,16 @@ class EditingMethod(Generic[Left]):
         >>> list(edit.ROME(layer=4).statistics_for(model))
         [4]
         """
+        return self.statistics_at(model, self.edited_layers(model, layer), progress=progress)
+
+    def statistics_at(
+        self, model: TransformerBridge, layers: Sequence[int], *, progress: bool = True
+    ) -> dict[int, KeyStatistics]:
+        """Those that it would use where it edits these layers, in one pass over the text, as a sweep over layers wants.
+
+        >>> list(edit.ROME().statistics_at(model, [3, 4]))
+        [3, 4]
+        """
         return {}
 
     def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple["EditingMethod[Left]", dict[str, Any]]:

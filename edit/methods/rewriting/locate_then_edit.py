@@ -154,12 +154,11 @@ class LocateThenEdit(Rewriting):
         job = Job(model=model, requests=requests, layer=layer, progress=progress)
         return self._values(job, self._prepared(job, together=False).contexts, self.value_layer(model, layer))
 
-    def statistics_for(
-        self, model: TransformerBridge, layer: Where | None = None, *, progress: bool = True
+    def statistics_at(
+        self, model: TransformerBridge, layers: Sequence[int], *, progress: bool = True
     ) -> dict[int, KeyStatistics]:
-        """See ``EditingMethod.statistics_for``."""
-        job = Job(model=model, requests=(), layer=layer, progress=progress)
-        return self._statistics(job, self.edited_layers(model, layer))
+        """See ``EditingMethod.statistics_at``."""
+        return self._statistics(Job(model=model, requests=(), progress=progress), tuple(layers))
 
     def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod[WeightUpdate], dict[str, Any]]:
         """See ``EditingMethod.on_unedited``; statistics that differ from those of the record are warned of."""

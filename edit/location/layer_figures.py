@@ -1,0 +1,141 @@
+"""Figures of a study of layers: edits above, what locating says below, and how the two go together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from edit.location.correlation import WAYS
+from edit.location.layer_study import CORRELATED, LayerStudy
+from locate.figures.lines import STYLES, draw_lines
+from locate.figures.style import STYLE, add_headline
+
+_SHOWN = ("rewrite", "paraphrase rewrite", "neighbourhood")
+_TITLES = {
+    "rewrite": "rewrite", "paraphrase rewrite": "paraphrases", "neighbourhood": "neighbours kept", "score": "score",
+}  # fmt: skip
+# Of a legend's entry, in inches.
+_ENTRY = 1.35
+
+
+def plot_layer_choice(study: LayerStudy, *, figsize: tuple[float, float] | None = None) -> Figure:
+    """What edits at each layer do, and below it what each way of locating says of the layer, on one axis of layers.
+
+    Above, means over facts with their intervals: how much of what was to gain edits gain on prompts and paraphrases,
+    the share of neighbours that are kept, and the harmonic mean of successes. Below, mean scores as shares of each
+    way's largest. The best layer is dashed.
+
+    Args:
+        study: from ``edit.layer_choice``.
+        figsize: width and height in inches.
+
+    >>> figure = plot_layer_choice(study)
+    >>> len(figure.axes)
+    2
+    """
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (4.6, 5.0), layout="constrained")
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        _edits(upper, study)
+        _scores(lower, study)
+        for axes in (upper, lower):
+            axes.axvline(study.best().layer, color="0.35", linewidth=0.8, linestyle=(0, (3, 2)))
+            columns = max(1, int(figure.get_figwidth() / _ENTRY))
+            handles, labels = axes.get_legend_handles_labels()
+            if legend := axes.get_legend():
+                legend.remove()
+            axes.legend(
+                handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False,
+                columnspacing=1.0, handlelength=1.6, handletextpad=0.5,
+            )  # fmt: skip
+        upper.set_xlabel("")
+        facts = study.data.sizes["fact"]
+        add_headline(
+            figure,
+            f"{study.info['model']}, {facts} fact{'s' * (facts != 1)}, each edited alone by {study.info['method']} at "
+            f"every layer; best layer {study.best().layer}",
+        )
+    plt.close(figure)
+    return figure
+
+
+def _edits(axes: Axes, study: LayerStudy) -> None:
+    table: Any = study.table().reset_index()
+    shown = [name for name in (*_SHOWN, "score") if table[name].notna().any()]
+    parts = []
+    for name in shown:
+        bounds = {of: table[f"{name} {of}"] if f"{name} {of}" in table else table[name] for of in ("low", "high")}
+        parts.append(pd.DataFrame({"layer": table["layer"], "value": table[name], "name": _TITLES[name], **bounds}))
+    styles = {_TITLES[name]: STYLES[index] for index, name in enumerate((*_SHOWN, "score")) if name in shown}
+    draw_lines(axes, pd.concat(parts, ignore_index=True), "value", "name", styles)
+    axes.set_ylabel(f"edits by {study.info['method']}")
+    axes.set_ylim(top=1.03)
+
+
+def _scores(axes: Axes, study: LayerStudy) -> None:
+    parts, styles = [], {}
+    for index, way in enumerate(str(one) for one in study.data["way"].values):
+        own = study.data["score"].sel(way=way)
+        mean = own.mean("fact")
+        if not mean.notnull().any() or not (size := float(np.abs(mean).max())):
+            continue
+        parts.append(pd.DataFrame({"layer": mean["layer"].values, "value": mean.values / size, "way": way}))
+        styles[way] = STYLES[index]
+    if parts:
+        draw_lines(axes, pd.concat(parts, ignore_index=True).dropna(), "value", "way", styles)
+    axes.set_ylabel("locating, scaled")
+
+
+def plot_correlations(
+    study: LayerStudy,
+    *,
+    outcomes: Sequence[str] = CORRELATED,
+    resamples: int = 500,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """Rank correlations of every way of locating with what edits do, a panel for each outcome, with intervals.
+
+    Args:
+        study: from ``edit.layer_choice``.
+        outcomes: the panels.
+        resamples: of the bootstrap over facts.
+        figsize: width and height in inches.
+
+    Raises:
+        LocateError: there is no such outcome.
+
+    >>> figure = plot_correlations(study, outcomes=["rewrite"], resamples=10)
+    """
+    table = study.correlations(outcomes, resamples=resamples)
+    ways = list(dict.fromkeys(table["way"]))
+    with mpl.rc_context(STYLE):
+        size = figsize or (max(3.5, 1.5 + 1.8 * len(outcomes)), 0.9 + 0.34 * len(ways))
+        figure = plt.figure(figsize=size, layout="constrained")
+        panels = figure.subplots(1, len(outcomes), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, outcome in zip(panels, outcomes, strict=True):
+            axes.axvline(0, color="black", linewidth=0.5)
+            for index, (over, (colour, marker)) in enumerate(zip(WAYS, STYLES, strict=False)):
+                own = table.query("outcome == @outcome and over == @over")
+                at = np.arange(len(ways)) + 0.22 * (index - 1)
+                axes.hlines(at, own["low"], own["high"], color=colour, linewidth=1)
+                axes.plot(own["rho"], at, color=colour, marker=marker, markersize=3.5, linewidth=0, label=over)
+            axes.set_title(_TITLES.get(outcome, outcome))
+            axes.set_xlim(-1.05, 1.05)
+            axes.set_xlabel("Spearman's ρ")
+            sns.despine(ax=axes)
+        panels[0].set_yticks(range(len(ways)), ways)
+        panels[0].invert_yaxis()
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", frameon=False, ncols=3 if size[0] > 4.5 else 1,
+        )  # fmt: skip
+        told = f"rank correlations of what locating says with what edits by {study.info['method']} do"
+        add_headline(figure, f"{study.info['model']}, {study.data.sizes['fact']} facts: {told}")
+    plt.close(figure)
+    return figure
