@@ -37,6 +37,7 @@ from .lens.attribution import LogitAttribution, load_attribution, logit_attribut
 from .lens.projecting import logit_lens
 from .lens.trajectory import LensTrajectory, load_trajectory
 from .lens.tuned import TunedLens
+from .lens.vocabulary import neuron_vocabulary
 from .model.loading import load_model
 from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
@@ -136,6 +137,7 @@ __all__ = [
     "logit_diff",
     "logit_lens",
     "neuron_logprob_gain",
+    "neuron_vocabulary",
     "patch",
     "patch_edges",
     "path_patch",

@@ -1,17 +1,17 @@
 """Freezing rows that begin as rows of another run do: what they have in common is run once and kept once."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.caches import Recorder
 from locate.engine.calls import Carried
+from locate.engine.embedding import entering_blocks
 from locate.engine.freezing import freeze
 from locate.engine.hooking import Hook, hook_points, hooked, keep_in, listen
 from locate.engine.joined import Beginning, JoinedLayers, JoinedStates
@@ -100,25 +100,6 @@ def _goes_on(run: FrozenRun, tokens: Tensor, hooks: Sequence[Hook], keep: Sequen
     )
 
 
-class _Reached(Exception):
-    """The first block is reached."""
-
-
-def _entering(model: TransformerBridge, tokens: Tensor) -> Float[Tensor, "row position d_model"]:
-    """What enters the first block, which does not run."""
-    found: list[Tensor] = []
-
-    def stop(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        found.append(output)
-        raise _Reached
-
-    with ExitStack() as stack:
-        stack.callback(model.blocks[0].hook_in.register_forward_hook(stop).remove)
-        stack.enter_context(suppress(_Reached))
-        model(tokens)
-    return found[0]
-
-
 def _alike(one: Float[Tensor, "row position d_model"], other: Float[Tensor, "row position d_model"]) -> int:
     """At how many positions from the first one on both are the same in all rows; of the last one never."""
     same = (one == other).all(-1).all(0)[:-1]
@@ -136,7 +117,7 @@ def _sharing(
         stack.enter_context(hooked(model, hooks))
         for name, point in hook_points(model, keep).items():
             stack.callback(listen(point, keep_in(kept, name)).remove)
-        entering = _entering(model, tokens)
+        entering = entering_blocks(model, tokens)
         rows = rows.to(entering.device)
         beginning = Beginning(rows=rows, length=_alike(entering, rows_of(run.residuals[0], rows)))
         if not beginning.length:

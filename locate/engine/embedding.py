@@ -1,6 +1,7 @@
 """What a model makes of a token before its first block: the stream's embedding, and in some models others beside it."""
 
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -34,6 +35,32 @@ def embedded(model: TransformerBridge, tokens: Int[Tensor, "token"]) -> dict[str
     with running(model):
         given = tokens.to(input_device(model))[None]
         return {name: model.original_model.get_submodule(name)(given)[0] for name in other_embeddings(model)}
+
+
+class _Reached(Exception):
+    """The first block is reached."""
+
+
+def entering_blocks(
+    model: TransformerBridge, tokens: Int[Tensor, "row position"]
+) -> Float[Tensor, "row position d_model"]:
+    """What enters the first block, which does not run: the embedding, with positions where they are added to it.
+
+    >>> entering_blocks(model, torch.tensor([[1, 2]])).shape[:2]
+    torch.Size([1, 2])
+    """
+    found: list[Tensor] = []
+
+    def stop(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        found.append(output)
+        raise _Reached
+
+    with ExitStack() as stack:
+        stack.enter_context(running(model))
+        stack.callback(model.blocks[0].hook_in.register_forward_hook(stop).remove)
+        stack.enter_context(suppress(_Reached))
+        model(tokens.to(input_device(model)))
+    return found[0]
 
 
 def _find(model: TransformerBridge) -> tuple[str, ...]:

@@ -66,7 +66,9 @@ def check_inputs(model: TransformerBridge) -> None:
 
     >>> check_inputs(model)
     """
-    _inputs(model)
+    for layer, own in enumerate(_inputs(model)):
+        for part in own:
+            _input(model, layer, part)
 
 
 def attention_input(model: TransformerBridge, layer: int) -> Input:
@@ -78,7 +80,7 @@ def attention_input(model: TransformerBridge, layer: int) -> Input:
     >>> attention_input(model, 3).parallel
     True
     """
-    return _inputs(model)[layer]["attn"]
+    return _input(model, layer, "attn")
 
 
 def mlp_input(model: TransformerBridge, layer: int) -> Input:
@@ -90,7 +92,7 @@ def mlp_input(model: TransformerBridge, layer: int) -> Input:
     >>> mlp_input(model, 3).parallel
     False
     """
-    return _inputs(model)[layer]["mlp"]
+    return _input(model, layer, "mlp")
 
 
 @torch.no_grad()
@@ -106,16 +108,18 @@ def projection(model: TransformerBridge, layer: int, name: str) -> Float[Tensor,
     return rearrange(weight.detach(), "d_model (unit d_head) -> unit d_head d_model", unit=n)
 
 
-def _inputs(model: TransformerBridge) -> list[dict[str, Input]]:
-    found = once(model, "inputs", lambda: _find(model))
-    for layer, own in enumerate(found):
-        for part, one in own.items():
-            if isinstance(one, str):
-                raise ModelError(
-                    f"What {part} reads in layer {layer} of {type(model.original_model).__name__} is not the residual "
-                    f"stream through one norm at most: {one}. Edges cannot be told apart there. Patch sites instead."
-                )
-    return found  # type: ignore[return-value]
+def _inputs(model: TransformerBridge) -> list[dict[str, Input | str]]:
+    return once(model, "inputs", lambda: _find(model))
+
+
+def _input(model: TransformerBridge, layer: int, part: str) -> Input:
+    found = _inputs(model)[layer][part]
+    if isinstance(found, Input):
+        return found
+    raise ModelError(
+        f"What {part} reads in layer {layer} of {type(model.original_model).__name__} is not the residual "
+        f"stream through one norm at most: {found}. Edges cannot be told apart there. Patch sites instead."
+    )
 
 
 def _find(model: TransformerBridge) -> list[dict[str, Input | str]]:
