@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def _unescaped(text: str) -> str:
     return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), text).strip()
 
 
-def facts_of(relation: "Relation | Any") -> list[Fact]:
+def facts_of(relation: Relation | Sequence[Fact]) -> list[Fact]:
     """The facts of a relation, or those given for one.
 
     Raises:
