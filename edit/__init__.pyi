@@ -16,6 +16,7 @@ from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
 from .propagation.propagation import Propagation, load_propagation, propagate
 from .report.demo import Demo, run_demo
+from .report.location import LocationReport, location_report
 from .requests.conflicts import find_conflicts
 from .requests.probes import Probe, probes_for
 from .requests.requests import EditRequest, Unrelated
@@ -50,6 +51,7 @@ __all__ = [
     "LayerChoice",
     "LayerStudy",
     "LocalisationSimilarity",
+    "LocationReport",
     "LowRank",
     "Part",
     "Probe",
@@ -81,6 +83,7 @@ __all__ = [
     "load_update",
     "load_zsre",
     "localisation_similarity",
+    "location_report",
     "plot_column_readout",
     "plot_concentration",
     "probes_for",

@@ -1,15 +1,17 @@
 """Rank correlations of what localisation says with what edits do, with bootstrap intervals over facts."""
 
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from einops import rearrange
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from locate.contrast.bootstrap import mean_interval
-
 Table = Float[np.ndarray, "fact layer"]
+Tables = Float[np.ndarray, "*any fact layer"]
+Values = Any
 
 
 class Correlation(NamedTuple):
@@ -21,34 +23,34 @@ class Correlation(NamedTuple):
     facts: int
 
 
-def pooled(one: Table, other: Table) -> float:
+def pooled(one: Tables, other: Tables) -> Values:
     """Over all facts and layers together; what is NaN in either does not count.
 
-    >>> pooled(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 3.0], [2.0, 4.0]]))
+    >>> float(pooled(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 3.0], [2.0, 4.0]])))
     0.8
     """
-    return _spearman(one.ravel(), other.ravel())
+    return _spearman(*(rearrange(values, "... fact layer -> ... (fact layer)") for values in (one, other)))
 
 
-def within_layers(one: Table, other: Table) -> float:
+def within_layers(one: Tables, other: Tables) -> Values:
     """Over facts, layer by layer, as Hase et al. 2023 (arXiv:2301.04213) do; the mean over layers.
 
-    >>> within_layers(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 4.0], [2.0, 3.0]]))
+    >>> float(within_layers(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 4.0], [2.0, 3.0]])))
     0.0
     """
-    return _mean([_spearman(a, b) for a, b in zip(one.T, other.T, strict=True)])
+    return _mean(_spearman(*(rearrange(values, "... fact layer -> ... layer fact") for values in (one, other))))
 
 
-def within_facts(one: Table, other: Table) -> float:
+def within_facts(one: Tables, other: Tables) -> Values:
     """Over layers, fact by fact: whether it says which layer to edit; the mean over facts.
 
-    >>> within_facts(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 4.0], [2.0, 3.0]]))
+    >>> float(within_facts(np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 4.0], [2.0, 3.0]])))
     1.0
     """
-    return _mean(_each_fact(one, other))
+    return _mean(_spearman(one, other))
 
 
-WAYS: dict[str, Callable[[Table, Table], float]] = {
+WAYS: dict[str, Callable[[Tables, Tables], Values]] = {
     "pooled": pooled, "across facts, by layer": within_layers, "across layers, by fact": within_facts,
 }  # fmt: skip
 
@@ -61,36 +63,41 @@ def correlated(
     >>> correlated("pooled", np.eye(3), np.eye(3)).value
     1.0
     """
-    facts = int((~np.isnan(one + other)).any(1).sum())
-    if way == "across layers, by fact":
-        each = np.array(_each_fact(one, other))
-        mean, low, high = mean_interval(each, confidence=confidence, resamples=max(resamples, 1), seed=seed)
-        return Correlation(float(mean), float(low), float(high), facts)
-    value, low, high = WAYS[way](one, other), float("nan"), float("nan")
+    there = ~np.isnan(one + other)
+    # Facts and layers of which nothing is known would only make all resamples be ranked one by one.
+    one, other = (values[there.any(1)][:, there.any(0)] for values in (one, other))
+    facts, low, high = len(one), float("nan"), float("nan")
+    value = float(WAYS[way](one, other)) if facts else float("nan")
     if facts > 1 and not np.isnan(value):
-        draw = np.random.default_rng(seed)
-        drawn = [
-            WAYS[way](one[own], other[own]) for own in (draw.integers(0, len(one), len(one)) for _ in range(resamples))
-        ]
-        tail = 50 * (1 - confidence)
-        low, high = (float(bound) for bound in np.nanpercentile(drawn, [tail, 100 - tail]))
+        draws = np.random.default_rng(seed).integers(0, facts, (resamples, facts))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # resamples without anything to rank
+            tail = 50 * (1 - confidence)
+            bounds = np.nanpercentile(WAYS[way](one[draws], other[draws]), [tail, 100 - tail])
+        low, high = (float(bound) for bound in bounds)
     return Correlation(value, low, high, facts)
 
 
-def _each_fact(one: Table, other: Table) -> list[float]:
-    return [_spearman(a, b) for a, b in zip(one, other, strict=True)]
+def _mean(values: Values) -> Values:
+    there = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, values, 0).sum(-1) / there.sum(-1)
 
 
-def _mean(values: list[float]) -> float:
-    there = [value for value in values if not np.isnan(value)]
-    return float(np.mean(there)) if there else float("nan")
+def _spearman(one: Float[np.ndarray, "*any value"], other: Float[np.ndarray, "*any value"]) -> Values:
+    """Along the last axis."""
+    there = ~np.isnan(one + other)
+    if there.all() and one.shape[-1] > 1:
+        return _of_ranks(rankdata(one, axis=-1), rankdata(other, axis=-1))
+    shape = one.shape[:-1]
+    rows = [
+        _of_ranks(rankdata(a[own]), rankdata(b[own])) if own.sum() > 1 else np.float64("nan")
+        for a, b, own in zip(*(rearrange(x, "... value -> (...) value") for x in (one, other, there)), strict=True)
+    ]
+    return np.array(rows, dtype=float).reshape(shape)
 
 
-def _spearman(one: Float[np.ndarray, "value"], other: Float[np.ndarray, "value"]) -> float:
-    there = ~(np.isnan(one) | np.isnan(other))
-    if there.sum() < 2:
-        return float("nan")
-    a, b = (rankdata(values[there]) for values in (one, other))
-    a, b = a - a.mean(), b - b.mean()
-    size = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / size) if size > 0 else float("nan")
+def _of_ranks(one: Float[np.ndarray, "*any value"], other: Float[np.ndarray, "*any value"]) -> Values:
+    one, other = (ranks - ranks.mean(-1, keepdims=True) for ranks in (one, other))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (one * other).sum(-1) / np.sqrt((one * one).sum(-1) * (other * other).sum(-1))

@@ -54,6 +54,16 @@ class ColumnReadout(Result):
 
     info: dict[str, Any]
 
+    @classmethod
+    def join(cls, parts: Sequence["ColumnReadout"]) -> "ColumnReadout":
+        """Those of several facts as one.
+
+        >>> found = edit.column_readout(model, update, [request])
+        >>> edit.ColumnReadout.join([found, found]).data.sizes["fact"]
+        2
+        """
+        return cls(data=xr.concat([one.data for one in parts], "fact"), info=parts[0].info)
+
     def hits(self, first: int) -> xr.DataArray:
         """Whether the new object is among the first tokens of any of the columns; dims ``fact, state``.
 

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about an edit."""
+"""Self-contained HTML pages, such as that about an edit."""
 
 import base64
 from pathlib import Path
@@ -29,17 +29,24 @@ def write_report(
 
     >>> write_report("report.html", summary=…, trace=trace, …)                       # doctest: +SKIP
     """
+    return write_page(
+        Path(path), "report.html", figures=figures,
+        summary=summary, trace=trace, update=update, answers=_answers(evaluation), metrics=_metrics(evaluation),
+        totals=flow.totals.to_dict(orient="records"), info=update.info,
+    )  # fmt: skip
+
+
+def write_page(path: Path, template: str, *, figures: Path, **values: Any) -> Path:
+    """Render one of the templates, which may ask for figures by name, ``image(name)``, and write ``number``s.
+
+    >>> write_page(Path("location.html"), "location.html", figures=Path("."), title="…", …)   # doctest: +SKIP
+    """
     environment = Environment(
         loader=PackageLoader("edit.report"), autoescape=select_autoescape(), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number
-    page = environment.get_template("report.html").render(
-        summary=summary, trace=trace, update=update, answers=_answers(evaluation), metrics=_metrics(evaluation),
-        totals=flow.totals.to_dict(orient="records"), info=update.info,
-        image=lambda name: _data_uri(figures / f"{name}.png"),
-    )  # fmt: skip
-    path = Path(path)
+    page = environment.get_template(template).render(**values, image=lambda name: _data_uri(figures / f"{name}.png"))
     path.write_text(page, encoding="utf-8")
     return path
 

@@ -26,8 +26,7 @@ def test_correlations_are_scipys():
 
 
 def test_intervals_draw_facts():
-    draw = np.random.default_rng(7)
-    drawn = [draw.integers(0, 4, 4) for _ in range(50)]
+    drawn = np.random.default_rng(7).integers(0, 4, (50, 4))
     found = correlated("pooled", SCORE, OUTCOME, resamples=50, seed=7)
     values = [of_two(SCORE[own].ravel(), OUTCOME[own].ravel()) for own in drawn]
     assert (found.low, found.high) == pytest.approx(tuple(np.nanpercentile(values, [2.5, 97.5])))
