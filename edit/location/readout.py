@@ -208,7 +208,7 @@ class _Reader:
     def __init__(self, model: TransformerBridge) -> None:
         self.model = model
         self.like = next(model.unembed.parameters())
-        self.final = self._gain(model.ln_final)
+        self.final = self._shape(model.ln_final)
         self.zero = self._unembedded(torch.zeros(1, model.cfg.d_model, dtype=torch.float64))
 
     def ranks(
@@ -216,33 +216,21 @@ class _Reader:
     ) -> Int[np.ndarray, "column"]:
         """The rank of a token for each column."""
         arriving = torch.stack([self._arriving(one, layer) for one, layer in zip(vectors, layers, strict=True)])
-        logits = self._unembedded(self.final(arriving)) - self.zero
+        logits = self._unembedded(self.final.unscaled(arriving)) - self.zero
         return (1 + (logits > logits[:, token, None]).sum(1)).cpu().numpy()
 
     def _arriving(self, vector: Tensor, layer: int) -> Tensor:
         norm = norm_after(self.model.blocks[layer], "mlp")
-        return vector if norm is None else self._gain(norm)(vector)
+        return vector if norm is None else self._shape(norm).unscaled(vector)
 
     def _unembedded(self, vectors: Tensor) -> Tensor:
         size = vectors.norm(dim=-1, keepdim=True).clamp_min(1e-30)
         with running(self.model):
             return self.model.unembed((vectors / size).to(self.like)[None])[0].float()
 
-    def _gain(self, norm: nn.Module) -> "_Gain":
+    def _shape(self, norm: nn.Module) -> NormShape:
         with running(self.model):
-            shape = NormShape.of(norm, self.like.new_zeros(1, 1, self.model.cfg.d_model))
-        return _Gain(shape)
-
-
-class _Gain:
-    """What a norm does to a direction, up to its scale."""
-
-    def __init__(self, shape: NormShape) -> None:
-        self.gain, self.centred = shape.gain.flatten().cpu().double(), shape.centred
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        centred = vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
-        return centred * self.gain
+            return NormShape.of(norm, self.like.new_zeros(1, 1, self.model.cfg.d_model))
 
 
 def _own_token(model: TransformerBridge, request: EditRequest) -> int:

@@ -76,16 +76,13 @@ class LogitAttribution(Result):
         >>> locate.logit_attribution(model, fact, by="head", progress=False).of("head").dims
         ('layer', 'head')
         """
-        table = self.summary()
+        table = self._parts().assign(contribution=self.contributions.mean("fact").values)
         own = table[table["kind"] == kind]
         if own.empty:
             raise SiteError(f"An attribution by {self.by} has {', '.join(dict.fromkeys(table['kind']))}, not {kind!r}.")
         unit = KINDS[kind].unit
-        return (
-            own.set_index(["layer", "unit"] if unit else "layer")["contribution"]
-            .to_xarray()
-            .rename({"unit": unit} if unit else {})
-        )
+        found = own.set_index(["layer", "unit"] if unit else "layer")["contribution"].to_xarray()
+        return found.rename({"unit": unit} if unit else {})
 
     def summary(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """The mean contribution of each part over facts, with a bootstrap interval (missing for a single one).

@@ -32,10 +32,6 @@ class Reading:
     constant: float
     factor: float
 
-    def __call__(self, parts: Float[Tensor, "*part d_model"]) -> Float[Tensor, "*part"]:
-        """What some parts of the stream add to the logit, scale or cap included."""
-        return parts.to(self.direction) @ self.direction * self.factor
-
     @property
     def bias(self) -> float:
         """What is added whatever is in the stream."""

@@ -6,7 +6,7 @@ import pandas as pd
 import torch
 from einops import einsum
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine.embedding import entering_blocks
@@ -88,17 +88,11 @@ def _written(model: TransformerBridge, places: Sequence[tuple[int, int]]) -> Flo
     for layer, neuron in places:
         vector, after = down_weight(model, layer)[neuron], norm_after(model.blocks[layer], "mlp")
         for norm in (model.ln_final,) if after is None else (after, model.ln_final):
-            vector = _through(norm, vector)
+            vector = NormShape.of(norm, vector[None, None]).unscaled(vector)
         vectors.append(vector)
     given = torch.stack(vectors)
     logits = model.unembed(torch.cat([given, torch.zeros_like(given[:1])])[None])[0]
     return logits[:-1] - logits[-1]  # the unembedding's bias is no neuron's
-
-
-def _through(norm: nn.Module, vector: Float[Tensor, "d_model"]) -> Float[Tensor, "d_model"]:
-    shape = NormShape.of(norm, vector[None, None])
-    centred = vector - vector.mean() if shape.centred else vector
-    return centred * shape.gain.flatten().to(vector)
 
 
 def _read(model: TransformerBridge, layer: int, neuron: int) -> list[tuple[str, Float[Tensor, "d_model"]]]:

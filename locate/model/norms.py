@@ -47,6 +47,17 @@ class NormShape:
         return cls(gain=_alike(gain), shift=_alike(shift), centred=centred)
 
     @torch.no_grad()
+    def unscaled(self, vectors: Float[Tensor, "*any width"]) -> Float[Tensor, "*any width"]:
+        """What becomes of parts of a state where the scale is 1, the shift left out; for norms alike in all heads.
+
+        >>> shape = NormShape.of(torch.nn.LayerNorm(4), torch.zeros(2, 3, 4))
+        >>> shape.unscaled(torch.tensor([[1.0, 2.0, 3.0, 2.0]])).round().tolist()
+        [[-1.0, 0.0, 1.0, 0.0]]
+        """
+        centred = vectors - vectors.mean(-1, keepdim=True) if self.centred else vectors
+        return centred * self.gain.flatten().to(vectors)
+
+    @torch.no_grad()
     def scaled(self, states: Float[Tensor, "*any width"], made: Float[Tensor, "*any width"]) -> Tensor:
         """The gain times the scale that the norm has at each of these states, of which it made ``made``.
 

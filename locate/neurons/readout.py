@@ -7,12 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from locate.engine.freezing import LOGIT_TOLERANCE
 from locate.errors import ModelError
 from locate.model.norms import NormShape
 from locate.model.weights import read_by
-
-# How far logits made here may differ from the model's own, in standard deviations of these.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 0.03, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,7 +72,7 @@ class Readout:
         )  # fmt: skip
         own = found.transformed(found.raw(final[None].float()))[0]
         error = float((own - logits.float()).abs().max()) / max(float(logits.float().std()), 1e-30)
-        if not error <= _TOLERANCE[logits.dtype]:
+        if not error <= LOGIT_TOLERANCE[logits.dtype]:
             raise ModelError(
                 f"{type(model.original_model).__name__} does not read its logits from the residual stream by the final "
                 "norm and the unembedding alone, so that what a neuron adds to them cannot be told. Use another model."

@@ -74,6 +74,12 @@ def test_parts_sum_on_the_default_model(smollm, by):
         assert total == pytest.approx(float(logits[one] - logits[other]), abs=1e-4)
 
 
+@pytest.mark.parametrize("by", WAYS)
+def test_parts_sum_in_half_precision_up_to_its_roundings(by):
+    found = locate.logit_attribution(tiny.bridge("gemma3_text", dtype=torch.bfloat16), FACT, by=by, progress=False)
+    assert float(found.sum[0]) == pytest.approx(float(found.logit[0]), abs=0.05)
+
+
 # --- by hand ----------------------------------------------------------------------------------------------------------
 
 
