@@ -39,11 +39,13 @@ from .lens.trajectory import LensTrajectory, load_trajectory
 from .lens.tuned import TunedLens
 from .lens.vocabulary import neuron_vocabulary
 from .model.loading import load_model
+from .neurons.attribution import neuron_attribution
 from .neurons.effects import NeuronEffects, load_neuron_effects
 from .neurons.extraction import attribute_extraction_rate
 from .neurons.gain import neuron_logprob_gain
 from .neurons.gained import LogprobGain, load_logprob_gain
 from .neurons.knowledge import knowledge_neurons
+from .neurons.overlap import NeuronOverlap, load_neuron_overlap, neuron_overlap
 from .neurons.queries import QueryNeurons, load_query_neurons, query_neurons
 from .neurons.scores import NeuronScores, load_neurons
 from .neurons.verification import verify_neurons
@@ -85,6 +87,7 @@ __all__ = [
     "ModelError",
     "MultivariateNoise",
     "NeuronEffects",
+    "NeuronOverlap",
     "NeuronScores",
     "NumericsError",
     "OtherRelation",
@@ -125,6 +128,7 @@ __all__ = [
     "load_logprob_gain",
     "load_model",
     "load_neuron_effects",
+    "load_neuron_overlap",
     "load_neurons",
     "load_patches",
     "load_query_neurons",
@@ -136,7 +140,9 @@ __all__ = [
     "logit_attribution",
     "logit_diff",
     "logit_lens",
+    "neuron_attribution",
     "neuron_logprob_gain",
+    "neuron_overlap",
     "neuron_vocabulary",
     "patch",
     "patch_edges",

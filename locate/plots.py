@@ -14,6 +14,7 @@ from locate.lens.trajectory_figures import plot_lens, plot_trajectory
 from locate.neurons.effect_figures import plot_neuron_effects
 from locate.neurons.figures import plot_neurons
 from locate.neurons.head_figures import plot_value_heads
+from locate.neurons.overlap_figures import plot_neuron_overlap
 from locate.patching.figures import plot_average_patches, plot_knockout, plot_patches
 from locate.relations.figures import plot_linearity
 from locate.tracing.average_figures import plot_average, plot_average_heads, plot_average_lines
@@ -33,6 +34,7 @@ __all__ = [
     "plot_lens",
     "plot_linearity",
     "plot_neuron_effects",
+    "plot_neuron_overlap",
     "plot_neurons",
     "plot_patches",
     "plot_trace",

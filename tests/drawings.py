@@ -151,6 +151,17 @@ def value_heads() -> Figure:
     return locate.LogprobGain(data=xr.Dataset({"heads": heads}), info=info).plot_heads()
 
 
+def neuron_overlap(n: int) -> Figure:
+    """Each is like those beside it."""
+    apart = abs(np.arange(n)[:, None] - np.arange(n)) / n
+    names = [f"{place}: The Eiffel Tower is located in the city of" for place in range(n)]
+    data = {"jaccard": (("fact", "k", "one", "other"), np.exp(-6 * apart)[None, None]),
+            "spearman": (("fact", "one", "other"), (1 - 2.5 * apart)[None])}  # fmt: skip
+    coords = {"fact": ["all"], "k": [20], "one": names, "other": names}
+    info = {"between": "facts", "neurons": 480}
+    return locate.NeuronOverlap(data=xr.Dataset(data, coords=coords), info=info).plot()
+
+
 def neuron_effects() -> Figure:
     """Thirty facts whose neurons matter, most of all to their own prompts."""
     fact, number = np.arange(30)[:, None, None], np.arange(6)
@@ -318,6 +329,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),
     "value_heads": value_heads,
+    "neuron_overlap": lambda: neuron_overlap(4),
+    "neuron_overlap_of_many": lambda: neuron_overlap(14),
     "neuron_effects": neuron_effects,
     "attribution": lambda: attribution("head").plot(),
     "attribution_lines": lambda: attribution("component").plot(),

@@ -61,7 +61,7 @@ def plot_neurons(
         if refined.any():
             upper.legend(frameon=False, fontsize=7, handletextpad=0.1, borderpad=0)
         named = ", ".join(f"{layers[row]}.{column}" for row, column in zip(rows[:_NAMED], columns, strict=False))
-        upper.set_title(fitted(f"the {len(order)} largest; first {named}", 0.9 * figure.get_figwidth()))
+        upper.set_title(fitted(f"the {len(order)} largest; first {named}", 0.7 * figure.get_figwidth()))
         upper.set_ylabel("neuron")
         for part, colour in ((values.clip(min=0), _FOR), (values.clip(max=0), _AGAINST)):
             lower.bar(layers, part.sum(-1), color=colour, width=0.8, linewidth=0)

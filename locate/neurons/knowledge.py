@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 import xarray as xr
-from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
@@ -18,7 +17,7 @@ from locate.model.running import running
 from locate.model.weights import check_down_projections
 from locate.neurons.asking import AskedFact, Negatives, ask, negatives_of
 from locate.neurons.integration import RULES, Answer, Asked, Attribution
-from locate.neurons.scores import NeuronScores
+from locate.neurons.scores import LEAST_CHANGE, NeuronScores, check_threshold, passing_of
 from locate.sites.site import hook_name
 
 _STEPS = {"adaptive": 60, "right": 20}
@@ -39,7 +38,8 @@ def knowledge_neurons(
     """Attribute each fact's answer to every MLP neuron (Dai et al. 2022, arXiv:2104.08696), all layers in one sweep.
 
     Attr(w) = w ∫ ∂P(α·w)/∂w dα over α from 0 to 1 at the prompt's last position, with P the probability of the answer's
-    first token. What is attributed to a layer adds up to P(w) − P(0); by how much it misses that is in the result.
+    first token. What is attributed to a layer adds up to P(w) − P(0); by how much it misses that is in the result
+    (``missed``; of each prompt's worst layer in ``info["missed"]``).
     A fact is asked by its prompt and its paraphrases; what all of these share is what the fact itself needs.
 
     Args:
@@ -75,11 +75,7 @@ def knowledge_neurons(
     steps = _STEPS[rule] if steps is None else steps
     if steps < 1:
         raise LocateError(f"steps must be 1 or more, found {steps}.")
-    if not 0 <= threshold < 1:
-        raise LocateError(
-            f"threshold must be at least 0 and below 1, found {threshold:g}: it is a share of the largest attribution, "
-            "which no neuron exceeds. Use 0.2 to 0.3."
-        )
+    check_threshold(threshold)
     asked = [ask(model, fact, prefixes) for fact in facts]
     others = _others(model, asked, negatives)
     unlike = [negatives_of(one, others) for one in asked] if negatives is not None else []
@@ -92,21 +88,23 @@ def knowledge_neurons(
         return found
 
     tables: dict[str, list[Tensor]] = {name: [] for name in ("scores", "kept", "coarse", "change", "residual")}
+    shares: list[list[float]] = []
     beside = [] if others is asked else others
     total = sum(len(one.prompts) for one in [*asked, *beside])
     with tqdm(total=total, desc="neurons", unit="prompt", disable=not progress, delay=1) as bar:
         for one in asked:
             found = attributed(one)
             each, changes = (torch.stack([getattr(part, name) for part in found]) for name in ("values", "change"))
-            passing = _passing(each, threshold)
+            passing = passing_of(each, threshold)
             own = (each.mean(0), passing.float().mean(0), passing[0], changes.mean(0))
-            missed = (each.sum(-1) - changes).abs().amax(0)
-            for table, value in zip(tables.values(), (*own, missed), strict=True):
+            missed = (each.sum(-1) - changes).abs()
+            for table, value in zip(tables.values(), (*own, missed.amax(0)), strict=True):
                 table.append(value)
+            shares.append((missed / changes.abs().clamp_min(LEAST_CHANGE)).amax(1).tolist())
         if negatives is not None:
             passed = tables["coarse"]
             if beside:
-                passed = [_passing(attributed(one)[0].values[None], threshold)[0] for one in beside]
+                passed = [passing_of(attributed(one)[0].values[None], threshold)[0] for one in beside]
             # One at a time: all of a fact's negatives together may be many times the table.
             none = torch.zeros((), dtype=torch.float32)
             tables["negative"] = [sum((passed[at].float() for at in own), none) / len(own) for own in unlike]
@@ -117,7 +115,7 @@ def knowledge_neurons(
     info = {
         "model": str(model.cfg.model_name), "method": "integrated gradients", "measure": "probability", "steps": steps,
         "rule": rule, "threshold": threshold, "prompts": [[prompt.text for prompt in one.prompts] for one in asked],
-        "answer_tokens": [one.spelled for one in asked],
+        "answer_tokens": [one.spelled for one in asked], "missed": shares,
         "negatives": [[others[at].prompts[0].text for at in own] for own in unlike],
     }  # fmt: skip
     return NeuronScores(data=data, info=info)
@@ -132,10 +130,6 @@ def _others(model: TransformerBridge, asked: list[AskedFact], negatives: Negativ
             raise LocateError(f"negatives must be facts, or 'relation'; found {negatives!r}.")
         return asked
     return [ask(model, fact, own=True) for fact in negatives]
-
-
-def _passing(each: Float[Tensor, "prompt layer neuron"], threshold: float) -> Bool[Tensor, "prompt layer neuron"]:
-    return each > threshold * each.flatten(1).amax(1).clamp_min(0)[:, None, None]
 
 
 def attribute_neurons(

@@ -1,7 +1,7 @@
 """Query neurons: which shallower neurons say what value heads take up."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from locate.neurons.states import State, state_of
 from locate.neurons.writing import head_hooks, layers_of_heads
 from locate.sites.contributions import neuron_contributions, passage
 from locate.sites.inputs import attention_input, check_inputs, projection
-from locate.sites.site import Site
 from locate.sites.table import hook_name
 
 
@@ -36,8 +35,8 @@ class QueryNeurons(NeuronScores):
     """How much each neuron says of what the top value attention neurons take up, in nats of the answer's gain.
 
     Attributes:
-        data: ``scores`` (dims ``fact, layer, neuron``), summed over the prompt's positions; ``position``, where most of
-            a neuron's score is.
+        data: ``scores`` (dims ``fact, layer, neuron``), summed over the prompt's positions; ``strongest``, the
+            position where most of a neuron's score is.
         info: how it was made; ``attention_neurons``, of each fact.
 
     >>> queries = locate.query_neurons(model, fact, heads=3, neurons=5, progress=False)
@@ -56,18 +55,6 @@ class QueryNeurons(NeuronScores):
         self._check(fact)
         table = pd.DataFrame(self.info["attention_neurons"][fact])
         return table.assign(token=[self.info["tokens"][fact][position] for position in table["position"]])
-
-    def top(self, n: int = 20, fact: int = 0) -> list[Site]:
-        """The neurons of the largest scores, each with the position where most of it is.
-
-        Raises:
-            SiteError: there is no such fact.
-
-        >>> locate.query_neurons(model, fact, heads=3, neurons=5, progress=False).top(1)[0].position is None
-        False
-        """
-        places = self.data["position"].isel(fact=fact)
-        return [replace(site, position=int(places.sel(layer=site.layer)[site.neuron])) for site in super().top(n, fact)]
 
 
 def load_query_neurons(path: str | Path) -> QueryNeurons:
@@ -133,7 +120,7 @@ def query_neurons(
         found.append(values)
     dims = ("fact", "layer", "neuron")
     data = {
-        name: (dims, torch.stack(table).cpu().numpy()) for name, table in (("scores", scores), ("position", places))
+        name: (dims, torch.stack(table).cpu().numpy()) for name, table in (("scores", scores), ("strongest", places))
     }
     info = {
         "model": str(model.cfg.model_name), "method": "query neurons", "measure": "the value neurons' gain",

@@ -1,12 +1,14 @@
 """What was attributed to each neuron, and which neurons are a fact's."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import xarray as xr
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from locate.errors import LocateError, SiteError
 from locate.results import Result, place_of_largest
@@ -29,6 +31,8 @@ class NeuronScores(Result):
             of them, the fact's own; where there were negatives, ``negative``, the share of those for which it passes;
             ``change`` (dims ``fact, layer``), the mean change of the measure from a layer without its neurons to the
             layer as it is; ``residual``, by how much a layer's attributions miss it, at most over a fact's prompts.
+            Where several positions count, ``by_position`` (dims ``fact, position, layer, neuron``), of each fact's own
+            prompt, and ``strongest``, the position where most of a neuron's score is.
         info: how it was made.
 
     >>> neurons.scores.dims
@@ -97,7 +101,7 @@ class NeuronScores(Result):
         return self._sites(own, fact, least, f"more than {share:.0%} of its prompts")
 
     def top(self, n: int = 20, fact: int = 0) -> list[Site]:
-        """The neurons of the largest attribution, the largest first.
+        """The neurons of the largest attribution, the largest first; with the position where most of it is, if known.
 
         Raises:
             SiteError: there is no such fact.
@@ -108,9 +112,13 @@ class NeuronScores(Result):
         self._check(fact)
         table = self.scores.isel(fact=fact).values
         order = np.argsort(-table, axis=None, kind="stable")[:n]
-        places = np.unravel_index(order, table.shape)
+        places = [(int(at), int(one)) for at, one in zip(*np.unravel_index(order, table.shape), strict=True)]
         layers = self.scores["layer"].values
-        return [Site("neuron", layer=int(layers[at]), neuron=int(one)) for at, one in zip(*places, strict=True)]
+        found = [Site("neuron", layer=int(layers[at]), neuron=one) for at, one in places]
+        if "strongest" not in self.data:
+            return found
+        most = self.data["strongest"].isel(fact=fact).values
+        return [replace(site, position=int(most[place])) for site, place in zip(found, places, strict=True)]
 
     def best(self) -> Site:
         """The neuron of the largest mean attribution over all facts.
@@ -161,7 +169,7 @@ class NeuronScores(Result):
         )
 
     def _tables(self) -> Sequence[xr.Dataset]:
-        return [self.data[[name for name, one in self.data.items() if "neuron" in one.dims]]]
+        return [self.data[[name for name, one in self.data.items() if one.dims == ("fact", "layer", "neuron")]]]
 
 
 def load_neurons(path: str | Path) -> NeuronScores:
@@ -174,3 +182,28 @@ def load_neurons(path: str | Path) -> NeuronScores:
     'adaptive'
     """
     return NeuronScores.load(path)
+
+
+def check_threshold(threshold: float) -> None:
+    """Whether a share of the largest attribution leaves any neuron.
+
+    Raises:
+        LocateError: it cannot.
+
+    >>> check_threshold(0.2)
+    """
+    if not 0 <= threshold < 1:
+        raise LocateError(
+            f"threshold must be at least 0 and below 1, found {threshold:g}: it is a share of the largest attribution, "
+            "which no neuron exceeds. Use 0.2 to 0.3."
+        )
+
+
+def passing_of(each: Float[Tensor, "prompt layer neuron"], threshold: float) -> Bool[Tensor, "prompt layer neuron"]:
+    """Which neurons exceed a share of their prompt's largest attribution; none where none is above 0.
+
+    >>> import torch
+    >>> passing_of(torch.tensor([[[1.0, 0.5, 0.1]]]), 0.3).tolist()
+    [[[True, True, False]]]
+    """
+    return each > threshold * each.flatten(1).amax(1).clamp_min(0)[:, None, None]

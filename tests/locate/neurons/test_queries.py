@@ -66,9 +66,6 @@ def test_places_are_told_and_files_read(tmp_path):
     model = table.bridge("llama")
     queries = locate.query_neurons(model, FACTS, heads=3, neurons=4, progress=False)
     top = queries.top(3, fact=1)
-    assert [(site.layer, site.neuron) for site in top] == [
-        (site.layer, site.neuron) for site in super(type(queries), queries).top(3, fact=1)
-    ]
     asked = set(queries.attention_neurons(1)["position"])
     assert {site.position for site in top} <= asked
     deepest = max(queries.attention_neurons(0)["layer"])
