@@ -51,6 +51,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.attribution
 	$(BIN)/python -m benchmarks.circuits
 	$(BIN)/python -m benchmarks.edges
+	$(BIN)/python -m benchmarks.neurons
 	$(BIN)/python -m benchmarks.relations --data $(DATA)/lre
 	$(BIN)/python -m benchmarks.average --data $(DATA)/known_1000.json
 	$(BIN)/python -m benchmarks.rome
