@@ -21,6 +21,7 @@ FACT = locate.Fact(
 )  # fmt: skip
 HOW = {"progress": False}
 ZERO = locate.ZeroEmbedding()
+NEURONS = [locate.Site("neuron", layer=layer, neuron=5) for layer in (1, 2)]
 FEW = {"objective": ValueObjective(steps=3), "prefixes": ("I am. ",), "corpus": "sampled", "statistics_tokens": 300}
 
 
@@ -64,6 +65,11 @@ ENTRIES = {
     "paths": lambda model: locate.path_patch(model, FACT, ZERO, senders=["a1.h2", "m0"], **HOW).data,
     "knockout": lambda model: locate.attention_knockout(model, FACT, window=2, **HOW).data,
     "neurons": lambda model: locate.knowledge_neurons(model, FACT, steps=3, **HOW).data,
+    "first order": lambda model: locate.neuron_attribution(model, FACT, positions="subject", **HOW).data,
+    "gain": lambda model: locate.neuron_logprob_gain(model, FACT, **HOW).data,
+    "screened gain": lambda model: locate.neuron_logprob_gain(model, FACT, screen=5, heads=False, **HOW).data,
+    "queries": lambda model: locate.query_neurons(model, FACT, heads=3, neurons=4, **HOW).scores,
+    "verification": lambda model: locate.verify_neurons(model, FACT, NEURONS, random=2, **HOW).data,
     "logit attribution": lambda model: locate.logit_attribution(model, FACT, by="neuron", **HOW).contributions,
     "lens": lambda model: locate.logit_lens(model, FACT, **HOW).of("logit"),
     "tuned lens": lambda model: locate.TunedLens.fit(model, [FACT.text], steps=2, **HOW).weights,

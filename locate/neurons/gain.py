@@ -122,7 +122,7 @@ def _every(states: Sequence[State], at_once: int, progress: bool) -> Float[Tenso
             logits = first.readout.linear(own.through(rows[None, None], 0)) @ first.readout.weight
             of_facts = []
             for state, base, scale in zip(states, bases, scales, strict=True):
-                factors = scale * state.neurons[row].activations[0, which, None]
+                factors = scale * state.neurons[row].activations[0, which, None].to(logits)
                 of_facts.append(state.said((logits * factors).add_(base)) - state.said(base))
             parts.append(torch.stack(of_facts))
         table.append(torch.cat(parts, dim=1))
@@ -168,10 +168,10 @@ def _screened(state: State, n: int, at_once: int) -> tuple[Float[Tensor, "layer 
         if len(best) >= n and best[n - 1] >= found[part[0]]:
             break
         groups = [(int(row), part[part // width == row]) for row in (part // width).unique()]
-        vectors = torch.cat([state.neurons[row].at(0, own % width) for row, own in groups])
+        vectors = torch.cat([readout.linear(state.neurons[row].at(0, own % width)) for row, own in groups])
         chosen = torch.cat([own for _, own in groups])
         rows = chosen // width
-        found[chosen] = state.said((readout.linear(vectors) @ readout.weight).add_(bases[rows])) - before[rows]
+        found[chosen] = state.said((vectors @ readout.weight).add_(bases[rows])) - before[rows]
         exact[chosen] = True
         best = torch.cat([best, found[chosen]]).sort(descending=True).values[:n]
     return found.view_as(bounds), exact.view_as(bounds)

@@ -47,7 +47,7 @@ class Neurons:
         """What each neuron writes at one of the positions, or only some of them."""
         rows, factors = self.rows, self.activations[position]
         if which is not None:
-            rows, factors = rows[which], factors[which]
+            rows, factors = (one[which.to(one.device)] for one in (rows, factors))
         return self.through(factors[None, None, :, None] * rows.to(factors), position)
 
 
