@@ -56,6 +56,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.average --data $(DATA)/known_1000.json
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality
+	$(BIN)/python -m benchmarks.location
 	$(BIN)/python -m benchmarks.said
 	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.strength --data $(DATA)/counterfact_flat_1000.json

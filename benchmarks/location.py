@@ -1,0 +1,71 @@
+"""Knowledge location: where changes are, what they say, what tracing finds, and which layer to edit.
+
+    python -m benchmarks.location [--facts 30] [--layers 1 4 7 10 13 17 21 25] [--samples 3] [--out FOLDER]
+
+The facts are shipped ones that the model answers, spread over all relations. Each is edited alone by ROME, MEMIT,
+AlphaEdit and fine-tuning of ROME's matrix, and by ROME at each of the layers given, which are eight of 30 by default
+(``--layers all`` takes them all, and about four times as long). The run goes on in its folder where it was stopped.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import edit
+import locate
+from benchmarks.timing import machine, seconds
+from edit.report.location import usual_methods
+
+_LAYERS = ["1", "4", "7", "10", "13", "17", "21", "25"]
+
+
+def main() -> None:
+    """Make the report and print its numbers."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--facts", type=int, default=30)
+    parser.add_argument("--layers", nargs="*", default=_LAYERS, help="numbers, or all")
+    parser.add_argument("--samples", type=int, default=3, help="of noise, in tracing and RelP")
+    parser.add_argument("--steps", type=int, default=20, help="of the neurons' integral")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark-location"))
+    arguments = parser.parse_args()
+    model = locate.load_model(arguments.model)
+    known = [fact for fact in locate.bundled_facts() if fact.ranks.get(arguments.model) == 1] or locate.bundled_facts()
+    n = min(arguments.facts, len(known))
+    facts = [known[index * len(known) // n] for index in range(n)]
+    layers = None if arguments.layers == ["all"] else [int(layer) for layer in arguments.layers]
+    print(f"{machine()}; {arguments.model}; {n} facts; ROME at layers {layers or 'all'}; {arguments.samples} samples")
+    made: list[edit.LocationReport] = []
+    took = seconds(
+        lambda: made.append(
+            edit.location_report(
+                model,
+                facts,
+                arguments.out,
+                methods=usual_methods(model),
+                layers=layers,
+                steps=arguments.steps,
+                corruption=locate.GaussianNoise(samples=arguments.samples),
+                progress=False,
+                report=lambda line: print(f"  {line} …", flush=True),
+            )
+        )
+    )
+    report = made[0]
+    print(f"{took:.0f} s; results in {report.folder}")
+    for finding in report.findings:
+        print(f"{finding.title}. {finding.text} {finding.verdict}")
+    hits = [one.rates().assign(method=name) for name, one in report.readouts.items()]
+    for table in hits:
+        print(table.round(2).to_string(index=False))
+    if report.similarity is not None:
+        rsim: Any = report.similarity.to_dataframe()
+        print(rsim.round(2).to_string(index=False, na_rep="–"))
+    print(report.study.table().round(2).to_string(na_rep="–"))
+    print(report.study.correlations().round(2).to_string(index=False, na_rep="–"))
+    for name, reason in report.left_out.items():
+        print(f"left out: {name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
