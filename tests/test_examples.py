@@ -64,7 +64,7 @@ GIVEN: dict[str, Callable] = {
     ),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
-    "alike": lambda given: edit.localisation_similarity(
+    "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),
     "study": lambda given: edit.layer_choice(

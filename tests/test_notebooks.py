@@ -13,7 +13,13 @@ SMALL = {
     "03_editing_family.ipynb": {"FACTS": ["germany-capital"], "MORE": 1, "TOKENS": 2_000},
     "06_location_report.ipynb": {"TOKENS": 2_000, "LAYERS": [2, 4]},
 }
+# Always run; the others are tried among the slow tests.
+SAMPLE = ("01_quickstart", "04_circuits")
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+slow = pytest.mark.slow("two notebooks stand for all")
+some = pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=[] if path.stem in SAMPLE else slow) for path in NOTEBOOKS]
+)
 
 
 @pytest.fixture
@@ -36,7 +42,7 @@ def check(ran, path):
     assert pictures(ran) == pictures(nbformat.read(path, as_version=4)) >= 2
 
 
-@each
+@some
 @pytest.mark.budget(60, "a notebook stands for many, in a process of its own")
 def test_notebooks_run(path, execute, stand_in, cache_apart):
     check(execute(path, {"MODEL": str(stand_in), **SMALL.get(path.name, {})}), path)

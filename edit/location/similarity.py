@@ -38,7 +38,7 @@ class LocalisationSimilarity(Result):
             likewise; by ``prompt`` and ``layer``, the ``effect`` of each, with the ``fact`` that it is of.
         info: how it was made; ``facts`` that each group has, and ``left_out``, by group or fact the reason.
 
-    >>> alike.rsim.dims
+    >>> similarity.rsim.dims
     ('group', 'k')
     """
 
@@ -158,7 +158,7 @@ def load_localisation_similarity(path: str | Path) -> LocalisationSimilarity:
     Raises:
         DataError: the file is missing or holds something else.
 
-    >>> edit.load_localisation_similarity(alike.save("alike.nc")).info["of"]
+    >>> edit.load_localisation_similarity(similarity.save("similarity.nc")).info["of"]
     3
     """
     return LocalisationSimilarity.load(path)

@@ -28,7 +28,7 @@ def plot_localisation_similarity(
         found: from ``edit.localisation_similarity``.
         figsize: width and height in inches.
 
-    >>> figure = plot_localisation_similarity(alike)
+    >>> figure = plot_localisation_similarity(similarity)
     """
     ks = found.data["k"].values
     with mpl.rc_context(STYLE):

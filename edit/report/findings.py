@@ -120,7 +120,7 @@ def readout_finding(readouts: Mapping[str, ColumnReadout]) -> Finding:
 def similarity_finding(found: LocalisationSimilarity) -> Finding:
     """Whether the layers that tracing finds for related prompts are little more alike than any.
 
-    >>> similarity_finding(alike).title
+    >>> similarity_finding(similarity).title
     'What tracing finds'
     """
     past = found.data.sel(k=found.data["k"] > _FIVE)

@@ -164,6 +164,7 @@ def test_a_folder_of_another_run_is_refused(trace, facts_file, tmp_path):
     assert "facts.count was 1 and is 2 now" in said(result)
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_another_model_of_the_same_name_is_another_run(facts_file, model_folder, tmp_path):
     from tests import tiny
 
@@ -177,6 +178,7 @@ def test_another_model_of_the_same_name_is_another_run(facts_file, model_folder,
     assert "belongs to another run: model.fingerprint was" in said(result)
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_figures_of_every_fact_only_where_asked(trace, facts_file, tmp_path):
     out, file = tmp_path / "run", facts_file()
     arguments = ["--facts", file, "--limit", "2", "--out", out, "--kinds", "mlp,attn_head", *QUICK]
@@ -193,6 +195,7 @@ def test_figures_of_every_fact_only_where_asked(trace, facts_file, tmp_path):
     assert not (single / "average.nc").exists()
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_heads_are_averaged_by_role_too(trace, facts_file, tmp_path):
     out = tmp_path / "run"
     result = trace("--facts", facts_file(), "--out", out, "--kinds", "attn_head", *QUICK, "--json")
@@ -204,6 +207,7 @@ def test_heads_are_averaged_by_role_too(trace, facts_file, tmp_path):
     assert {"layer", "head", "position", "token"} == set(json.loads(result.stdout)["cases"][0]["best"]["attn_head"])
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_several_metrics_give_several_averages(trace, facts_file, tmp_path):
     out = tmp_path / "run"
     trace("--facts", facts_file(), "--out", out, *QUICK, "--metric", "logit_diff", "--metric", "probability")

@@ -12,6 +12,7 @@ from locate import Site, SiteError
 from locate.sites.components import site_written
 from locate.sites.graph import graph
 from tests import tiny
+from tests.sampling import slow
 
 TEXT = "I think that Big Ben is in the city of"
 
@@ -98,7 +99,7 @@ def literal(kind, sender, receivers, through):
 
 @pytest.mark.parametrize("through", ["direct", "mlps", "all"])
 @pytest.mark.parametrize("receivers", [["logits"], ["a2.h1.q"], ["a3.h0.k", "a2.h1.v"], ["m2"], ["m1", "a3.h1.q"]])
-@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+@pytest.mark.parametrize("kind", [pytest.param("gpt2", marks=slow), "llama"])
 def test_heads_and_mlps_equal_three_whole_passes(kind, receivers, through):
     heads = patched(kind, receivers=receivers, through=through)
     mlps = patched(kind, receivers=receivers, through=through, senders="mlps")
