@@ -81,7 +81,7 @@ def _draw_curves(axes: Axes, named: Mapping[str, Concentration]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", linewidth=0.8, linestyle="--", label="even spread")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="columns, the largest first", ylabel="share of ‖ΔW‖²")
     _as_percent(axes)
-    for text in axes.legend(frameon=False, loc="lower right").get_texts():
+    for text in axes.legend(loc="lower right", framealpha=0.85, edgecolor="none").get_texts():
         text.set_parse_math(False)
     sns.despine(ax=axes)
 

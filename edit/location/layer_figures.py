@@ -59,7 +59,7 @@ def plot_layer_choice(study: LayerStudy, *, figsize: tuple[float, float] | None 
         add_headline(
             figure,
             f"{study.info['model']}, {facts} fact{'s' * (facts != 1)}, each edited alone by {study.info['method']} at "
-            f"every layer; best layer {study.best().layer}",
+            f"{len(study.layers)} layers, best at layer {study.best().layer}",
         )
     plt.close(figure)
     return figure
