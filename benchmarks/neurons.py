@@ -150,7 +150,7 @@ def _neurons(model: TransformerBridge, facts: list[locate.Fact], random: int) ->
         print(f"{metric}:")
         for row in effects.of(metric).summary().to_dict("records"):
             told = "; ".join(
-                f"{name} {row[name]:+.3f} ({row[f'{name}_low']:+.3f} to {row[f'{name}_high']:+.3f})"
+                f"{name} {row[name]:+.3g} ({row[f'{name}_low']:+.3g} to {row[f'{name}_high']:+.3g})"
                 for name in ("effect", "random", "difference")
             )
             tests = f"Wilcoxon p {row['wilcoxon']:.1e}, permutation p {row['permutation']:.1e}"
