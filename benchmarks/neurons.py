@@ -104,7 +104,7 @@ def _sweeps(model: TransformerBridge, facts: list[locate.Fact]) -> None:
         apart.append(float((found["sweep"][layers] - found["literal"]).abs().max()))
         print(
             f"  {len(prompt.tokens)} tokens: {fast:.2f} s against {slow:.2f} s, {ratios[-1]:.1f} times; largest "
-            f"difference {apart[-1]:.1e}",
+            f"difference {apart[-1]:.1e} of values up to {float(found['literal'].abs().max()):.2f}",
             flush=True,
         )
     print(
