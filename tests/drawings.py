@@ -268,7 +268,10 @@ def edge_effects() -> locate.EdgeEffects:
         "writer": ("edge", [f"a{i}.h{2 * i % 9}" for i in range(12)]),
         "reader": ("edge", ["logits", "a14.h3.q"] * 6),
     }
-    info = {"model": "tiny", "pairs": 5, "metric": "logit_diff", "metric_label": "logit(Mary) − logit(John)"}
+    info = {
+        "model": "tiny", "pairs": 5, "metric": "logit_diff", "metric_label": "logit({answer}) − logit({new})",
+        "answer": " Mary", "target_new": "John",
+    }  # fmt: skip
     return locate.EdgeEffects(data=xr.Dataset(data, coords=names), info=info)
 
 

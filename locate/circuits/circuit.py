@@ -21,7 +21,7 @@ from locate.circuits.faithfulness import Faithfulness
 from locate.circuits.files import read_circuit, write_circuit
 from locate.circuits.gathering import Pairs
 from locate.circuits.networks import network, takes_part
-from locate.circuits.selecting import Edges, Feeds, feeding, grown, largest, on_a_path, possible_edges
+from locate.circuits.selecting import Edges, Feeds, as_count, feeding, grown, largest, on_a_path, possible_edges
 from locate.contrast.corruption import Corruption
 from locate.contrast.pairs import Text
 from locate.errors import DataError, LocateError, suggest
@@ -166,9 +166,7 @@ class Circuit:
         """
         if how not in get_args(How):
             raise LocateError(f"There is no way {how!r} to choose edges. {suggest(how, get_args(How))}")
-        if k < 0 or (isinstance(k, float) and k > 1):
-            raise LocateError(f"top: give a count of edges, or a share from 0.0 to 1.0; found {k}.")
-        count = round(k * self.n_possible) if isinstance(k, float) else int(k)
+        count = as_count(k, self.n_possible, "top")
         if count > self.n_edges:
             raise LocateError(f"top: {count} edges were asked for, and the circuit has {self.n_edges}.")
         values, allowed = np.abs(self.scores.values) if absolute else self.scores.values, self.kept.values

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -9,11 +10,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locate.circuits.gathering import Gathered
-from locate.circuits.running import Ablation, run_circuits
+from locate.circuits.running import mean_written, run_circuits
 from locate.contrast.contrast import Contrast
-from locate.errors import LocateError
+from locate.contrast.metrics import hardly_differ
+from locate.errors import LocateError, tell
 from locate.sites.graph import Graph
 
+# What cut edges bring: what their writers write in the corrupted run, its mean over all pairs, or nothing. The last two
+# hold at every position.
+Ablation = Literal["corrupt", "mean", "zero"]
 # Of the larger of two values: what is less is rounding, and no gap to divide by.
 _NO_GAP = 1e-5
 _RESAMPLES = 2000
@@ -27,11 +32,13 @@ class Measured:
         values: of each circuit.
         whole: of the model as it is.
         empty: of the circuit without an edge.
+        metric: its name.
     """
 
     values: Float[np.ndarray, "circuit pair"]
     whole: Float[np.ndarray, "pair"]
     empty: Float[np.ndarray, "pair"]
+    metric: str = ""
 
     def faithfulness(self, pairs: Sequence[int] | np.ndarray | None = None) -> Float[np.ndarray, "circuit"]:
         """What share of the way from nothing to the model each circuit goes, in the mean over these pairs."""
@@ -45,8 +52,8 @@ class Measured:
         draws = np.random.default_rng(0).integers(0, n, size=(_RESAMPLES, n))
         return np.stack([self.faithfulness(one) for one in draws])
 
-    def check(self, metric: str) -> None:
-        """Whether there is a way between them.
+    def check(self) -> None:
+        """Whether there is a way between them; a short one is warned about.
 
         Raises:
             LocateError: the metric is the same with all edges and without any.
@@ -54,8 +61,13 @@ class Measured:
         high, low = float(self.whole.mean()), float(self.empty.mean())
         if abs(high - low) <= _NO_GAP * max(abs(high), abs(low)):
             raise LocateError(
-                f"The metric {metric!r} is {high:.4g} in the model and {low:.4g} with every edge cut, so that there is "
-                "no gap for a circuit to fill. Choose other pairs, another metric or another ablation."
+                f"The metric {self.metric!r} is {high:.4g} in the model and {low:.4g} with every edge cut, so that "
+                "there is no gap for a circuit to fill. Choose other pairs, another metric or another ablation."
+            )
+        if hardly_differ(high, low):
+            tell(
+                f"The metric {self.metric!r} is {high:.4g} in the model and {low:.4g} with every edge cut: shares of "
+                "so small a gap mean little. Choose other pairs, another metric or another ablation."
             )
 
 
@@ -75,17 +87,22 @@ def evaluate(
     """
     empty = np.zeros_like(kept[:1])
     masks = torch.from_numpy(np.concatenate([empty, kept]))
+    instead = None
+    if ablation != "corrupt":
+        instead = torch.zeros(1, 1, 1, 1, dtype=torch.float32)
+        if ablation == "mean":
+            instead = mean_written(gathered.contrasts(), graph)
     values, whole = [], []
     name = ""
     for contrast in gathered.contrasts():
         metric = contrast.metrics(gathered.metric)[:1]
         name = metric[0].name
-        found = run_circuits(contrast, graph, masks, metric, ablation=ablation, progress=progress)[..., 0]
+        found = run_circuits(contrast, graph, masks, metric, instead=instead, progress=progress)[..., 0]
         values.append(by_pair(contrast, found))
         whole.append(by_pair(contrast, contrast.ends(metric).target[:, 0].float()))
     every = np.concatenate(values, axis=-1)
-    measured = Measured(values=every[1:], whole=np.concatenate(whole), empty=every[0])
-    measured.check(name)
+    measured = Measured(values=every[1:], whole=np.concatenate(whole), empty=every[0], metric=name)
+    measured.check()
     return measured
 
 

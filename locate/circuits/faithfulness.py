@@ -10,6 +10,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 
 from locate.circuits.evaluating import Measured
+from locate.circuits.selecting import as_count
 from locate.errors import LocateError
 from locate.results import Result
 
@@ -157,9 +158,9 @@ def counts(sizes: Sequence[int | float] | None, n_possible: int, n_edges: int) -
     if sizes is None:
         shares = {max(1, round(share * n_possible)) for share in PUBLISHED_SIZES}
         return sorted({one for one in shares if one <= n_edges} | {n_edges})
-    if not sizes:
-        raise LocateError("sizes: give at least one.")
-    found = sorted({round(one * n_possible) if isinstance(one, float) else int(one) for one in sizes})
+    if not isinstance(sizes, Sequence | np.ndarray) or not len(sizes):
+        raise LocateError(f"sizes: give at least one, in a list; found {sizes!r}.")
+    found = sorted({as_count(one, n_possible, "sizes") for one in sizes})
     if found[0] < 1 or found[-1] > n_edges:
         raise LocateError(f"sizes: from 1 to the circuit's {n_edges} edges, found {found}.")
     return found

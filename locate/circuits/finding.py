@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.circuits.circuit import Circuit
-from locate.circuits.gathering import Gathered, Pairs, check_gap
+from locate.circuits.gathering import Gathered, Pairs, check_gap, check_slope
 from locate.circuits.scoring import Sums, add_scores, edge_method
 from locate.circuits.written import tellable
 from locate.contrast.corruption import Corruption
@@ -111,6 +111,7 @@ def find_circuit(
     clean, corrupted = (torch.cat([getattr(one, side) for one in ends]) for side in ("target", "source"))
     check_gap(record["metric"], float(clean.mean()), float(corrupted.mean()))
     warn_of_small_effects(metrics, clean, corrupted)
+    check_slope(record["metric"], float(sums.total.abs().max()) / sums.n, float(clean.mean() - corrupted.mean()))
     info = {
         **{name: record[name] for name in ("model", "prompt", "metric", "metric_label", "corruption")},
         "method": method, "pairs": len(gathered), "lengths": gathered.lengths, "clean": float(clean.mean()),

@@ -16,6 +16,8 @@ from locate.tasks.paired import PairedPrompts
 Pairs = PairedPrompts | Contrast | Text | Sequence[Text]
 # Floats that runs of one group keep, in units of what a token takes in passing.
 _KEPT = 8
+# Of the metric's difference between the runs: what no edge's score exceeds is rounding.
+_NO_SLOPE = 1e-6
 
 
 class Gathered:
@@ -103,6 +105,20 @@ class Gathered:
                 self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
                 budget=self.budget, corruption=self._corruption,
             )  # fmt: skip
+
+
+def check_slope(metric: str, largest: float, gap: float) -> None:
+    """Whether estimates are of anything.
+
+    Raises:
+        LocateError: they are nothing beside what the metric differs by between the runs.
+    """
+    if largest <= _NO_SLOPE * abs(gap):
+        raise LocateError(
+            f"The largest score is {largest:.1e}, and {metric!r} differs by {abs(gap):.3g} between the runs: at the "
+            "run where gradients are taken it has none, as a divergence from the clean run has none there. Take the "
+            "method eap-ig-inputs, clean-corrupted or exact, or another metric."
+        )
 
 
 def check_gap(metric: str, clean: float, corrupted: float) -> None:

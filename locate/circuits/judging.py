@@ -13,11 +13,10 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.circuits.comparing import Scored
-from locate.circuits.evaluating import Measured, evaluate
+from locate.circuits.evaluating import Ablation, Measured, evaluate
 from locate.circuits.faithfulness import Faithfulness, counts, random_edges
 from locate.circuits.gathering import Gathered, Pairs
 from locate.circuits.networks import takes_part
-from locate.circuits.running import Ablation
 from locate.circuits.selecting import feeding, possible_edges
 from locate.circuits.written import tellable
 from locate.contrast.corruption import Corruption
@@ -106,7 +105,8 @@ def faithfulness(
         data["random"] = (("sample", "size", "pair"), other)
     info = {
         "n_possible": int(possible.sum()), "how": how, "absolute": absolute, "ablation": ablation, "seed": seed,
-        **{name: circuit.info.get(name) for name in ("model", "method", "metric")},
+        **{name: circuit.info.get(name) for name in ("model", "method")},
+        "metric": measured.metric, "pairs": len(measured.whole),
     }  # fmt: skip
     return Faithfulness(data=xr.Dataset(data, coords={"size": found}), info=info)
 

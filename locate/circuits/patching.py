@@ -113,7 +113,7 @@ def patch_edges(
     pairs: Pairs,
     corrupt: Corruption | Text | Sequence[Text] | None = None,
     *,
-    edges: Sequence[tuple[str, str]] | Circuit,
+    edges: Sequence[tuple[str, str] | tuple[str, str, float]] | Circuit,
     metric: Metrics | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -173,8 +173,9 @@ def patch_edges(
         },
         coords={"writer": ("edge", [one for one, _ in named]), "reader": ("edge", [one for _, one in named])},
     )  # fmt: skip
+    told = "model", "prompt", "metric", "metric_label", "answer", "target_new", "corruption"
     info = {
-        **{name: record[name] for name in ("model", "prompt", "metric", "metric_label", "corruption")},
+        **{name: record[name] for name in told},
         "pairs": len(gathered), "lengths": gathered.lengths, "model_print": model_fingerprint(model),
     }  # fmt: skip
     effects = EdgeEffects(data=data, info=info)
@@ -219,12 +220,15 @@ def places_of(graph: Graph, edges: Sequence[tuple[str, str]]) -> list[Edge]:
     return found
 
 
-def _names(model: TransformerBridge, edges: Sequence[tuple[str, str]] | Circuit) -> list[tuple[str, str]]:
+def _names(
+    model: TransformerBridge, edges: Sequence[tuple[str, str] | tuple[str, str, float]] | Circuit
+) -> list[tuple[str, str]]:
     if isinstance(edges, Circuit):
         check_model(edges, model)
         edges = [(writer, reader) for writer, reader, _ in edges.edges]
-    if isinstance(edges, str) or any(isinstance(edge, str) or len(edge) != 2 for edge in edges):
+    many = isinstance(edges, Sequence) and not isinstance(edges, str)
+    if not many or any(isinstance(edge, str) or len(edge) not in (2, 3) for edge in edges):
         raise LocateError(f"edges: give pairs of a writer and a reader, as [('m5', 'logits')], found {edges!r}.")
     if not edges:
         raise LocateError("edges: there are none; give at least one.")
-    return [(writer, reader) for writer, reader in edges]
+    return [(edge[0], edge[1]) for edge in edges]  # a circuit's own have a score as well

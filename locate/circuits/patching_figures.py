@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from locate.circuits.patching import EdgeEffects
 from locate.errors import LocateError
 from locate.figures.layered import SIGNS
-from locate.figures.style import STYLE, add_headline, fitted
+from locate.figures.style import STYLE, add_headline, fitted, metric_label
 
 # A row's height and what stands around them, in inches.
 _ROW, _AROUND = 0.145, 1.25
@@ -46,7 +46,9 @@ def plot_edge_effects(effects: EdgeEffects, *, n: int = 30, figsize: tuple[float
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        label = f"change of {effects.info['metric_label']} where the edge is cut"
+        info = effects.info
+        unit = metric_label(info["metric"], {**info, "metrics": {info["metric"]: info["metric_label"]}}, info["answer"])
+        label = f"change of {unit} where the edge is cut"
         axes.set_xlabel(fitted(label, 0.8 * figure.get_figwidth()), parse_math=False)
         every, pairs = effects.data.sizes["edge"], effects.info["pairs"]
         shown = f"the {len(table)} largest of {every} edges" if len(table) < every else _many(every, "edge")

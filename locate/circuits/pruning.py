@@ -190,7 +190,7 @@ class _Pruning:
         """Try them all; says after each batch how many edges are done."""
         whole, most = self.runs.whole(), self.runs.together
         start, empty = self.runs.values([self.kept, np.zeros_like(self.kept)])
-        Measured(values=start[None], whole=whole, empty=empty).check(self.runs.metrics[0].name)
+        Measured(values=start[None], whole=whole, empty=empty, metric=self.runs.metrics[0].name).check()
         distance = float(np.abs(start - whole).mean())
         place, size = 0, min(_AT_FIRST, most)
         while batch := list(self._batch(place, size)):

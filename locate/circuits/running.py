@@ -1,14 +1,14 @@
 """Running circuits: every edge outside of a circuit brings what its writer writes in another run.
 
 A reader's input is the stream as it is by then, less what its cut edges would bring and with what they bring in the
-other run. All readers of a layer have inputs of their own, which their norms and projections make queries, keys, values
-and MLP inputs of; one pass runs any number of circuits side by side.
+other run; where they bring something else, it is the sum of what every edge brings: the small part that is left of a
+stream would be rounded as the whole of it. All readers of a layer have inputs of their own, which their norms and
+projections make queries, keys, values and MLP inputs of; one pass runs any number of circuits side by side.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from einops import einsum, rearrange, reduce, repeat
@@ -27,10 +27,6 @@ from locate.sites.graph import Graph
 from locate.sites.inputs import attention_input, mlp_input, projection
 from locate.sites.table import hook_name
 
-# What cut edges bring: what their writers write in the contrast's source, its mean over all pairs, or nothing. The last
-# two hold at every position.
-Ablation = Literal["corrupt", "mean", "zero"]
-
 
 @torch.no_grad()
 def run_circuits(
@@ -39,7 +35,7 @@ def run_circuits(
     kept: Bool[Tensor, "circuit writer reader"],
     metrics: Sequence[Metric],
     *,
-    ablation: Ablation = "corrupt",
+    instead: Float[Tensor, "1 #position #writer #d_model"] | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> Float[Tensor, "circuit row metric"]:
     """What metrics are where only the edges of a circuit bring what their writers write in the contrast's target.
@@ -51,36 +47,41 @@ def run_circuits(
         graph: of the model.
         kept: the edges of each circuit.
         metrics: what is measured.
-        ablation: what the other edges bring.
+        instead: what the other edges bring at every position, the same in all rows; by default what their writers
+            write in the contrast's source.
         progress: told how many rows are done.
 
     Raises:
         ModelError: the architecture has inputs that edges cannot be told apart at.
     """
-    if ablation != "corrupt":  # what edges bring changes before the first difference too
+    if instead is not None:  # what edges bring changes before the first difference too
         contrast = replace(contrast, first=0)
     measure = contrast.measure(metrics)
-    mean = _mean(contrast, graph) if ablation == "mean" else None
     results = torch.zeros(len(kept), len(contrast.rows), len(metrics), dtype=torch.float32)
     for group in groups(contrast, graph):
         rows = torch.cat(group)
         theirs = written(contrast.source, contrast.rows.source[rows], contrast.first)
-        if ablation != "corrupt":
-            theirs = torch.zeros_like(theirs) if mean is None else mean.expand_as(theirs)
+        if instead is not None:
+            theirs = instead.to(theirs).expand_as(theirs)
         together = max(1, contrast.target.rows_at_a_time(contrast.first) // len(rows))
         for some in torch.arange(len(kept)).split(together):
-            passed = _Pass(contrast=contrast, graph=graph, rows=rows, theirs=theirs, kept=kept[some])
+            passed = _Pass(
+                contrast=contrast, graph=graph, rows=rows, theirs=theirs, kept=kept[some], summed=instead is not None
+            )
             results[some[:, None], rows] = passed.run(measure)
             progress(len(rows) * len(some))
     return results
 
 
-def _mean(contrast: Contrast, graph: Graph) -> Float[Tensor, "1 position writer d_model"]:
+def mean_written(contrasts: Iterable[Contrast], graph: Graph) -> Float[Tensor, "1 position writer d_model"]:
+    """What writers write in the contrasts' sources at every position, in the mean over all rows."""
     total, n = None, 0
-    for group in groups(contrast, graph):
-        rows = torch.cat(group)
-        own = reduce(written(contrast.source, contrast.rows.source[rows], contrast.first), "row ... -> 1 ...", "sum")
-        total, n = own if total is None else total + own, n + len(rows)
+    for contrast in contrasts:
+        contrast = replace(contrast, first=0)
+        for group in groups(contrast, graph):
+            rows = torch.cat(group)
+            own = reduce(written(contrast.source, contrast.rows.source[rows], 0).float(), "row ... -> 1 ...", "sum")
+            total, n = own if total is None else total + own, n + len(rows)
     assert total is not None
     return total / n
 
@@ -92,6 +93,7 @@ class _Pass:
     Attributes:
         theirs: what each writer writes in the other run.
         kept: the edges of each circuit.
+        summed: whether readers read the sum of what edges bring, in place of the stream with the cut ones exchanged.
     """
 
     contrast: Contrast
@@ -99,10 +101,13 @@ class _Pass:
     rows: Int[Tensor, "row"]
     theirs: Float[Tensor, "row position writer d_model"]
     kept: Bool[Tensor, "circuit writer reader"]
+    summed: bool
     # What each writer would write in the other run, less what it writes here, as far as it has written: writers first,
     # so that what all cut edges of a reader bring is one product of matrices.
     _missing: Float[Tensor, "circuit writer row position d_model"] = field(init=False)
     _seen: dict[str, Tensor] = field(default_factory=dict)
+    # What attention adds in each layer without any of its heads.
+    _biases: dict[int, Tensor] = field(default_factory=dict)
 
     def run(self, measure: Measure) -> Float[Tensor, "circuit row metric"]:
         contrast, n = self.contrast, len(self.kept)
@@ -158,7 +163,7 @@ class _Pass:
         def attended(layer: int) -> Callable[[Tensor], None]:
             def hook(value: Tensor) -> None:
                 z = self._seen.pop("z")
-                heads, _ = attention_contributions(model, layer, z, self._late(value))
+                heads, self._biases[layer] = attention_contributions(model, layer, z, self._late(value))
                 wrote(index[f"a{layer}.h0"], heads)
 
             return hook
@@ -199,14 +204,23 @@ class _Pass:
 
     def _inputs(self, columns: list[int], stream: Tensor) -> Float[Tensor, "reader circuit_row position d_model"]:
         """The stream as these readers read it, which all read at one time."""
-        before = sum(one.order < self.graph.readers[columns[0]].order for one in self.graph.writers)
-        cut = rearrange(~self.kept[:, :before, columns], "circuit writer reader -> circuit reader writer")
-        brought = cut.to(stream) @ self._missing[:, :before].flatten(2)
+        order = self.graph.readers[columns[0]].order
+        before = sum(one.order < order for one in self.graph.writers)
+        kept = rearrange(self.kept[:, :before, columns], "circuit writer reader -> circuit reader writer")
+        weights = -kept.to(stream) if self.summed else (~kept).to(stream)
+        brought = weights @ self._missing[:, :before].flatten(2)
         brought = rearrange(
             brought, "circuit reader (row position d_model) -> reader (circuit row) position d_model",
             row=len(self.rows), d_model=stream.shape[-1],
         )  # fmt: skip
-        return stream + brought
+        return (self._others(order, before) if self.summed else stream) + brought
+
+    def _others(self, order: int, before: int) -> Float[Tensor, "circuit_row position d_model"]:
+        """What is read where every edge is cut: what writers bring then, and what is no writer's."""
+        found = reduce(self.theirs[:, :, :before], "row position writer d_model -> row position d_model", "sum")
+        found = repeat(found, "row ... -> (circuit row) ...", circuit=len(self.kept))
+        attended = {one.layer: one.order for one in self.graph.writers if one.head is not None}
+        return found + sum(bias for layer, bias in self._biases.items() if attended[layer] < order)
 
     def _final(self, columns: list[int]) -> Callable[[Tensor], Tensor]:
         return lambda value: self._put(value, self._inputs(columns, self._late(value))[0])
@@ -214,7 +228,8 @@ class _Pass:
     def _mlp(self, model: TransformerBridge, layer: int, columns: list[int]) -> Callable[[Tensor], Tensor]:
         def hook(value: Tensor) -> Tensor:
             read, stream = mlp_input(model, layer), self._seen["before mlp"]
-            return self._put(value, self._late(value) + read(self._inputs(columns, stream)[0]) - read(stream))
+            given = read(self._inputs(columns, stream)[0])
+            return self._put(value, given if self.summed else self._late(value) + given - read(stream))
 
         return hook
 

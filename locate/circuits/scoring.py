@@ -182,7 +182,7 @@ class _Scorer:
                     f"row position writer d_model, row position reader d_model -> {terms}",
                 )  # fmt: skip
                 own = own.cpu() if by_position else own.cpu()[:, None]
-                found[:, :, torch.tensor(sent)[:, None], torch.tensor(columns)] = own
+                found[:, :, torch.tensor(sent)[:, None], torch.tensor(columns)] = own.to(found)
         return found
 
     def _branches(self) -> Iterator[tuple[Branch, int, list[int]]]:

@@ -2,16 +2,35 @@
 
 from collections.abc import Callable, Sequence
 from heapq import heappop, heappush
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
 
+from locate.errors import LocateError
 from locate.sites.components import Component
 
 Edges = Bool[np.ndarray, "writer reader"]
 Scores = Float[np.ndarray, "writer reader"]
 Feeds = Bool[np.ndarray, "reader writer"]
 Marked = Bool[np.ndarray, "writer"]
+
+
+def as_count(k: Any, n_possible: int, what: str) -> int:
+    """A number of edges, given as one or, as a fraction, as a share of the possible ones.
+
+    Raises:
+        LocateError: it is neither.
+
+    >>> as_count(0.5, 100, "top"), as_count(np.int64(7), 100, "top")
+    (50, 7)
+    """
+    given = k.item() if isinstance(k, np.generic) else k
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise LocateError(f"{what}: give a count of edges, or a share from 0.0 to 1.0; found {k!r}.")
+    if not 0 <= given <= (1 if isinstance(given, float) else given):
+        raise LocateError(f"{what}: give a count of edges, or a share from 0.0 to 1.0; found {k!r}.")
+    return round(given * n_possible) if isinstance(given, float) else given
 
 
 def possible_edges(writers: Sequence[Component], readers: Sequence[Component]) -> Edges:

@@ -165,15 +165,18 @@ def run(
     kept = whole.top(min(_USUAL, whole.n_edges) if amount is None else amount, how)
     if not kept.n_edges:
         raise DataError(f"--top: {top:g} of {whole.n_edges} edges is none. Keep more.")
+    files = _write(whole, kept, how, out)
     curve = None
     if faithfulness:
         from locate.circuits.faithfulness import counts
 
+        if ablation == "mean":
+            tested = _of_one_length(tested, bridge, console)
         sizes = sorted({*counts(None, whole.n_possible, whole.n_edges), kept.n_edges})
         curve = whole.faithfulness(
             bridge, tested, sizes=sizes, how=how, ablation=ablation, random=random, seed=asked.seed, **options
         )
-    files = _write(whole, kept, curve, how, out)
+        files += _write_test(curve, out)
     found = {
         **_found(kept, pairs.name), "tested_on": len(tested) if curve is not None else None,
         "faithfulness": None if curve is None else _tested(curve), "files": list(map(str, files)),
@@ -182,7 +185,15 @@ def run(
     return Outcome(value=found, shown=[*_lines(found), *tables], results=files)
 
 
-def _write(whole: locate.Circuit, kept: locate.Circuit, curve: Any, how: Any, out: Path) -> list[Path]:
+def _of_one_length(pairs: Any, model: Any, console: Console) -> Any:
+    """The pairs of the most common length, over which there is a mean."""
+    largest = max((group.pairs for group in pairs.by_length(model)), key=len)
+    if len(largest) < len(pairs):
+        console.print(f"The mean is over prompts of one length: tested on {len(largest)} of {len(pairs)} pairs.")
+    return largest
+
+
+def _write(whole: locate.Circuit, kept: locate.Circuit, how: Any, out: Path) -> list[Path]:
     from locate.plots import save_figure
 
     files = [whole.save(out / "circuit.safetensors"), kept.save(out / "circuit.json")]
@@ -190,12 +201,15 @@ def _write(whole: locate.Circuit, kept: locate.Circuit, curve: Any, how: Any, ou
     table = table.sort_values("score", key=abs, ascending=False, kind="stable")
     table.to_csv(out / "edges.csv", index=False)
     files.append(out / "edges.csv")
-    save_figure(kept.top(min(_DRAWN, kept.n_edges), how).plot(), out, "circuit")
-    if curve is not None:
-        files.append(curve.save(out / "faithfulness.nc"))
-        curve.to_dataframe().to_csv(out / "faithfulness.csv", index=False)
-        save_figure(curve.plot(), out, "faithfulness")
-    return files
+    return [*files, *save_figure(kept.top(min(_DRAWN, kept.n_edges), how).plot(), out, "circuit")]
+
+
+def _write_test(curve: locate.Faithfulness, out: Path) -> list[Path]:
+    from locate.plots import save_figure
+
+    files = [curve.save(out / "faithfulness.nc"), out / "faithfulness.csv"]
+    curve.to_dataframe().to_csv(files[1], index=False)
+    return [*files, *save_figure(curve.plot(), out, "faithfulness")]
 
 
 def _found(kept: locate.Circuit, task: str) -> dict[str, Any]:
@@ -234,7 +248,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def _edges_table(found: dict[str, Any]) -> Table:
-    table = Table("from", "to", "score", "standard error", title="Largest scores; below 0 works for the answer")
+    # A divergence rises where the answer is lost.
+    side = "below" if found["clean"] > found["corrupted"] else "above"
+    table = Table("from", "to", "score", "standard error", title=f"Largest scores; {side} 0 works for the answer")
     for edge in found["top"]:
         table.add_row(edge["writer"], edge["reader"], f"{edge['score']:.4f}", f"{edge['standard_error']:.4f}")
     return table

@@ -50,7 +50,8 @@ def test_a_task_gives_a_circuit_and_its_figure(circuit, stand_in, tmp_path):
         "circuit.safetensors", "circuit.json", "edges.csv", "circuit.png", "circuit.pdf"
     }  # fmt: skip
     assert result.stdout.split() == [
-        str(tmp_path / name) for name in ("circuit.safetensors", "circuit.json", "edges.csv")
+        str(tmp_path / name)
+        for name in ("circuit.safetensors", "circuit.json", "edges.csv", "circuit.png", "circuit.pdf")
     ]
     whole, kept = (locate.load_circuit(tmp_path / f"circuit.{kind}") for kind in ("safetensors", "json"))
     model = locate.load_model(str(stand_in))

@@ -15,6 +15,7 @@ from scipy.stats import spearmanr
 
 import locate
 from locate import Circuit, LocateError
+from locate.circuits.selecting import as_count
 from locate.sites.components import site_written
 from tests import tiny
 
@@ -185,6 +186,16 @@ def test_more_edges_than_there_are_is_an_error(monkeypatch):
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users run it
     with pytest.raises(LocateError, match="no way 'best'"):
         found.top(3, "best")
+
+
+@pytest.mark.parametrize("k", [True, float("nan"), -1, 1.5, "10", np.float64(2)])
+def test_what_is_no_number_of_edges_is_an_error(k):
+    with pytest.raises(LocateError, match="give a count of edges, or a share"):
+        as_count(k, 100, "top")
+
+
+def test_numbers_of_any_kind_are_counts():
+    assert [as_count(k, 100, "top") for k in (7, np.int64(7), 0.5, np.float32(0.5))] == [7, 7, 50, 50]
 
 
 def test_best_writes_the_most():

@@ -8,6 +8,7 @@ import locate
 from locate import FactError, LocateError, ModelError
 from locate.circuits.written import tellable
 from locate.engine.rules import GRADIENT, RELP, Ruling
+from tests import tiny
 from tests.locate.circuits import literal
 from tests.locate.circuits.test_scoring import contrast, metric, model, prompts, scores, some_edges
 
@@ -128,6 +129,26 @@ def test_what_has_no_circuit_is_refused():
     for kind in ("gemma4_text:inputs of each layer", "falcon_h1", "jamba"):
         with pytest.raises(ModelError):
             find(clean, corrupt, kind=kind)
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig-inputs"])
+def test_half_precision_is_scored(method):
+    half = locate.load_model(tiny.hf_model("llama", dtype=torch.bfloat16), tiny.tokenizer())
+    clean, corrupt = prompts()
+    found, whole = (
+        locate.find_circuit(one, clean, corrupt, method=method, metric=metric, progress=False).scores.values
+        for one in (half, locate.load_model(tiny.hf_model("llama"), tiny.tokenizer()))
+    )
+    there = np.isfinite(whole)
+    assert np.corrcoef(found[there], whole[there])[0, 1] > 0.98
+
+
+def test_scores_that_are_rounding_are_refused():
+    """A divergence from the clean run has no gradient there."""
+    pair = prompts()
+    with pytest.raises(LocateError, match="at the run where gradients are taken it has none"):
+        find(*pair, method="eap", metric="kl_divergence")
+    assert np.nanmax(np.abs(find(*pair, method="eap-ig-inputs", metric="kl_divergence").scores)) > 1e-3
 
 
 def test_faithfulness_is_a_ratio_of_means_and_areas_are_under_it(tmp_path):

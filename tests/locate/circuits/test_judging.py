@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from locate import LocateError
+from locate.circuits.evaluating import evaluate
+from locate.circuits.gathering import Gathered
 from locate.circuits.written import tellable
 from tests import tiny
 from tests.locate.circuits import literal
@@ -101,6 +103,37 @@ def test_what_a_part_is_worth_is_what_is_lost_without_it(by):
     assert (table["low"] <= table["lost"] + 1e-6).all()
     assert (table["high"] >= table["lost"] - 1e-6).all()
     assert len(table) == (len(circuit.nodes) - 2 if by == "node" else circuit.n_edges)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_what_is_left_of_a_stream_is_not_rounded_as_the_whole_of_it(kind):
+    """Without biases and inputs MLPs add nothing, and norms make something of any rest."""
+    circuit = find(*pairs(), kind=kind, method="eap")
+    kept = np.zeros_like(circuit.kept.values)
+    writers, readers = ([one.name for one in side] for side in (circuit.writers, circuit.readers))
+    kept[writers.index("m0"), readers.index("m1")] = kept[writers.index("m1"), readers.index("logits")] = True
+    graph, ask = tellable(model(kind)), Gathered(model(kind), *pairs(), metric=metric, budget=4096)
+    measured = evaluate(ask, graph, np.stack([kept, graph.edges()]), ablation="zero")
+    assert (measured.values[0] == 0).all()
+    assert np.abs(measured.values[1]).min() > 0.01
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero", "corrupt"])
+def test_the_budget_changes_nothing(ablation):
+    circuit = find(*pairs(), method="eap")
+    asked = {"sizes": [0.2, 0.5], "ablation": ablation, "metric": metric, "progress": False}
+    small, large = (circuit.faithfulness(model("llama"), *pairs(), budget=n, **asked).curve for n in (1, 4096))
+    np.testing.assert_allclose(small, large, atol=1e-4)
+
+
+def test_a_curve_says_what_was_measured():
+    circuit = find(*pairs(), method="eap")
+    curve = circuit.faithfulness(model("llama"), *pairs(), sizes=[5], metric="log_probability", progress=False)
+    assert (curve.info["metric"], curve.info["pairs"]) == ("log_probability", 2)
+    with pytest.warns(UserWarning, match="shares of so small a gap"):
+        circuit.faithfulness(
+            model("llama"), *pairs(), sizes=[5], metric=lambda logits: 1e3 + metric(logits), progress=False
+        )
 
 
 def test_what_cannot_be_taken_out_is_refused():
