@@ -29,8 +29,9 @@ class Faithfulness(Result):
     corrupted run (or its mean, or nothing).
 
     Attributes:
-        data: ``values`` of the metric with dims ``size`` (a count of edges) and ``pair``, ``whole`` and ``empty`` with
-            dim ``pair``, and where random circuits were run, ``random`` with dims ``sample``, ``size`` and ``pair``.
+        data: ``values`` of the metric with dims ``size`` (a count of edges) and ``pair`` (in order of length),
+            ``whole`` and ``empty`` with dim ``pair``, and where random circuits were run, ``random`` with dims
+            ``sample``, ``size`` and ``pair``.
         info: how it was made.
 
     >>> curve = circuit.faithfulness(model, pairs, sizes=[20, 0.1, 1.0], progress=False)

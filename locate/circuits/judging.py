@@ -88,6 +88,8 @@ def faithfulness(
     >>> curve.curve.sizes["size"], curve.random.sizes["sample"]
     (2, 2)
     """
+    if random < 0:
+        raise LocateError(f"random: give 0 or more circuits, found {random}.")
     possible = possible_edges(circuit.writers, circuit.readers)
     found = counts(sizes, int(possible.sum()), circuit.n_edges)
     chosen = [circuit.top(size, how, absolute=absolute).kept.values for size in found]
@@ -151,6 +153,8 @@ def completeness(
     >>> table.columns.tolist(), len(table)
     (['removed', 'circuit', 'model', 'gap'], 3)
     """
+    if samples < 1:
+        raise LocateError(f"samples: give 1 or more sets, found {samples}.")
     possible, fed = possible_edges(circuit.writers, circuit.readers), feeding(circuit.writers, circuit.readers)
     inner = np.flatnonzero(takes_part(circuit.kept.values, fed) & np.array([one.order > 0 for one in circuit.writers]))
     if not len(inner):

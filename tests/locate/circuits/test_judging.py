@@ -139,6 +139,10 @@ def test_a_curve_says_what_was_measured():
 def test_what_cannot_be_taken_out_is_refused():
     circuit = find(*pairs(), method="eap")
     quiet = {"metric": metric, "progress": False}
+    with pytest.raises(LocateError, match="samples: give 1 or more sets, found -2"):
+        circuit.completeness(model("llama"), *pairs(), samples=-2, **quiet)
+    with pytest.raises(LocateError, match="random: give 0 or more circuits, found -1"):
+        circuit.faithfulness(model("llama"), *pairs(), random=-1, **quiet)
     direct = circuit.top(0)
     with pytest.raises(LocateError, match="nothing to take out"):
         direct.completeness(model("llama"), *pairs(), **quiet)
