@@ -146,7 +146,7 @@ class _Neurons(Job):
             found["refined"] = [[site.layer, site.neuron] for site in result.refined(share=self.sets.share, least=0)]
         if "missed" in asked:
             found["missed"] = max(asked["missed"][0])
-        if self.method == "gain":
+        if isinstance(result, locate.LogprobGain):
             found["heads"] = result.top_heads(self.sets.top).to_dict("records")
         return found
 
@@ -164,7 +164,7 @@ class _Neurons(Job):
         from locate.plots import save_figure
 
         save_figure(result.plot(share=self.sets.share), folder, name)
-        if self.method == "gain":
+        if isinstance(result, locate.LogprobGain):
             save_figure(result.plot_heads(), folder, f"{name}_heads")
 
     def together(self, results: list[locate.NeuronScores], folder: Path) -> Together:
