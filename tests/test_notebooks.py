@@ -11,9 +11,9 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # In place of the notebooks' own, on a small model.
 SMALL = {"03_editing_family.ipynb": {"FACTS": ["germany-capital"], "MORE": 1, "TOKENS": 2_000}}
 # Always run; the others are tried among the slow tests.
-SAMPLE = ("01_quickstart", "04_circuits")
+SAMPLE = ("01_quickstart",)
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-slow = pytest.mark.slow("two notebooks stand for all")
+slow = pytest.mark.slow("one notebook stands for all")
 some = pytest.mark.parametrize(
     "path", [pytest.param(path, id=path.stem, marks=[] if path.stem in SAMPLE else slow) for path in NOTEBOOKS]
 )

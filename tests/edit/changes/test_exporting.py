@@ -22,6 +22,7 @@ from locate.model.weights import hf_parameters, model_fingerprint
 from tests import tiny
 from tests.architectures import table as architectures
 from tests.edit.changes.test_updates import make, prints
+from tests.sampling import sampled
 from tests.wrapping import Adapted
 
 TOKENS = torch.arange(3, 11)[None]
@@ -45,7 +46,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("kind", tiny.CONFIGS)
+@pytest.mark.parametrize("kind", sampled(list(tiny.CONFIGS)))
 def test_export_and_load(kind, tmp_path):
     # Scaled as usual, so that the rounding of one attention implementation against another stays small.
     hf = tiny.hf_model(kind, scale=1.0)

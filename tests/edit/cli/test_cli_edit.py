@@ -122,6 +122,7 @@ def test_an_edit_that_fails_leaves_what_stands_and_may_be_left_out(edit, facts_f
     assert len(load_update(tmp_path / "r" / "update.safetensors").info["batches"]) == 3
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_rome_keeps_its_edits_some_at_a_time(edit, facts_file, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.import_module("edit.cli.commands.edit"), "_KEPT", 3)
     common = ["--facts", facts_file(), "--method", "rome", "--layers", "1", "--json"]

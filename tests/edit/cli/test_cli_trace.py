@@ -112,6 +112,7 @@ def test_a_stopped_run_goes_on_without_tracing_again(trace, facts_file, calls, t
     assert not calls
 
 
+@pytest.mark.slow("the command runs many times in this file")
 def test_a_result_that_was_lost_is_made_again(trace, facts_file, calls, tmp_path):
     out, file = tmp_path / "run", facts_file()
     trace("--facts", file, "--out", out, *QUICK)

@@ -35,6 +35,7 @@ from locate.model.weights import down_projection, fingerprint, hf_parameters
 from locate.sites.table import hook_name
 from tests import tiny
 from tests.edit.methods.problems import solved
+from tests.sampling import sampled
 
 # One of each form: Conv1D, gated, a norm after the MLP, parallel blocks with fused projections.
 KINDS = ["gpt2", "llama", "gemma3_text", "gpt_neox"]
@@ -102,7 +103,7 @@ def test_equals_the_literal_method(kind, name, prepared):
         assert expected[layer].norm() > 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS))
 @pytest.mark.parametrize("place", ["mlp", "resid", "attn+mlp"])
 def test_values_found_together_are_those_found_alone(kind, place, monkeypatch):
     model = tiny.bridge(kind)

@@ -13,6 +13,7 @@ from edit.changes.figures import plot_footprint
 from edit.propagation import propagation
 from locate.model.weights import down_projection
 from tests import tiny
+from tests.sampling import slow
 
 ARCHITECTURES = ["gpt2", "gpt_neox", "gptj", "llama", "gemma3_text", "olmo2"]
 HOOKS = {"resid": "hook_resid_post", "mlp": "hook_mlp_out", "attn": "hook_attn_out"}
@@ -73,7 +74,9 @@ def literal_mediation(model, update, probe, kind, position, layer):
     return lost, patch(edited_state) - base
 
 
-@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=slow) if kind in ("gptj", "olmo2") else kind for kind in ARCHITECTURES]
+)
 def test_mediation_equals_the_literal_exchange(kind, fact):
     model = tiny.bridge(kind)
     update = random_update(model)
