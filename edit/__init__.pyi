@@ -14,7 +14,8 @@ from .location.similarity import LocalisationSimilarity, load_localisation_simil
 from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
-from .propagation.propagation import Propagation, load_propagation, propagate
+from .propagation.mediation import mediate
+from .propagation.propagation import Propagation, load_propagation
 from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
 from .requests.conflicts import find_conflicts
@@ -84,10 +85,10 @@ __all__ = [
     "load_zsre",
     "localisation_similarity",
     "location_report",
+    "mediate",
     "plot_column_readout",
     "plot_concentration",
     "probes_for",
-    "propagate",
     "run_demo",
     "sample_prefixes",
     "spectrum",

@@ -63,7 +63,7 @@ GIVEN: dict[str, Callable] = {
         given["model"], given["capitals"], layers=[6, 7], n=3, knows=False, **QUIET
     ),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
-    "flow": lambda given: edit.propagate(given["model"], given["update"], given["request"], mediate=("edit",), **QUIET),
+    "flow": lambda given: edit.mediate(given["model"], given["update"], given["request"], roles=("edit",), **QUIET),
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from edit.changes.figures import STYLE
-from edit.propagation.propagation import DIRECTIONS, Propagation
+from edit.names import DIRECTIONS
+from edit.propagation.propagation import Propagation
 from locate.errors import SiteError
 
 _KIND_TITLES = {"resid": "residual state", "attn": "attention output", "mlp": "MLP output"}

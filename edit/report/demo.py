@@ -12,7 +12,9 @@ from edit.changes.figures import plot_footprint
 from edit.changes.updates import WeightUpdate
 from edit.evaluation import Evaluation, evaluate
 from edit.methods import ROME
-from edit.propagation.propagation import Propagation, propagate, tellable_probes
+from edit.propagation.asking import tellable_probes
+from edit.propagation.mediation import mediate
+from edit.propagation.propagation import Propagation
 from edit.report.arrow import points_to, why_there
 from edit.report.report import write_report
 from edit.requests.requests import EditRequest
@@ -182,7 +184,7 @@ def run_demo(
     evaluation.save(folder / "evaluation.csv")
     flow = timed(
         "propagate", "Following the change to the answer",
-        lambda: propagate(model, update, probes, progress=progress),
+        lambda: mediate(model, update, probes, progress=progress),
     )  # fmt: skip
     flow.save(folder / "propagation.nc")
     demo = Demo(

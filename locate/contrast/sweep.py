@@ -118,22 +118,31 @@ def has_states(model: TransformerBridge, kinds: Sequence[str], spans: Sequence[r
 
 
 def sweep_heads(
-    contrast: Contrast, measure: Measure, *, positions: Sequence[int]
+    contrast: Contrast, measure: Measure, *, positions: Sequence[int | None], layers: Sequence[int] | None = None
 ) -> Float[Tensor, "position layer head row *metric"]:
-    """The same for the output of one head at one (layer, position) at a time; NaN in layers without attention."""
+    """The same for the output of one head at one (layer, position) at a time; NaN in layers without attention.
+
+    A position that is None stands for all at once.
+    """
     results = []
     target = contrast.target
-    present = layers_with(target.model, "attn_head")
+    visited = list(range(target.n_layers) if layers is None else layers)
+    present = [layer for layer in layers_with(target.model, "attn_head") if layer in visited]
+    if not present:
+        n_heads = target.model.cfg.n_heads
+        shape = len(positions), len(visited), n_heads, *measure(target.logits, target.at[0])[contrast.rows.target].shape
+        return torch.full(shape, float("nan"))
     n_heads = contrast.source.kept[hook_name("attn_head", present[0])].shape[2]
     for position in positions:
-        graft = Graft(contrast, position)
+        start = contrast.first if position is None else position
+        graft = Graft(contrast, start, everywhere=position is None)
         # Only as many layers' states at a time as one pass takes.
-        together = target.rows_at_a_time(position) // (n_heads * len(contrast.rows))
-        for layers in in_parts(present, together):
-            branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in layers]
-            results.append(target.resume(position, branches, measure=measure))
+        together = target.rows_at_a_time(start) // (n_heads * len(contrast.rows))
+        for part in in_parts(present, together):
+            branches = [graft.units(layer, hook_name("attn_head", layer)) for layer in part]
+            results.append(target.resume(start, branches, measure=measure))
     table = "(position layer head row) ... -> position layer head row ..."
     found = rearrange(torch.cat(results), table, position=len(positions), layer=len(present), head=n_heads)
-    every = found.new_full((len(positions), target.n_layers, *found.shape[2:]), float("nan"))
-    every[:, list(present)] = found
+    every = found.new_full((len(positions), len(visited), *found.shape[2:]), float("nan"))
+    every[:, [visited.index(layer) for layer in present]] = found
     return every

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version, saved_tensors_hooks
 from transformer_lens.model_bridge import TransformerBridge
@@ -53,6 +54,25 @@ class HeldWeights:
         return cls(model, [
             _Held(module, name, parameter, parameter.data, parameter.data_ptr(), _changes(parameter))
             for module, name, parameter in _parameters(model) if not parameter.is_meta and not parameter.is_inference()
+        ])  # fmt: skip
+
+    @classmethod
+    def of_other(cls, model: TransformerBridge, other: TransformerBridge) -> "HeldWeights":
+        """What another model of this model's build holds, for this one to compute with.
+
+        What both have alike is this model's own, so that runs of the two share all that comes before a difference.
+
+        Raises:
+            ModelError: the other's parameters have other places, shapes, dtypes or devices.
+
+        >>> with HeldWeights.of_other(model, model).entered():
+        ...     logits = model("The Eiffel Tower is located in the city of")
+        """
+        check_same_build(model, other)
+        return cls(model, [
+            _Held(module, name, own, data, data.data_ptr(), _changes(own))
+            for (module, name, own), (_, _, theirs) in zip(_parameters(model), _parameters(other), strict=True)
+            for data in [own.data if own is theirs or torch.equal(own, theirs) else theirs.data]
         ])  # fmt: skip
 
     @contextmanager
@@ -104,6 +124,43 @@ class HeldWeights:
         by_place = [prefix + one.name for prefix, module in hf_modules(self._model) if module is one.module]
         by_view = [name for name, whole in hf_parameters(self._model).items() if _lies_in(one.parameter, whole)]
         return [*by_place, *by_view, f"A parameter {one.name!r} of {type(one.module).__name__}"][0]
+
+
+def check_same_build(model: TransformerBridge, other: TransformerBridge) -> None:
+    """Whether two models are of one build, so that one computes with the other's weights.
+
+    Raises:
+        ModelError: they are not; the message names the first parameter that differs.
+
+    >>> check_same_build(model, model)
+    """
+    ours, theirs = ([(name, one) for _, name, one in _parameters(each)] for each in (model, other))
+    named = [hf_parameters(each) for each in (model, other)]
+    if odd := sorted(set(named[0]) ^ set(named[1])):
+        raise ModelError(
+            f"The two models are not of one build: only one of them has {odd[0]}. Give models of one shape."
+        )
+    for name, one in named[0].items():
+        _check_alike(name, one, named[1][name])
+    if len(ours) != len(theirs):
+        raise ModelError("The two models are not of one build: give models of one architecture, loaded alike.")
+    for (name, one), (_, two) in zip(ours, theirs, strict=True):
+        _check_alike(name, one, two)
+
+
+def _check_alike(name: str, one: Tensor, two: Tensor) -> None:
+    for what in ("shape", "dtype", "device"):
+        found = [getattr(each, what) for each in (one, two)]
+        if found[0] != found[1]:
+            shown = [tuple(each) if what == "shape" else each for each in found]
+            raise ModelError(
+                f"The two models are not of one build: {name} has {what} {shown[0]} in the first and {shown[1]} in the "
+                "second. Give models of one shape, loaded with one dtype on one device."
+            )
+    if one.is_meta:
+        raise ModelError(f"The values of {name} are offloaded. Load both models on a device that holds all of them.")
+    if one.stride() != two.stride():
+        raise ModelError(f"The two models store {name} in other strides. Load both in the same way.")
 
 
 def exchange(model: TransformerBridge, pairs: Sequence[tuple[nn.Parameter, Tensor]]) -> None:

@@ -51,5 +51,5 @@ def test_a_chat_is_edited_at_its_subject_and_followed(model, tmp_path):
     expected = float(logprobs[ids("Rome")[0]].exp().detach())
     assert expected > float(rows["probability_new"].iloc[1])
     assert rows["probability_new"].iloc[0] == pytest.approx(expected, rel=1e-3)
-    flow = edit.propagate(model, update, request, mediate=(), progress=False)
+    flow = edit.mediate(model, update, request, roles=(), progress=False)
     assert flow.totals["edited_logprob_new"][0] == pytest.approx(float(logprobs[ids("Rome")[0]].detach()), abs=1e-3)

@@ -1,0 +1,203 @@
+"""Which states carry a change: each of them exchanged in turn between base and edited model, both ways, exactly."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+import xarray as xr
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformer_lens.model_bridge import TransformerBridge
+
+from edit.names import DIRECTIONS, HEAD, HEADS
+from edit.propagation.asking import asked_of
+from edit.propagation.propagation import Propagation, check_mediator
+from edit.propagation.sides import Changed, sides_of
+from edit.requests.probes import ROLES, Probe
+from edit.requests.requests import EditRequest
+from locate.contrast.contrast import Contrast
+from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
+from locate.errors import FactError
+from locate.names import DEFAULT_BUDGET
+from locate.sites.places import hooks_of
+from locate.sites.site import KINDS, Kind
+
+MEDIATORS = (*KINDS, HEADS)
+# Roles whose answers the edit should bring: what carries it to those is of interest.
+MEDIATED = ("edit", "paraphrase", "consequence")
+
+
+def mediate(
+    model: TransformerBridge,
+    change: Changed,
+    probes: Sequence[Probe] | EditRequest,
+    *,
+    roles: Sequence[str] | str = MEDIATED,
+    kinds: Sequence[str] | str = MEDIATORS,
+    budget: int = DEFAULT_BUDGET,
+    progress: bool = True,
+) -> Propagation:
+    """Measure how an edit changes each probe's answer, and which states carry the change.
+
+    Base and edited model read the same tokens, so each state has a base and an edited value. Every state
+    from the edited layer on is exchanged in turn, exactly: its base value put into the edited model
+    (effect lost), and its edited value into the base model (effect gained).
+
+    Args:
+        model: a raw-mode bridge, with the change applied or not; it is left as it came.
+        change: the edit; or another model of this one's build, such as a fine-tune of it.
+        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes.
+        roles: of the probes whose mediation is measured; totals are measured for all.
+        kinds: which states to exchange: ``resid``, ``mlp``, ``attn`` at each position; ``heads``, each head's output at
+            all positions at once; ``attn_head``, the same at each position, which takes the longest.
+        budget: the most tokens in one pass.
+        progress: whether to show a bar on anything longer than a second.
+
+    Raises:
+        FactError: no probes, or one whose answers no token tells apart, or that the two models spell otherwise.
+        UpdateError: the update does not fit the model, is not one of its weights, or changes nothing.
+        ModelError: the other model is of another build.
+
+    >>> flow = edit.mediate(model, update, request, roles="edit", kinds=["mlp"])
+    >>> bool(flow.totals.loc[0, "total_effect"] > 0)
+    True
+    """
+    sides = sides_of(model, change)
+    asked = asked_of(sides, probes)
+    kinds = tuple(dict.fromkeys(check_mediator(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+    roles = (roles,) if isinstance(roles, str) else tuple(roles)
+    if unknown := sorted(set(roles) - set(ROLES)):
+        raise FactError(f"roles: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    keep = mediating_hooks(model, kinds)
+    rows, effects = [], []
+    for one in tqdm(asked, "propagation", disable=not progress, delay=1):
+        contrast = one.contrast(sides, keep=keep if one.probe.role in roles else (), budget=budget)
+        rows.append(one.totals(model, contrast.source, contrast.target))
+        if one.probe.role in roles:
+            effects.append(mediation(contrast, kinds).expand_dims(probe=[len(rows) - 1]))
+    longest = max(one.length for one in asked)
+    every = {"probe": np.arange(len(asked)), "position": np.arange(longest)}
+    data = xr.concat(effects, "probe", join="outer") if effects else nothing(model, kinds)
+    return Propagation(
+        totals=pd.DataFrame(rows),
+        data=data.reindex(every),
+        tokens=tuple(one.tokens(model) for one in asked),
+        layers=sides.layers,
+        info={
+            "model": str(model.cfg.model_name),
+            "method": sides.described["method"],
+            "kinds": list(kinds),
+            "roles": list(roles),
+        },
+    )
+
+
+def mediating_hooks(model: TransformerBridge, kinds: Sequence[str]) -> list[str]:
+    """The hook points that both runs must keep.
+
+    >>> mediating_hooks(model, ["mlp"])[0]
+    'blocks.0.hook_mlp_out'
+    """
+    return [*kept_hooks(model, _plain(kinds)), *(hooks_of(model, HEAD) if {HEAD, HEADS} & set(kinds) else [])]
+
+
+def reached(contrast: Contrast) -> range:
+    """The layers behind which the two runs can differ: from the first block that is not shared by both.
+
+    >>> from edit.propagation.asking import Asked
+    >>> from edit.propagation.sides import Sides
+    >>> probe = edit.probes_for(request)[0]
+    >>> reached(Asked.of(model, probe).contrast(Sides.of(model, update)))
+    range(4, 9)
+    """
+    one, other = contrast.target.residuals, contrast.source.residuals
+    n = contrast.target.n_layers
+    if one[0] is not other[0]:
+        return range(n)
+    return range(next((layer for layer in range(n) if one[layer + 1] is not other[layer + 1]), n), n)
+
+
+def mediation(contrast: Contrast, kinds: Sequence[str] = MEDIATORS) -> xr.Dataset:
+    """How much of the contrast's difference each state carries by itself.
+
+    Args:
+        contrast: edited (the target) against base, whose runs have kept ``mediating_hooks``.
+        kinds: of states; ``heads`` is each head's output at all positions at once, ``attn_head`` at each by itself.
+
+    Returns:
+        ``mediation`` (dims ``direction, kind, position, layer``), ``heads`` (dims ``direction, layer, head``) and
+        ``attn_head`` (dims ``direction, position, layer, head``), in units of the metric: ``lost`` where the edited
+        model's state takes its base value, ``gained`` where the base model's takes its edited one. Zero before the
+        first difference; NaN in layers that have no such state.
+
+    >>> from edit.propagation.asking import Asked
+    >>> from edit.propagation.sides import Sides
+    >>> probe = edit.probes_for(request)[0]
+    >>> keep = mediating_hooks(model, ["mlp"])
+    >>> contrast = Asked.of(model, probe).contrast(Sides.of(model, update), keep=keep)
+    >>> mediation(contrast, ["mlp"])["mediation"].sizes["layer"]
+    9
+    """
+    plain, positions = _plain(kinds), range(contrast.target.tokens.shape[1])
+    n, layers = contrast.target.n_layers, reached(contrast)
+    parts: list[list[Tensor]] = [[], [], []]
+    for direction in (contrast, contrast.reversed()):
+        _run, sign = direction.target, 1 if direction is contrast else -1
+        measure, own = direction.measure(), direction.ends().target.mean(0)
+        if plain:
+            found = sweep(direction, plain, measure, positions=positions, layers=layers)  # kind position layer row 1
+            parts[0].append(_whole(sign * (own - found.cpu().mean(-2))[..., 0], layers, axis=2))
+        for index, (kind, places) in enumerate({HEADS: [None], HEAD: positions}.items(), start=1):
+            if kind in kinds:
+                found = sweep_heads(direction, measure, positions=places, layers=layers)  # position layer head row 1
+                parts[index].append(_whole(sign * (own - found.cpu().mean(-2))[..., 0], layers, axis=1))
+    coords = {"direction": list(DIRECTIONS), "position": np.arange(len(positions)), "layer": np.arange(n)}
+    data = xr.Dataset(coords=coords)
+    if plain:
+        data = data.assign_coords(kind=list(plain))
+        data["mediation"] = ("direction", "kind", "position", "layer"), _array(parts[0])
+    if HEADS in kinds:
+        data[HEADS] = ("direction", "layer", "head"), _array(parts[1])[:, 0]
+    if HEAD in kinds:
+        data[HEAD] = ("direction", "position", "layer", "head"), _array(parts[2])
+    return data
+
+
+def _plain(kinds: Sequence[str]) -> list[Kind]:
+    return [kind for kind in KINDS if kind in kinds]
+
+
+def nothing(model: TransformerBridge, kinds: Sequence[str]) -> xr.Dataset:
+    """The same of no probe.
+
+    >>> nothing(model, ["mlp"])["mediation"].sizes["probe"]
+    0
+    """
+    coords = {"direction": list(DIRECTIONS), "position": [], "layer": np.arange(model.cfg.n_layers)}
+    data = xr.Dataset(coords={"probe": np.arange(0), **coords})
+    if plain := _plain(kinds):
+        data = data.assign_coords(kind=plain)
+        data["mediation"] = (
+            ("probe", "direction", "kind", "position", "layer"),
+            np.zeros((0, 2, len(plain), 0, model.cfg.n_layers), np.float32),
+        )
+    if HEADS in kinds:
+        shape = 0, 2, model.cfg.n_layers, model.cfg.n_heads
+        data[HEADS] = ("probe", "direction", "layer", "head"), np.zeros(shape, np.float32)
+    if HEAD in kinds:
+        shape = 0, 2, 0, model.cfg.n_layers, model.cfg.n_heads
+        data[HEAD] = ("probe", "direction", "position", "layer", "head"), np.zeros(shape, np.float32)
+    return data
+
+
+def _whole(effects: Float[Tensor, "..."], layers: range, *, axis: int) -> Float[Tensor, "..."]:
+    """With the layers before the first difference, where nothing is carried."""
+    shape = list(effects.shape)
+    shape[axis] = layers.start
+    return torch.cat([effects.new_zeros(shape), effects], axis)
+
+
+def _array(parts: Sequence[Float[Tensor, "..."]]) -> np.ndarray:
+    return torch.stack(list(parts)).float().numpy()
