@@ -51,14 +51,16 @@ def find_circuit(
         model: a raw-mode bridge.
         pairs: paired prompts (``locate.tasks``); or a fact, a text, or a list of those, with ``corrupt``; or a
             ``Contrast`` of a clean and a corrupted run that have kept what ``locate.circuits.written.written_hooks``
-            names. Prompts may differ in length from pair to pair.
+            names, or a list of those. Prompts may differ in length from pair to pair. The runs of a contrast may have
+            read the same under other weights, as those of an edited (clean) and its base model.
         corrupt: a corruption, another prompt, or a list of those.
         method: where the gradient is taken. ``"eap"`` (Syed et al. 2023, arXiv:2310.10348): at the clean run.
             ``"eap-ig-inputs"`` (Hanna et al. 2024, arXiv:2403.17806), also ``"eap-ig"``: averaged over ``steps`` points
-            between the corrupted and the clean embeddings. ``"eap-ig-activations"``: averaged over points of what each
-            component writes by itself, many times as slow. ``"clean-corrupted"``: at both runs. ``"eap-relp"``: at the
-            clean run, by the rules of relevance propagation (see ``attribute``). ``"exact"``: no gradient, but each
-            edge is cut, as ``patch_edges`` does; for small models.
+            between the corrupted and the clean embeddings; under other weights, between the weights of the two runs.
+            ``"eap-ig-activations"``: averaged over points of what each component writes by itself, many times as slow.
+            ``"clean-corrupted"``: at both runs. ``"eap-relp"``: at the clean run, by the rules of relevance propagation
+            (see ``attribute``). ``"exact"``: no gradient, but each edge is cut, as ``patch_edges`` does; for small
+            models.
         metric: of several the first counts; by default that of the paired prompts, or the logit of the clean answer
             over the other one.
         steps: of integration.
@@ -73,7 +75,7 @@ def find_circuit(
         FactError: there are no pairs, prompts of a pair do not fit each other, or lengths differ ``by_position``.
         LocateError: an unknown method, a metric without a gradient, or one that is the same in both runs.
         ModelError: the architecture writes to the stream what is neither attention nor an MLP, or reads it otherwise
-            than through one norm.
+            than through one norm; or weights differ between the runs by which no component writes.
 
     >>> circuit = locate.find_circuit(model, locate.tasks.ioi(model, 4), method="eap", progress=False)
     >>> circuit.top(20).n_edges

@@ -1,10 +1,11 @@
 """Pairs of prompts as contrasts whose runs have kept what circuits need: of one length each, and of a bounded size."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.circuits.written import written_hooks
+from locate.circuits.written import check_weights, tellable, written_hooks
 from locate.contrast.contrast import Contrast
 from locate.contrast.corruption import Corruption
 from locate.contrast.measures import as_metrics
@@ -13,7 +14,7 @@ from locate.contrast.pairs import Pair, Text, make_pairs, separate
 from locate.errors import FactError, LocateError
 from locate.tasks.paired import PairedPrompts
 
-Pairs = PairedPrompts | Contrast | Text | Sequence[Text]
+Pairs = PairedPrompts | Contrast | Sequence[Contrast] | Text | Sequence[Text]
 # Floats that runs of one group keep, in units of what a token takes in passing.
 _KEPT = 8
 # Of the metric's difference between the runs: what no edge's score exceeds is rounding.
@@ -42,24 +43,26 @@ class Gathered:
         Raises:
             FactError: there are none; the prompts of a pair do not fit each other, or nothing tells them from each
                 other; or a contrast is of another model.
+            ModelError: the runs of a contrast have other weights, and no edge carries some of what that changes.
         """
         self.model, self.budget = model, budget
         self.metric = metric
-        self._contrast: Contrast | None = None
+        self._contrasts = _contrasts(pairs)
         self._groups: list[list[Pair]] = []
         self._corruption = corrupt if isinstance(corrupt, Corruption) else None
-        if isinstance(pairs, Contrast):
-            if pairs.target.model is not model:
-                raise FactError("The contrast's runs are of another model than the one given; give theirs.")
-            names = written_hooks(model)
-            pairs.check_kept(names, names)
-            self._contrast = pairs
+        if self._contrasts:
+            names, graph = written_hooks(model), tellable(model)
+            for contrast in self._contrasts:
+                if contrast.target.model is not model:
+                    raise FactError("The contrast's runs are of another model than the one given; give theirs.")
+                contrast.check_kept(names, names)
+                check_weights(contrast, graph)
             return
         if isinstance(pairs, PairedPrompts):
             if corrupt is not None:
                 raise FactError("corrupt: paired prompts bring their own; leave it out.")
             self.metric = pairs.metric if metric is None else metric
-            clean: Text | Sequence[Text] = pairs.clean
+            clean: Any = pairs.clean
             corrupt = pairs.corrupt
         else:
             clean = pairs
@@ -76,35 +79,42 @@ class Gathered:
 
     def __len__(self) -> int:
         """How many pairs there are."""
-        if self._contrast is not None:
-            return len(self._contrast.questions.prompts)
-        return sum(map(len, self._groups))
+        return sum(len(one.questions.prompts) for one in self._contrasts) + sum(map(len, self._groups))
 
     @property
     def n_rows(self) -> int:
         """How many corrupted versions there are of all pairs together."""
-        if self._contrast is not None:
-            return len(self._contrast.rows)
-        return sum(len(pair.corrupted.tokens) for group in self._groups for pair in group)
+        own = sum(len(one.rows) for one in self._contrasts)
+        return own + sum(len(pair.corrupted.tokens) for group in self._groups for pair in group)
 
     @property
     def lengths(self) -> list[int]:
         """The numbers of tokens that there are."""
-        if self._contrast is not None:
-            return [self._contrast.target.tokens.shape[1]]
-        return sorted({len(group[0].clean.tokens) for group in self._groups})
+        own = {one.target.tokens.shape[1] for one in self._contrasts}
+        return sorted(own | {len(group[0].clean.tokens) for group in self._groups})
 
     def contrasts(self) -> Iterator[Contrast]:
         """The contrasts, clean runs as their targets, one after the other."""
-        if self._contrast is not None:
-            yield self._contrast
-            return
+        yield from self._contrasts
         names = written_hooks(self.model)
         for group in self._groups:
             yield Contrast.of_pairs(
                 self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
                 budget=self.budget, corruption=self._corruption,
             )  # fmt: skip
+
+
+def _contrasts(pairs: Pairs) -> tuple[Contrast, ...]:
+    """Of what users give, contrasts that are run already.
+
+    Raises:
+        FactError: some are, and others are not.
+    """
+    several = [pairs] if isinstance(pairs, Contrast) else pairs if isinstance(pairs, list | tuple) else []
+    found = tuple(one for one in several if isinstance(one, Contrast))
+    if found and len(found) < len(several):
+        raise FactError("pairs: give contrasts alone, or facts and texts alone; found both.")
+    return found
 
 
 def check_slope(metric: str, largest: float, gap: float) -> None:

@@ -1,32 +1,27 @@
 """Scores of edges, for all of them from a few backward passes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from einops import einsum, rearrange, repeat
+from einops import einsum, rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.circuits.cutting import cut_edges
 from locate.circuits.evaluating import by_pair
+from locate.circuits.points import Path, Point, Points
 from locate.circuits.written import differences, groups
 from locate.contrast.contrast import Contrast
 from locate.contrast.metrics import Metric
-from locate.engine import Branch, Pin
 from locate.engine.gradients import Tape, backward_passes
-from locate.engine.rows import rows_of
 from locate.engine.rules import GRADIENT, RELP, Rules
-from locate.errors import LocateError, ModelError, suggest
+from locate.errors import LocateError, suggest
 from locate.sites.components import Component
 from locate.sites.graph import Graph
 from locate.sites.inputs import attention_input, mlp_input, projection
 from locate.sites.table import hook_name
-
-# On which of the states between the two runs a gradient is taken: at the target's, at both ends, on the way of what
-# enters the first block, or on the way of each component's own output; or none is, and edges are cut.
-Path = Literal["target", "ends", "inputs", "activations", "cut"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +29,8 @@ class EdgeMethod:
     """A way to score edges: (a_u(x′) − a_u(x)) · ∂m/∂in_v, with a gradient of its own.
 
     Attributes:
-        path: where gradients are taken.
+        path: where gradients are taken: at the target's states, at both ends, on the way of what enters the first block
+            (or of the weights, where these differ), on the way of each component's own output; or edges are cut.
         rules: how they flow back.
     """
 
@@ -120,20 +116,16 @@ def add_scores(
     Both runs must have kept ``written_hooks``.
 
     Raises:
-        LocateError: the metric has no gradient.
+        LocateError: the metric has no gradient, or no one path leads from run to run.
         ModelError: the architecture has inputs that edges cannot be told apart at, or that no path leads along.
     """
-    if how.path in ("inputs", "ends") and contrast.target.token_places:
-        raise ModelError(
-            "Tokens of this model bring more than the residual stream, so that there is no straight path between two "
-            "of them to integrate along. Use another method."
-        )
     if how.path == "cut":
         _add_cuts(sums, contrast, graph, metric, progress)
         return
+    points = Points(contrast=contrast, graph=graph, path=how.path, steps=steps)
     for group in groups(contrast, graph):
         rows = torch.cat(group)
-        scorer = _Scorer(contrast=contrast, graph=graph, metric=metric, how=how, steps=steps, rows=rows)
+        scorer = _Scorer(points=points, metric=metric, how=how, rows=rows)
         scores = scorer.scores(by_position=sums.by_position is not None)
         for own in torch.arange(len(rows)).split([len(one) for one in group]):
             mean = scores[own].mean(0)  # position writer reader
@@ -158,12 +150,18 @@ def _add_cuts(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Scorer:
-    contrast: Contrast
-    graph: Graph
+    points: Points
     metric: Metric
     how: EdgeMethod
-    steps: int
     rows: Int[Tensor, "row"]
+
+    @property
+    def contrast(self) -> Contrast:
+        return self.points.contrast
+
+    @property
+    def graph(self) -> Graph:
+        return self.points.graph
 
     def scores(self, *, by_position: bool) -> Float[Tensor, "row position writer reader"]:
         """Of each row; without positions these are summed to one."""
@@ -171,69 +169,26 @@ class _Scorer:
         n, length = moved.shape[:2]
         shape = n, length if by_position else 1, len(self.graph.writers), len(self.graph.readers)
         found = torch.zeros(shape, dtype=torch.float32)
-        for branch, shares, senders in self._branches():
-            sent_first = min(self.graph.writers[i].order for i in senders)
-            gradients = self._stream_gradients(branch, shares, sent_first)
-            for columns, gradient in gradients:
-                sent = [i for i in senders if self.graph.writers[i].order < self.graph.readers[columns[0]].order]
+        for point in self.points.of(self.rows):
+            for columns, gradient in self._stream_gradients(point):
+                before = self.graph.readers[columns[0]].order
+                sent = [i for i in point.senders if self.graph.writers[i].order < before]
                 terms = "row position writer reader" if by_position else "row writer reader"
-                own = einsum(
+                own = point.share * einsum(
                     moved[:, :, sent], gradient.to(moved),
                     f"row position writer d_model, row position reader d_model -> {terms}",
                 )  # fmt: skip
                 own = own.cpu() if by_position else own.cpu()[:, None]
-                found[:, :, torch.tensor(sent)[:, None], torch.tensor(columns)] = own.to(found)
+                found[:, :, torch.tensor(sent)[:, None], torch.tensor(columns)] += own.to(found)
         return found
 
-    def _branches(self) -> Iterator[tuple[Branch, int, list[int]]]:
-        """What is run, with how many rows to each of the contrast's; and the writers whose edges it is for."""
-        target, source, first = self.contrast.target, self.contrast.source, self.contrast.first
-        own, theirs = self.contrast.rows.target[self.rows], self.contrast.rows.source[self.rows]
-        shares = {
-            "target": [1.0], "ends": [0.0, 1.0], "inputs": self._steps, "activations": self._steps,
-        }[self.how.path]  # fmt: skip
-        everyone = list(range(len(self.graph.writers)))
-
-        def path(one: Tensor, other: Tensor) -> Tensor:
-            """From the source's values to the target's."""
-            has, wanted = (rows_of(values, at)[:, first:] for values, at in ((one, own), (other, theirs)))
-            if shares == [1.0]:
-                return has
-            wanted = wanted.to(has)
-            points = torch.tensor(shares, device=has.device, dtype=has.dtype)
-            points = rearrange(points, f"share -> share {' '.join('1' * (has.ndim - 1))}")
-            return rearrange(wanted[:, None] + points * (has - wanted)[:, None], "row share ... -> (row share) ...")
-
-        rows = repeat(own, "row -> (row share)", share=len(shares))
-        whole = Branch(layer=0, rows=rows, states=path(target.residuals[0], source.residuals[0]))
-        if self.how.path != "activations":
-            yield whole, len(shares), everyone
-            return
-        yield whole, len(shares), [0]
-        columns = tuple(range(target.tokens.shape[1] - first))
-        for hook in dict.fromkeys(one.hook for one in self.graph.writers[1:]):
-            senders = [i for i in everyone[1:] if self.graph.writers[i].hook == hook]
-            layer = self.graph.writers[senders[0]].layer
-            states = rows_of(target.residuals[layer], own)[:, first:]
-            pin = Pin(values=path(target.kept[hook], source.kept[hook]), columns=columns)
-            branch = Branch(
-                layer=layer, rows=rows, states=repeat(states, "row ... -> (row share) ...", share=len(shares)),
-                interventions={hook: pin},
-            )  # fmt: skip
-            yield branch, len(shares), senders
-
-    @property
-    def _steps(self) -> list[float]:
-        return [step / self.steps for step in range(1, self.steps + 1)]
-
-    def _stream_gradients(
-        self, branch: Branch, shares: int, after: int
-    ) -> list[tuple[list[int], Float[Tensor, "row position reader d_model"]]]:
+    def _stream_gradients(self, point: Point) -> list[tuple[list[int], Float[Tensor, "row position reader d_model"]]]:
         """The mean gradient with respect to the stream as each reader reads it, for readers after some writers.
 
         Readers that read at one time, one after the other in the graph, come together.
         """
-        run, first = self.contrast.target, self.contrast.first
+        run, first, each = point.run, self.contrast.first, point.rows_each
+        after = min(self.graph.writers[i].order for i in point.senders)
         readers = [one for one in self.graph.readers if one.order > after]
         together = _at_one_time(self.graph, after)
         seen = sorted({name for columns in together for name in self._states_of(columns)})
@@ -241,17 +196,17 @@ class _Scorer:
         totals: list[Tensor | None] = [None] * len(together)
 
         def use(tape: Tape) -> None:
-            own = torch.arange(len(branch))[tape.rows] // shares
+            own = torch.arange(len(point.branch))[tape.rows] // each
             gradients = tape.gradients()
             for index, columns in enumerate(together):
-                found = self._pulled_back(columns, tape, gradients) / shares
+                found = self._pulled_back(columns, tape, gradients) / each
                 total = totals[index]
                 if total is None:
                     total = totals[index] = found.new_zeros(len(self.rows), *found.shape[1:])
                 total.index_add_(0, own.to(found.device), found)
 
         backward_passes(
-            run, first, branch, names, self.contrast.measure(self.metric), use, seen=seen, rules=self.how.rules
+            run, first, point.branch, names, self.contrast.measure(self.metric), use, seen=seen, rules=self.how.rules
         )
         return [(columns, total) for columns, total in zip(together, totals, strict=True) if total is not None]
 

@@ -11,10 +11,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.contrast import Contrast
 from locate.engine import FrozenRun
 from locate.engine.rows import rows_of
+from locate.errors import ModelError
+from locate.model.weights import hf_parameters
 from locate.sites.contributions import contribution_hooks, contributions
 from locate.sites.graph import Graph, summed_graph
 from locate.sites.inputs import check_inputs
 
+# Of the largest state, in units of its precision: what the sum of all that is written may be off by.
+_ROUNDING = 1000
 # Floats of what is written in rows that are computed together, in units of what a token takes in passing.
 _FLOATS = 8
 
@@ -63,6 +67,42 @@ def differences(contrast: Contrast, rows: Int[Tensor, "row"]) -> Float[Tensor, "
     own, first = contrast.rows, contrast.first
     theirs = written(contrast.source, own.source[rows], first)
     return theirs - written(contrast.target, own.target[rows], first).to(theirs)
+
+
+def check_weights(contrast: Contrast, graph: Graph) -> None:
+    """Whether two runs with other weights differ by what heads and MLPs write, and by nothing else.
+
+    Both must have kept ``written_hooks``. Then the source's answer is what the target's weights make of what is written
+    in the source, so that with every edge cut it is the source's.
+
+    Raises:
+        ModelError: the final norm or the unembedding has other weights, or what is added beside heads and MLPs differs.
+    """
+    target, source, first = contrast.target, contrast.source, contrast.first
+    changed = {id(one) for one in target.weights.differing(source.weights)}
+    if not changed:
+        return
+    model = target.model
+    read = {id(one) for part in (model.ln_final, model.unembed) for one in part.parameters()}
+    if odd := [name for name, one in hf_parameters(model).items() if id(one) in changed & read]:
+        raise ModelError(
+            f"{odd[0]} differs between the two runs, and the logits are read with it: what it changes is carried by no "
+            "edge. Take runs that differ below the final norm alone."
+        )
+    for group in groups(contrast, graph):
+        rows = torch.cat(group)
+        moved, own = differences(contrast, rows), contrast.rows
+        for layer in range(target.n_layers):
+            written = moved[:, :, [i for i, one in enumerate(graph.writers) if one.layer <= layer]].sum(2)
+            have = rows_of(target.residuals[layer + 1], own.target[rows])[:, first:]
+            expected = rows_of(source.residuals[layer + 1], own.source[rows])[:, first:].to(have) - have
+            error = float((written.to(have) - expected).abs().max())
+            if not error <= _ROUNDING * torch.finfo(have.dtype).eps * float(have.abs().max()):
+                raise ModelError(
+                    f"What layer {layer} adds to the residual stream differs between the two runs by more than what "
+                    "its heads and MLP write, as where the bias of attention's output was changed: no edge carries "
+                    "that. Take runs that differ in other weights."
+                )
 
 
 def groups(contrast: Contrast, graph: Graph) -> Iterator[list[Int[Tensor, "row"]]]:

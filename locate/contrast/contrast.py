@@ -165,6 +165,12 @@ class Contrast:
         """Some of the rows."""
         return replace(self, rows=self.rows.only(wanted))
 
+    @property
+    def by_weights(self) -> bool:
+        """Whether its runs compute with other weights, as before and after an edit."""
+        target, source = self.target, self.source
+        return target.model is not source.model or bool(target.weights.differing(source.weights))
+
     def metrics(self, wanted: Metrics | None = None) -> tuple[Metric, ...]:
         """Metrics as objects; by default the one that the questions allow.
 
@@ -235,7 +241,7 @@ class Contrast:
             "target_new": _shared(asked.targets_new),
             "subject_span": _shared([list(prompt.subject_span) for prompt in asked.prompts]) or [0, 0],
             "tokens": _shared_tokens([token_strings(model, prompt.tokens) for prompt in asked.prompts]),
-            **self.info,
+            "corruption": "other weights" if self.by_weights else "another prompt", **self.info,
         }  # fmt: skip
 
     def _spelled(self, index: int) -> list[str]:

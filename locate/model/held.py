@@ -106,6 +106,76 @@ class HeldWeights:
         """
         return [one.parameter for one in self._held if self._moved(one)]
 
+    def differing(self, other: "HeldWeights") -> list[Tensor]:
+        """The parameters that point to one tensor here and to another one there.
+
+        Raises:
+            ModelError: the two are not of the same parameters.
+
+        >>> held = HeldWeights.of(model)
+        >>> held.differing(HeldWeights.of(model))
+        []
+        """
+        found = {id(one.parameter): one.parameter for one, _ in self._changed(other)}
+        return list(found.values())
+
+    @torch.no_grad()
+    def mixed(self, other: "HeldWeights", share: float) -> "HeldWeights":
+        """Weights on the way from these to others: of what differs, a share of the others' and the rest of these.
+
+        Nothing else is copied. Where the bridge computes with views of a parameter, they are views of what is made.
+
+        Args:
+            other: weights of the same model.
+            share: from 0 (these) to 1 (the others).
+
+        Raises:
+            ModelError: the two are not of the same parameters, or what differs are no floating-point numbers.
+
+        >>> held = HeldWeights.of(model)
+        >>> with held.mixed(held, 0.5).entered():
+        ...     logits = model("The Eiffel Tower")
+        """
+        made: dict[int, tuple[_Held, _Held, Tensor]] = {}
+        # The largest first: a view comes after what it lies in. A tied parameter is found twice, and made once.
+        for one, its in sorted(self._changed(other), key=lambda pair: -pair[0].data.numel()):
+            if id(one.parameter) in made:
+                continue
+            if not one.data.is_floating_point():
+                raise ModelError(
+                    f"{self._name(one)} holds {one.data.dtype}, which nothing lies between. Load the model without "
+                    "quantisation."
+                )
+            around = [
+                (whole, new) for whole, theirs, new in made.values()
+                if _lies_in(one.data, whole.data) and _lies_in(its.data, theirs.data)
+            ]  # fmt: skip
+            if around:
+                whole, new = around[0]
+                start = new.storage_offset() + one.data.storage_offset() - whole.data.storage_offset()
+                data = new.as_strided(one.data.shape, one.data.stride(), start)
+            else:
+                data = torch.lerp(one.data, its.data.to(one.data), share, out=torch.empty_like(one.data))
+            made[id(one.parameter)] = one, its, data
+        held = []
+        for one in self._held:
+            data = made[id(one.parameter)][2] if id(one.parameter) in made else one.data
+            held.append(one._replace(data=data, pointer=data.data_ptr()))
+        return HeldWeights(self._model, held)
+
+    def _changed(self, other: "HeldWeights") -> list[tuple[_Held, _Held]]:
+        """What is held in both, where that is not the same."""
+        ours, theirs = ({(id(one.module), one.name): one for one in side._held} for side in (self, other))
+        odd = [
+            ours[place] for place in ours if place not in theirs or ours[place].parameter is not theirs[place].parameter
+        ]
+        if odd or len(ours) != len(theirs):
+            raise ModelError(
+                f"{self._name(odd[0]) if odd else 'A parameter'} is another parameter in the other weights, so the two "
+                "cannot be held against each other. Freeze both runs on one model."
+            )
+        return [(one, theirs[place]) for place, one in ours.items() if one.pointer != theirs[place].pointer]
+
     def _moved(self, one: _Held) -> bool:
         """Whether a parameter points to another tensor now."""
         if one.module._parameters.get(one.name) is not one.parameter:

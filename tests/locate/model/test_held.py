@@ -175,3 +175,39 @@ def test_another_parameter_in_a_place_is_noticed():
     down.weight = nn.Parameter(2 * down.weight.detach())
     with pytest.raises(ModelError, match=r"model.layers.1.mlp.down_proj.weight is another parameter"), held.entered():
         pytest.fail("it was entered")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["gpt2", "phi3", "gpt_neox", "llama", "bloom"])
+def test_mixed_weights_are_those_of_a_model_between(kind, dtype):
+    model, twin = tiny.bridge(kind, dtype=dtype), tiny.bridge(kind, dtype=dtype)
+    own, theirs = hf_parameters(model), hf_parameters(twin)
+    base, pairs = HeldWeights.of(model), others(model)[3:]
+    before = [(parameter, parameter.data) for parameter, _ in pairs]
+    exchange(model, pairs)
+    held = HeldWeights.of(model)
+    exchange(model, before)
+    middle = [(theirs[name], torch.lerp(one.data, new, 0.25)) for name, one in own.items()
+              for parameter, new in pairs if parameter is one]  # fmt: skip
+    exchange(twin, middle)
+    mixed = base.mixed(held, 0.25)
+    with mixed.entered():
+        assert everything(model) == everything(twin)
+        assert torch.equal(logits(model), logits(twin))
+        with held.entered():
+            assert not torch.equal(logits(model), logits(twin))
+    # What does not differ is not copied, and what the bridge sees in a matrix lies in what was made of it.
+    changed = {id(one) for one in mixed.differing(base)}
+    assert changed == {id(one) for one in held.differing(base)}
+    assert len(changed) < len({id(one) for one in model.original_model.parameters()})
+    made = {one.data.untyped_storage().data_ptr() for one in mixed._held if id(one.parameter) in changed}
+    assert len(made) == len(
+        {one.data.untyped_storage().data_ptr() for one in held._held if id(one.parameter) in changed}
+    )
+    assert [base.mixed(held, share).differing(base) != [] for share in (0.0, 1.0)] == [True, True]
+
+
+def test_weights_of_two_models_are_not_mixed():
+    held, other = (HeldWeights.of(tiny.bridge("gpt2")) for _ in range(2))
+    with pytest.raises(ModelError, match=r"another parameter in the other weights.*on one model"):
+        held.mixed(other, 0.5)
