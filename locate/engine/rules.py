@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.engine.hooking import hook_points, listen
+from locate.engine.hooking import Listener, hook_points, listen
 from locate.engine.multiplying import how_mlps_multiply
 from locate.errors import LocateError, ModelError
 from locate.model.norms import NormShape
@@ -71,12 +71,13 @@ class Ruling:
     """The hooks of some rules, in two parts: what stands between sees both the states and their gradients by the rules.
 
     Attributes:
+        norms: those with a constant scale.
         made: what makes a value anew, of the same numbers and with another gradient.
         taken: what takes values on their way to that, or weighs their gradients.
     """
 
     model: TransformerBridge
-    norms: tuple[nn.Module, ...]
+    norms: tuple["_Norm", ...]
     made: tuple[Heard, ...]
     taken: tuple[Heard, ...]
 
@@ -94,27 +95,34 @@ class Ruling:
         for layer, block in enumerate(model.blocks):
             if hasattr(block, "attn"):
                 _of_attention(f"blocks.{layer}.attn", block.attn, rules, made, taken)
-        norms = tuple(_norms(model)) if rules.frozen_norms else ()
+        norms = tuple(map(_Norm, _norms(model))) if rules.frozen_norms else ()
         return cls(model=model, norms=norms, made=tuple(made), taken=tuple(taken))
 
     @contextmanager
     def making(self) -> Iterator[None]:
         """While active, values are made with the gradients of the rules; to be entered first."""
-        with self.norming(), _heard(self.model, self.made):
-            yield
-
-    @contextmanager
-    def norming(self) -> Iterator[None]:
-        """While active, norms alone have the gradients of the rules, whenever they are called."""
-        with ExitStack() as stack:
-            for norm in self.norms:
-                stack.callback(norm.register_forward_hook(_freezer(norm)).remove)
+        with self._of_norms(made=True), _heard(self.model, self.made):
             yield
 
     @contextmanager
     def taking(self) -> Iterator[None]:
         """While active, values are taken on their way; to be entered last."""
-        with _heard(self.model, self.taken):
+        with self._of_norms(made=False), _heard(self.model, self.taken):
+            yield
+
+    @contextmanager
+    def norming(self) -> Iterator[None]:
+        """While active, norms alone have the gradients of the rules, whenever they are called."""
+        with self._of_norms(made=True), self._of_norms(made=False):
+            yield
+
+    @contextmanager
+    def _of_norms(self, made: bool) -> Iterator[None]:
+        # What a norm takes and gives may be a state that is listened to, such as what a block adds to the stream.
+        with ExitStack() as stack:
+            for one in self.norms:
+                listener = Listener(one.norm.hook_out, one.make) if made else Listener(one.norm.hook_in, one.take)
+                stack.callback(listener.remove)
             yield
 
 
@@ -158,17 +166,25 @@ def _norms(model: TransformerBridge) -> list[nn.Module]:
     return [one for one in whole.modules() if hasattr(one, "hook_scale") and hasattr(one, "hook_normalized")]
 
 
-def _freezer(norm: Any) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    shapes: list[NormShape] = []
+class _Norm:
+    """One whose scale is a constant: from what it takes to what it makes of it."""
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], made: Tensor) -> Tensor:
-        states = args[0]
-        if not shapes:
-            shapes.append(NormShape.of(norm.original_component, states.detach()))
-        gain = shapes[0].scaled(states.detach(), made.detach())
-        return _FrozenNorm.apply(states, made.detach(), gain, shapes[0].centred)
+    def __init__(self, norm: Any) -> None:
+        self.norm = norm
+        self._taken: list[Tensor] = []
+        self._shape: NormShape | None = None
 
-    return hook
+    def take(self, states: Tensor, hook: object) -> None:
+        """Its input, as all hooks have left it."""
+        self._taken.append(states)
+
+    def make(self, made: Tensor, hook: object) -> Tensor:
+        """Its output, before any other hook."""
+        states = self._taken.pop()
+        if self._shape is None:
+            self._shape = NormShape.of(self.norm.original_component, states.detach())
+        gain = self._shape.scaled(states.detach(), made.detach())
+        return _FrozenNorm.apply(states, made.detach(), gain, self._shape.centred)
 
 
 def _of_attention(prefix: str, attention: nn.Module, rules: Rules, made: list[Heard], taken: list[Heard]) -> None:

@@ -155,6 +155,20 @@ def test_the_suffix_has_the_gradients_of_the_whole(rules):
         torch.testing.assert_close(one_by_one[name], late[name], rtol=1e-4, atol=1e-5 * size)
 
 
+@pytest.mark.parametrize(("kind", "rules", "dtype"), [
+    ("gemma3_text", RELP, torch.float32), ("gemma3_text", GIM, torch.bfloat16), ("olmo2", RELP, torch.float32),
+])  # fmt: skip
+def test_what_norms_take_and_give_has_the_gradient_of_the_stream(kind, rules, dtype):
+    """What a block adds may be the very output of a norm, and what its MLP reads the input of one."""
+    names = [f"blocks.1.hook_{name}" for name in ("mlp_out", "attn_out", "resid_mid", "resid_post")]
+    mlp, attention, branch, post = entering(tiny.bridge(kind, dtype=dtype), rules, names=names)[1].values()
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.02}
+    size = float(post.abs().max())
+    torch.testing.assert_close(mlp / size, post / size, **near)
+    torch.testing.assert_close(attention / size, (post + branch) / size, **near)
+    assert float(branch.abs().max()) > 0.1 * size
+
+
 def test_the_forward_pass_stays_the_models_own():
     bridge = tiny.bridge("gemma3_text")
     names = ["blocks.2.hook_resid_post", "blocks.2.attn.hook_pattern"]
