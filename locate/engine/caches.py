@@ -22,6 +22,8 @@ class Recorder:
     """A cache that keeps every layer's keys and values of one pass, at all positions that pass.
 
     It has nothing but what attention asks of a cache: a block that keeps something else cannot use it, and says so.
+    Values take the precision of the keys, as in a cache of transformers: where queries and keys are rotated in float32,
+    TransformerLens has the pattern in it too.
     """
 
     def __init__(self) -> None:
@@ -29,8 +31,8 @@ class Recorder:
         self.values: dict[int, Tensor] = {}
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        self.keys[layer_idx], self.values[layer_idx] = key, value
-        return key, value
+        self.keys[layer_idx], self.values[layer_idx] = key, value.to(key.dtype)
+        return key, self.values[layer_idx]
 
 
 class PrefixCache:
@@ -47,6 +49,7 @@ class PrefixCache:
         if self._recorder is not None:
             self._recorder.update(key, value, layer_idx)
         frozen_key, frozen_value = self._prefix(layer_idx)
+        value = value.to(key.dtype)
         if frozen_key.shape[-2] == 0:
             return key, value
         return torch.cat([frozen_key, key], dim=-2), torch.cat([frozen_value, value], dim=-2)

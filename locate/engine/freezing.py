@@ -135,16 +135,7 @@ def _frozen(
     check_room(model, length)
     if at is None:
         at = (torch.arange(n_rows), torch.full((n_rows,), length - 1))
-    with_keys = len(model.blocks) * (True,)
-    record = partial(_record, model, tokens, attention_mask, hooks, points, at)
-    try:
-        states, calls, kept, logits, recorder = record(with_keys)
-    except torch.OutOfMemoryError:
-        raise
-    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
-        # Not every block does with a cache of keys and values, or the model takes none.
-        with_keys = recorded_layers(model)
-        states, calls, kept, logits, recorder = record(with_keys)
+    states, calls, kept, logits, recorder = _record(model, tokens, attention_mask, hooks, points, at)
     run = FrozenRun(
         model=model, tokens=tokens, attention_mask=attention_mask, residuals=states, kept=kept, at=at, logits=logits,
         hooks=hooks, resumable=True, weights=HeldWeights.of(model), budget=budget, calls=calls,
@@ -164,17 +155,30 @@ def _first_layer(model: TransformerBridge, parameters: Sequence[Tensor]) -> int 
     return next((layer for layer, found in enumerate(own) if found), len(own))
 
 
+_Recorded = tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Recorder]
+
+
 def _record(
-    model: TransformerBridge,
-    tokens: Tensor,
-    attention_mask: Tensor | None,
-    hooks: Sequence[Hook],
-    points: dict[str, nn.Module],
-    at: Readouts,
-    with_keys: Sequence[bool],
-) -> tuple[tuple[Tensor, ...], tuple[BlockCall, ...], dict[str, Tensor], Tensor, Recorder]:
+    model: TransformerBridge, tokens: Tensor, attention_mask: Tensor | None, hooks: Sequence[Hook],
+    points: dict[str, nn.Module], at: Readouts,
+) -> _Recorded:  # fmt: skip
     """One full pass, with the blocks' inputs and arguments, the states to keep, the logits, and keys and values of
     the layers that have them."""
+    record = partial(_record_with, model, tokens, attention_mask, hooks, points, at)
+    try:
+        return record(len(model.blocks) * (True,))
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, ValueError, AttributeError, RuntimeError, LookupError):
+        # Not every block does with a cache of keys and values, or the model takes none.
+        return record(recorded_layers(model))
+
+
+def _record_with(
+    model: TransformerBridge, tokens: Tensor, attention_mask: Tensor | None, hooks: Sequence[Hook],
+    points: dict[str, nn.Module], at: Readouts, with_keys: Sequence[bool],
+) -> _Recorded:  # fmt: skip
+    """The same, with a cache of keys and values in some layers and none in the others."""
     if not hasattr(model, "blocks") or not hasattr(model, "ln_final") or not hasattr(model, "unembed"):
         raise ModelError("The model needs blocks, a final norm and an unembedding; this one has other parts.")
     n_rows, length = tokens.shape
@@ -238,7 +242,7 @@ def token_places(model: TransformerBridge) -> frozenset[Place]:
 def _token_places(model: TransformerBridge) -> frozenset[Place]:
     tokens = torch.tensor([[1, 2, 3], [4, 5, 6]], device=input_device(model)) % model.cfg.d_vocab
     at = (torch.tensor([0]), torch.tensor([2]))
-    _, calls, _, _, _ = _record(model, tokens, None, (), {}, at, [False] * len(model.blocks))
+    _, calls, _, _, _ = _record(model, tokens, None, (), {}, at)
     return frozenset(place for call in calls for place in call.differing(0, 1))
 
 

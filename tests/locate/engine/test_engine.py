@@ -343,11 +343,13 @@ def test_double_precision_agrees_to_double_precision(kind):
     close(run.resume(4, [Branch(layer=1, rows=ROWS, states=new)]), expected, 1e-12)
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "bloom"])
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "bloom", "olmo2"])
 def test_half_precision_is_resumed_too(kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = freeze(bridge(kind, torch.bfloat16), TOKENS)
+    with torch.no_grad():
+        close(run.logits, bridge(kind, torch.bfloat16)(TOKENS)[:, -1], 1e-2)
     new = states(1, 4, dtype=torch.bfloat16)
     found = run.resume(4, [Branch(layer=1, rows=ROWS, states=new)])
     with torch.no_grad():
