@@ -17,9 +17,9 @@ from locate.engine.freezing import LOGIT_TOLERANCE
 from locate.errors import ModelError, SiteError
 from locate.lens.asking import Answers, Asked, Prompts, asked_of
 from locate.lens.parts import KINDS, By, check_by, joined, part_name, part_site, parts, read_at
-from locate.lens.reading import reading
 from locate.model.running import running
 from locate.results import Result
+from locate.sites.final import Readout
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def logit_attribution(
     for one in tqdm(asked, "logit attribution", disable=not progress, delay=1):
         run = freeze(model, one.prompt.tokens[None], keep=names, budget=budget)
         with running(model), run.weights.entered():
-            rows.append(_attributed(run, one, by))
+            rows.append(_attributed(run, one, by, rows[0].readout if rows else None))
         spelled.append(rows[-1].asked.spelled(model))
     first = rows[0]
     data = xr.Dataset(
@@ -226,6 +226,7 @@ class _Row:
     """One prompt's contributions."""
 
     asked: Asked
+    readout: Readout
     kinds: np.ndarray
     layers: np.ndarray
     units: np.ndarray
@@ -234,17 +235,20 @@ class _Row:
     factor: float
 
 
-def _attributed(run: FrozenRun, asked: Asked, by: str) -> _Row:
+def _attributed(run: FrozenRun, asked: Asked, by: str, like: Readout | None) -> _Row:
     logits = run.logits[0].double()
     answer = int(logits.argmax()) if asked.answer is None else asked.answer
     logit = float(logits[answer] - (0 if asked.other is None else logits[asked.other]))
-    read = reading(run.model, run.residuals[-1][0, -1], answer, asked.other)
+    final = run.residuals[-1][0, -1]
+    readout = Readout.of(run.model, final, run.logits[0], like)
+    read = readout.towards(final, answer, asked.other)
     kinds, layers, units, values = joined(list(parts(run, 0, by, read.direction)))
     values = np.append(values * read.factor, read.bias)
     _check(run, float(values.sum()), logit)
     return _Row(
-        asked=Asked(prompt=asked.prompt, answer=answer, other=asked.other), kinds=np.append(kinds, "bias"),
-        layers=np.append(layers, -1), units=np.append(units, -1), values=values, logit=logit, factor=read.factor,
+        asked=Asked(prompt=asked.prompt, answer=answer, other=asked.other), readout=readout,
+        kinds=np.append(kinds, "bias"), layers=np.append(layers, -1), units=np.append(units, -1), values=values,
+        logit=logit, factor=read.factor,
     )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from locate.engine import DEFAULT_BUDGET, FrozenRun, freeze
 from locate.neurons.asking import AskedFact
-from locate.neurons.readout import Readout
 from locate.neurons.writing import Heads, Neurons, head_hooks, heads_written, neuron_hooks, neurons_written
+from locate.sites.final import Readout
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
