@@ -7,7 +7,8 @@ out at 0, the others together:
 
 1. The rules of the integral: |Σ attributions − change of P| as a share of the change (or of a thousandth, where P
    hardly changes), over prompts and layers, and the seconds of each rule.
-2. All layers in one sweep against integrated gradients layer by layer, as published: whole passes of all steps' rows.
+2. All layers in one sweep against integrated gradients layer by layer, as published: whole passes of all steps' rows;
+   once more in float64, where what roundings make of it is gone.
 3. Completeness at the default steps, over all prompts and paraphrases of the facts.
 4. Refined neurons suppressed (×0) and amplified (×2) beside random sets of the same layers: paired tests, both ways.
 """
@@ -52,7 +53,7 @@ def main() -> None:
     if asked.rules:
         _rules(model, _spread(known, asked.rules))
     if asked.sweeps:
-        _sweeps(model, _spread(known, asked.sweeps))
+        _sweeps(asked.model, model, _spread(known, asked.sweeps))
     if asked.facts:
         facts = [replace(one, paraphrases=one.paraphrases[: asked.paraphrases]) for one in _spread(known, asked.facts)]
         _neurons(model, facts, asked.random)
@@ -79,7 +80,7 @@ def _rules(model: TransformerBridge, facts: list[locate.Fact]) -> None:
             print(f"| {name} | {middle} | {most} | {100 * missed.max():.1f}% | {within} | {took:.1f} |", flush=True)
 
 
-def _sweeps(model: TransformerBridge, facts: list[locate.Fact]) -> None:
+def _sweeps(name: str, model: TransformerBridge, facts: list[locate.Fact]) -> None:
     ratios, apart = [], []
     # Layer by layer every layer costs the same: whole passes.
     layers = sorted({*np.linspace(0, model.cfg.n_layers - 1, _LAYERS).astype(int).tolist()})
@@ -111,12 +112,18 @@ def _sweeps(model: TransformerBridge, facts: list[locate.Fact]) -> None:
         f"  {np.median(ratios):.1f} times as fast ({min(ratios):.1f} to {max(ratios):.1f}; asked: 15), apart by "
         f"{max(apart):.1e} at most (asked: 1e-5)"
     )
+    prompt = locate.encode_fact(model, facts[0])
+    answer = int(encode_target(model, prompt, facts[0].target)[0])
+    exact, ends = locate.load_model(name, dtype=torch.float64), [layers[0], layers[-1]]
+    swept = attribute_neurons(exact, prompt.tokens, answer, steps=_STEPS, rule="right").values[ends]
+    difference = float((swept - layer_by_layer(exact, prompt.tokens, answer, ends)).abs().max())
+    print(f"  in float64, on the first fact in layers {ends[0]} and {ends[1]}: apart by {difference:.1e} at most")
 
 
 def layer_by_layer(model: TransformerBridge, tokens: torch.Tensor, answer: int, layers: Sequence[int]) -> torch.Tensor:
     """Integrated gradients as published: for each layer a batch of whole passes, a row for each step."""
     table = []
-    shares = torch.arange(1, _STEPS + 1, dtype=torch.float32)[:, None] / _STEPS
+    shares = torch.arange(1, _STEPS + 1, dtype=model.cfg.dtype)[:, None] / _STEPS
     for layer in layers:
         name = hook_name("neuron", layer)
         own: list[torch.Tensor] = []

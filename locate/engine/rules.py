@@ -18,6 +18,7 @@ from locate.engine.hooking import Listener, hook_points, listen
 from locate.engine.multiplying import how_mlps_multiply
 from locate.errors import LocateError, ModelError
 from locate.model.norms import NormShape
+from locate.model.precision import at_least_float32
 
 Pattern = Literal["gradient", "half", "frozen"]
 Heard = tuple[str, Callable[[Tensor], Tensor | None]]
@@ -249,7 +250,7 @@ class _FrozenNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gain,) = ctx.saved_tensors
-        given = gradients[0].float() * gain
+        given = gradients[0].to(gain) * gain
         if ctx.centred:
             given = given - given.mean(-1, keepdim=True)
         return given.to(ctx.dtype), None, None, None
@@ -284,7 +285,8 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scores,) = ctx.saved_tensors
-        softer, given = (scores.float() / ctx.temperature).softmax(-1), gradients[0].float()
+        softer = (at_least_float32(scores) / ctx.temperature).softmax(-1)
+        given = gradients[0].to(softer)
         back = softer * (given - (given * softer).sum(-1, keepdim=True))
         return back.to(scores.dtype), None, None
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from locate.errors import ModelError
+from locate.model.precision import at_least_float32
 
 # What a norm makes of a state may differ by so much from what was found of it: roundings, and a norm's own epsilon.
 _TOLERANCE = 1e-3
@@ -39,10 +40,10 @@ class NormShape:
         probe = probe - probe.mean()  # where the width is odd, its mean is not 0
 
         def made(vector: Tensor) -> Tensor:
-            return norm(vector.expand(1, *like.shape[1:])).float()
+            return at_least_float32(norm(vector.expand(1, *like.shape[1:])))
 
         shift = made(torch.zeros_like(probe))
-        gain = (made(probe) - shift) / probe.float()
+        gain = (made(probe) - shift) / probe
         centred = torch.allclose(made(probe + 1), made(probe), rtol=1e-2, atol=1e-3)
         return cls(gain=_alike(gain), shift=_alike(shift), centred=centred)
 
@@ -64,10 +65,10 @@ class NormShape:
         Raises:
             ModelError: it did something else to them.
         """
-        given = states.float()
+        given = at_least_float32(states)
         if self.centred:
             given = given - given.mean(-1, keepdim=True)
-        wanted, shape = made.float() - self.shift, given * self.gain
+        wanted, shape = at_least_float32(made) - self.shift, given * self.gain
         scale = (wanted * shape).sum(-1, keepdim=True) / (shape * shape).sum(-1, keepdim=True).clamp_min(1e-30)
         size, eps = float(wanted.abs().max()), torch.finfo(made.dtype).eps
         if not float((scale * shape - wanted).abs().max()) <= max(_TOLERANCE, 16 * eps) * size:

@@ -1,15 +1,25 @@
-"""Trading digits for speed in the patched runs."""
+"""How many digits are computed with: traded for speed in the patched runs, and kept in what is summed up."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import get_args
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.errors import LocateError
 from locate.model.devices import input_device
 from locate.names import Precision
+
+
+def at_least_float32(values: Tensor) -> Tensor:
+    """The same in float32, or in float64 where they are in it.
+
+    >>> at_least_float32(torch.ones(1, dtype=torch.bfloat16)).dtype, at_least_float32(torch.ones(1).double()).dtype
+    (torch.float32, torch.float64)
+    """
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def check_precision(precision: Precision | str, model: TransformerBridge | None = None) -> None:

@@ -51,7 +51,7 @@ class Attribution:
 
 def right_sums(ask: Ask, states: Float[Tensor, "layer neuron"], steps: int) -> Attribution:
     """The rule of Dai et al. 2022: the mean over the right ends of ``steps`` equal pieces."""
-    shares = torch.arange(0, steps + 1, dtype=torch.float32) / steps
+    shares = torch.arange(0, steps + 1, dtype=states.dtype) / steps
     found = ask([Asked(layer, shares) for layer in range(len(states))])
     values = [state * one.gradient[1:].mean(0) for state, one in zip(states, found, strict=True)]
     change = [one.chance[-1] - one.chance[0] for one in found]
@@ -63,8 +63,8 @@ def adaptive_sums(ask: Ask, states: Float[Tensor, "layer neuron"], steps: int) -
 
     At most ``steps`` points a layer on average, which go to the layers and places that need them.
     """
-    nodes, weights = _gauss(min(_NODES, steps))
-    whole = torch.tensor([0.0, 1.0])
+    nodes, weights = _gauss(min(_NODES, steps), states.dtype)
+    whole = torch.tensor([0.0, 1.0], dtype=states.dtype)
     first = ask([Asked(layer, torch.cat([whole, nodes])) for layer in range(len(states))])
     pieces = [
         [_piece(state, weights, whole, one.chance[:2], nodes, one.chance[2:], one.gradient[2:])]
@@ -143,7 +143,7 @@ def _affordable(
     return parts
 
 
-def _gauss(n: int) -> tuple[Float[Tensor, "node"], Float[Tensor, "node"]]:
+def _gauss(n: int, dtype: torch.dtype) -> tuple[Float[Tensor, "node"], Float[Tensor, "node"]]:
     """Points and weights of Gauss and Legendre between 0 and 1."""
     points, weights = np.polynomial.legendre.leggauss(n)
-    return torch.tensor((points + 1) / 2, dtype=torch.float32), torch.tensor(weights / 2, dtype=torch.float32)
+    return torch.tensor((points + 1) / 2, dtype=dtype), torch.tensor(weights / 2, dtype=dtype)

@@ -13,6 +13,7 @@ from locate.engine.rows import Budget, cut
 from locate.errors import FactError, LocateError, ModelError
 from locate.facts.facts import Fact
 from locate.model.parameters import frozen_parameters
+from locate.model.precision import at_least_float32
 from locate.model.running import running
 from locate.model.weights import check_down_projections
 from locate.neurons.asking import AskedFact, Negatives, ask, negatives_of
@@ -169,7 +170,7 @@ def attribute_neurons(
                 answers[index].append(one)
         return [Answer(*map(torch.cat, zip(*parts, strict=True))) for parts in answers]
 
-    return RULES[rule](ask, states.float().cpu(), steps)
+    return RULES[rule](ask, at_least_float32(states).cpu(), steps)
 
 
 def _gradients(run: FrozenRun, places: Sequence[tuple[str, int, Tensor, Tensor]], answer: int) -> list[Answer]:
@@ -185,7 +186,7 @@ def _gradients(run: FrozenRun, places: Sequence[tuple[str, int, Tensor, Tensor]]
             )
             for (name, layer, _, _), values in zip(places, scaled, strict=True)
         ]  # fmt: skip
-        chances = run.resume(last, branches, grad=True).float().softmax(-1)[:, answer]
+        chances = at_least_float32(run.resume(last, branches, grad=True)).softmax(-1)[:, answer]
         gradients = torch.autograd.grad(chances.sum(), scaled)
     each = chances.detach().cpu().split([len(values) for values in scaled])
-    return [Answer(own, one[:, 0].float().cpu()) for own, one in zip(each, gradients, strict=True)]
+    return [Answer(own, at_least_float32(one[:, 0]).cpu()) for own, one in zip(each, gradients, strict=True)]

@@ -18,9 +18,16 @@ FACT = locate.Fact(prompt="{} is located in the city of", subject="The Louvre", 
                    paraphrases=("{} stands in",))  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama", "gemma3_text", "gpt_neox", "falcon"])
-def test_equals_whole_passes(kind):
-    model = tiny.bridge(kind)
+@pytest.mark.parametrize(
+    ("kind", "dtype", "apart"),
+    [
+        ("gemma3_text", torch.float32, 1e-6),
+        *((kind, torch.float64, 1e-11) for kind in ("gpt2", "llama", "gpt_neox", "falcon")),
+    ],
+)
+def test_equals_whole_passes(kind, dtype, apart):
+    """Up to roundings: in float64 none are seen."""
+    model = tiny.bridge(kind, dtype=dtype)
     tokens, answer, steps = locate.encode_fact(model, FACT).tokens, 7, 5
     found = attribute_neurons(model, tokens, answer, steps=steps, rule="right").values
     _, cache = model.run_with_cache(tokens[None])
@@ -37,7 +44,7 @@ def test_equals_whole_passes(kind):
             with model.hooks(fwd_hooks=[(name, put)]):
                 chance = model(tokens[None])[0, -1].softmax(-1)[answer]
             total += torch.autograd.grad(chance, scaled)[0]
-        torch.testing.assert_close(found[layer], own * total / steps, atol=1e-6, rtol=1e-3)
+        torch.testing.assert_close(found[layer], own * total / steps, atol=apart, rtol=1e3 * apart)
 
 
 def test_attributions_add_up_to_what_the_layer_does():
