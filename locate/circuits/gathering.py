@@ -12,6 +12,7 @@ from locate.contrast.measures import as_metrics
 from locate.contrast.metrics import Metrics
 from locate.contrast.pairs import Pair, Text, make_pairs, separate
 from locate.errors import FactError, LocateError
+from locate.facts.facts import Fact
 from locate.tasks.paired import PairedPrompts
 
 Pairs = PairedPrompts | Contrast | Sequence[Contrast] | Text | Sequence[Text]
@@ -49,6 +50,7 @@ class Gathered:
         self.metric = metric
         self._contrasts = _contrasts(pairs)
         self._groups: list[list[Pair]] = []
+        self._only: Contrast | None = None
         self._corruption = corrupt if isinstance(corrupt, Corruption) else None
         if self._contrasts:
             names, graph = written_hooks(model), tellable(model)
@@ -58,6 +60,8 @@ class Gathered:
                 contrast.check_kept(names, names)
                 check_weights(contrast, graph)
             return
+        if not isinstance(pairs, str | PairedPrompts) and isinstance(pairs, Sequence):
+            _check_flat(pairs)
         if isinstance(pairs, PairedPrompts):
             if corrupt is not None:
                 raise FactError("corrupt: paired prompts bring their own; leave it out.")
@@ -94,14 +98,20 @@ class Gathered:
         return sorted(own | {len(group[0].clean.tokens) for group in self._groups})
 
     def contrasts(self) -> Iterator[Contrast]:
-        """The contrasts, clean runs as their targets, one after the other."""
+        """The contrasts, clean runs as their targets, one after the other; a single one is run once and held."""
         yield from self._contrasts
+        if len(self._groups) == 1:
+            self._only = self._only or self._run(self._groups[0])
+            yield self._only
+            return
+        yield from map(self._run, self._groups)
+
+    def _run(self, group: list[Pair]) -> Contrast:
         names = written_hooks(self.model)
-        for group in self._groups:
-            yield Contrast.of_pairs(
-                self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
-                budget=self.budget, corruption=self._corruption,
-            )  # fmt: skip
+        return Contrast.of_pairs(
+            self.model, group, direction="break", keep=names, keep_target=names, metrics=self._metrics,
+            budget=self.budget, corruption=self._corruption,
+        )  # fmt: skip
 
 
 def _contrasts(pairs: Pairs) -> tuple[Contrast, ...]:
@@ -115,6 +125,25 @@ def _contrasts(pairs: Pairs) -> tuple[Contrast, ...]:
     if found and len(found) < len(several):
         raise FactError("pairs: give contrasts alone, or facts and texts alone; found both.")
     return found
+
+
+def _check_flat(pairs: Sequence[Any]) -> None:
+    """Whether a list is of what a pair has on its clean side.
+
+    Raises:
+        FactError: it is of pairs.
+    """
+    if any(isinstance(one, PairedPrompts) for one in pairs):
+        raise FactError(
+            f"pairs: give one PairedPrompts, found a list of {len(pairs)}. Join them by PairedPrompts(name=…, "
+            "clean=…, corrupt=…) of all their prompts, or give each of them alone."
+        )
+    # Token ids are a sequence too, of numbers.
+    if any(isinstance(one, tuple | list) and any(isinstance(part, Fact | str) for part in one) for one in pairs):
+        raise FactError(
+            "pairs: a list of pairs is not read. Give the clean prompts as pairs and the corrupted ones as corrupt, or "
+            "both as locate.tasks.PairedPrompts.of(clean, corrupt, answers=…)."
+        )
 
 
 def check_slope(metric: str, largest: float, gap: float) -> None:

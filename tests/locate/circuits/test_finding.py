@@ -117,8 +117,11 @@ def test_rows_of_noise_are_averaged():
 
 def test_what_has_no_circuit_is_refused():
     clean, corrupt = prompts()
+    paired = locate.tasks.PairedPrompts.of(["In Paris"], ["In Rome"], answers=[("the", "a")])
     for pair, options, problem in (
         ((clean, clean), {}, "are the same"), ((clean.tolist(), corrupt[:-1].tolist()), {}, "tokens"),
+        ((list(paired), None), {}, "a list of pairs is not read. Give the clean prompts as pairs"),
+        (([paired, paired], None), {}, "give one PairedPrompts, found a list of 2"),
         ((clean, corrupt), {"steps": 0}, "steps: must be 1 or more"),
         ((clean, corrupt), {"method": "epa"}, "no method 'epa' to score edges"),
         ((clean, corrupt), {"metric": "rank"}, "gradient"),

@@ -62,6 +62,14 @@ def test_cut_edges_bring_what_the_ablation_says_at_every_position(kind, ablation
     np.testing.assert_allclose(curve.data["values"], values[1:], atol=1e-3 * ends)
 
 
+@pytest.mark.parametrize("ablation", ["corrupt", "mean"])
+def test_pairs_of_one_pass_are_run_once(monkeypatch, ablation):
+    circuit, runs, run = find(*pairs(), method="eap").top(5), [], Gathered._run
+    monkeypatch.setattr(Gathered, "_run", lambda self, group: runs.append(group) or run(self, group))
+    circuit.faithfulness(model("llama"), *pairs(), ablation=ablation, metric=metric, progress=False)
+    assert len(runs) == 1
+
+
 def test_what_a_circuit_misses_shows_where_the_same_is_taken_out_of_it_and_of_the_model():
     circuit = find(*pairs(), method="eap").top(0.5, "threshold")
     table = circuit.completeness(model("llama"), *pairs(), samples=3, metric=metric, progress=False)
