@@ -15,10 +15,10 @@ from locate.errors import LocateError
 from locate.facts.facts import Fact
 from locate.facts.relations import Relation, facts_of
 from locate.names import DEFAULT_BUDGET
-from locate.relations.asking import Asked, split
+from locate.relations.asking import Asked
 from locate.relations.linearity import RelationLinearity
-from locate.relations.maps import Estimate, check_form, check_layers, estimate, linear
-from locate.relations.sweeping import describe, linearity_of
+from locate.relations.maps import Estimate, linear
+from locate.relations.sweeping import describe, fit_maps, linearity_of
 from locate.results import Result
 from locate.sites.site import Site
 
@@ -92,17 +92,19 @@ class LinearRelation(Result):
         >>> found.info["given"], len(found.info["examples"]), len(found.info["held_out"])
         (11, 3, 8)
         """
-        wanted = check_layers(model, [layer], to_layer)
-        rank, given = check_form(model, beta, rank), facts_of(facts)
-        parted = split(model, given, n, knows=knows, seed=seed, budget=budget)
-        found = estimate(model, parted.examples, [layer], wanted, budget=budget, progress=progress)[layer]
+        fitted = fit_maps(
+            model, facts, [layer], to_layer, n=n, beta=beta, rank=rank, knows=knows, seed=seed, budget=budget,
+            progress=progress,
+        )  # fmt: skip
+        found = fitted.estimates[layer]
         data = xr.Dataset({
             "jacobian": (("output", "input"), found.jacobian.numpy()), "bias": ("output", found.bias.numpy()),
             "subjects": (("example", "input"), found.subjects.numpy()),
             "objects": (("example", "output"), found.objects.numpy()),
         })  # fmt: skip
         return cls(
-            data=data, layer=layer, to_layer=wanted, beta=float(beta), rank=rank, info=describe(model, parted)
+            data=data, layer=layer, to_layer=fitted.to_layer, beta=float(beta), rank=fitted.rank,
+            info=describe(model, fitted.parted),
         )  # fmt: skip
 
     def __call__(self, subjects: Float[Tensor, "row d_model"]) -> Float[Tensor, "row d_model"]:

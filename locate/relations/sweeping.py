@@ -1,6 +1,7 @@
 """Linear relations after every layer, fitted together and tried on other subjects."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -59,17 +60,51 @@ def relation_linearity(
     >>> found.faithfulness.sel(map="linear relation").shape
     (2,)
     """
+    found = fit_maps(
+        model, facts, layers, to_layer, n=n, beta=beta, rank=rank, knows=knows, seed=seed, budget=budget,
+        progress=progress,
+    )  # fmt: skip
+    asked = Asked.of(model, found.parted.held_out, found.parted.examples)
+    return linearity_of(
+        model, asked, found.estimates, found.to_layer, beta=beta, rank=found.rank, seed=seed, budget=budget,
+        progress=progress, about=describe(model, found.parted),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Fitted:
+    """What maps are made of.
+
+    Attributes:
+        parted: the facts that are examples, and those that are held out.
+        estimates: by layer of the subjects' states.
+        to_layer: of the objects' states.
+        rank: of the inverse.
+    """
+
+    parted: Split
+    estimates: Mapping[int, Estimate]
+    to_layer: int
+    rank: int
+
+
+def fit_maps(
+    model: TransformerBridge, facts: Relation | Sequence[Fact], layers: Sequence[int] | None, to_layer: int | None, *,
+    n: int, beta: float, rank: int | None, knows: bool, seed: int, budget: int, progress: bool,
+) -> Fitted:  # fmt: skip
+    """The estimates of some layers, by default all below ``to_layer``; arguments and errors as ``relation_linearity``.
+
+    >>> options = {"n": 2, "beta": 1.0, "rank": 3, "knows": False, "seed": 0, "budget": 4096, "progress": False}
+    >>> list(fit_maps(model, capitals, [3, 5], None, **options).estimates)
+    [3, 5]
+    """
     above = int(model.cfg.n_layers) - 1 if to_layer is None else to_layer
     chosen = list(range(above) if layers is None else layers)
     wanted = check_layers(model, chosen, to_layer)
     rank, given = check_form(model, beta, rank), facts_of(facts)
     parted = split(model, given, n, knows=knows, seed=seed, budget=budget)
     found = estimate(model, parted.examples, chosen, wanted, budget=budget, progress=progress)
-    asked = Asked.of(model, parted.held_out, parted.examples)
-    return linearity_of(
-        model, asked, found, wanted, beta=beta, rank=rank, seed=seed, budget=budget, progress=progress,
-        about=describe(model, parted),
-    )  # fmt: skip
+    return Fitted(parted=parted, estimates=found, to_layer=wanted, rank=rank)
 
 
 def describe(model: TransformerBridge, parted: Split) -> dict[str, Any]:
