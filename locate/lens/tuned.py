@@ -156,10 +156,12 @@ class TunedLens:
         The folder holds ``config.json`` (``d_model``, ``num_hidden_layers``, ``bias``, ``lens_type`` of
         ``linear_tuned_lens``) and the parameters of one affine map for each layer, ``0.weight`` (d_model × d_model) and
         ``0.bias`` (d_model) for the stream that enters layer 0 and so on: as ``params.safetensors``, or as the
-        published ``params.pt``, of which nothing but tensors is read.
+        published ``params.pt``. Published lenses have no other form than this pickle, the only one that is read
+        anywhere here, by torch's loader of weights alone (``weights_only=True``): it makes tensors, their containers
+        and plain values, and refuses whatever else a pickle may ask for before anything of it is run.
 
         Raises:
-            DataError: a file is missing or damaged, or of another form.
+            DataError: a file is missing or damaged, of another form, or asks for more than tensors.
 
         >>> locate.TunedLens.load("nowhere")
         Traceback (most recent call last):
@@ -204,8 +206,15 @@ def _parameters(folder: Path) -> dict[str, Tensor]:
         read = torch.load(published, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise DataError(f"There is no tuned lens in {str(folder)!r}: no {_TENSORS}, and no {_PUBLISHED}.") from error
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
+        # Torch's own message tells how to run it all the same.
+        raise DataError(
+            f"{published} is not a file of tensors alone: it is damaged, or asks for other things to be made or run. "
+            f"Nothing of it was run. Take the lens from where it was published, or save it as {_TENSORS}."
+        ) from error
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
         raise DataError(f"{folder}: the parameters of the tuned lens cannot be read: {error}") from error
-    if not isinstance(read, dict) or not all(isinstance(one, Tensor) for one in read.values()):
+    named = isinstance(read, dict) and all(isinstance(name, str) for name in read)
+    if not named or not all(isinstance(one, Tensor) for one in read.values()):
         raise DataError(f"{published} holds something else than the named tensors of a tuned lens.")
     return read

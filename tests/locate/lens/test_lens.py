@@ -274,11 +274,18 @@ def test_what_is_no_lens_of_the_model_is_refused(model, tmp_path, monkeypatch):
     published(tmp_path / "odd", d_model="wide")
     published(tmp_path / "harm")
     (tmp_path / "harm" / "params.pt").write_bytes(pickle.dumps({"0.weight": Harm()}, protocol=2))
+    published(tmp_path / "wrapped")
+    torch.save({"0.weight": torch.zeros(1), "1.weight": Harm()}, tmp_path / "wrapped" / "params.pt")
+    published(tmp_path / "beside")
+    torch.save({"0.weight": torch.zeros(1), "layers": 4}, tmp_path / "beside" / "params.pt")
     published(tmp_path / "gone")
     (tmp_path / "gone" / "params.pt").unlink()
     for folder, message in (("other", "lens_type must be 'linear_tuned_lens'"), ("odd", "not the description"),
                             ("wider", r"'0.bias' should have shape \(40,\), found \(32,\)"),
-                            ("harm", "cannot be read"), ("gone", "no params.safetensors, and no params.pt"),
+                            ("harm", "not a file of tensors alone.*Nothing of it was run"),
+                            ("wrapped", "not a file of tensors alone.*Nothing of it was run"),
+                            ("beside", "something else than the named tensors"),
+                            ("gone", "no params.safetensors, and no params.pt"),
                             ("nowhere", "it has no config.json")):  # fmt: skip
         with pytest.raises(DataError, match=message):
             TunedLens.load(folder)
