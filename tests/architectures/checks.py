@@ -446,6 +446,21 @@ def adds_up(tried: Tried) -> str:
     return "" if len(with_heads) == tried.n_layers else f"layers {', '.join(map(str, with_heads))} only"
 
 
+def lens(tried: Tried) -> str:
+    """What parts add sums to the plain model's own difference of two answers, told apart by heads where they can be."""
+    tokens = tried.tokens
+    logits = plain_logits(tried.plain, tokens[None])[0].double()
+    one, other = logits.argsort(descending=True)[:2].tolist()
+    remark = ""
+    try:
+        found = locate.logit_attribution(tried.model, tokens, (one, other), by="head", progress=False)
+    except locate.ModelError:
+        found = locate.logit_attribution(tried.model, tokens, (one, other), by="layer", progress=False)
+        remark = "by layer alone"
+    assert_close(found.sum.values, (logits[one] - logits[other])[None], float(logits.std()), 1e-4)
+    return remark
+
+
 def circuits(tried: Tried) -> str:
     """All edges of a circuit are the one run and none of them the other; and every edge has a score."""
     clean, corrupt = tried.tokens, tried.with_another(4)
@@ -467,5 +482,6 @@ def circuits(tried: Tried) -> str:
 CHECKS: dict[str, Callable[[Tried], str]] = {
     "run": boots, "trace": trace_of_states, "attn, mlp": trace_of_parts, "cut": cut, "patch": patches,
     "neurons": neurons, "ROME": edits, "export": exports, "propagate": propagates, "contributions": adds_up,
+    "lens": lens,
     "circuit": circuits,
 }  # fmt: skip

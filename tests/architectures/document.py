@@ -37,6 +37,7 @@ or gives another number: the test that holds this page would fail.
 | export | the exported folder in plain transformers, with the edited model |
 | propagate | the last state carries all of an edit's effect, and a state what a literal exchange says |
 | contributions | heads, biases and MLP sum to what a layer adds |
+| lens | heads and MLPs (or layers) sum to the difference of two logits of the plain model, to 1e-4 of their spread |
 | circuit | all edges of a circuit give the one run, none the other, and every edge has a score |
 
 """
