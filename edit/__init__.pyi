@@ -18,6 +18,7 @@ from .propagation.mediation import mediate
 from .propagation.propagation import Propagation, load_propagation
 from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
+from .requests.answers import with_model_answers
 from .requests.conflicts import find_conflicts
 from .requests.probes import Probe, probes_for
 from .requests.requests import EditRequest, Unrelated
@@ -92,4 +93,5 @@ __all__ = [
     "run_demo",
     "sample_prefixes",
     "spectrum",
+    "with_model_answers",
 ]

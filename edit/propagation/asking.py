@@ -8,6 +8,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.propagation.sides import Sides
+from edit.requests.answers import with_model_answers
 from edit.requests.probes import Probe, probes_for
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
@@ -84,13 +85,18 @@ class Asked:
 def asked_of(sides: Sides, probes: Sequence[Probe] | EditRequest) -> list[Asked]:
     """How to ask the probes. Of a request, those that cannot be told apart are left out with a warning.
 
+    An old answer that is not known is the base model's own.
+
     Raises:
         FactError: there are none; no token tells a probe's answers apart, or those of the edit itself; or the two
             models spell one of them in different tokens.
     """
-    found = _tellable(sides.model, probes) if isinstance(probes, EditRequest) else [
-        Asked.of(sides.model, one) for one in probes
-    ]  # fmt: skip
+    if isinstance(probes, EditRequest):
+        found = _tellable(sides.model, probes)
+    else:
+        with sides.before.entered():
+            known = with_model_answers(sides.model, probes)
+        found = [Asked.of(sides.model, one) for one in known]
     if not found:
         raise FactError("There are no probes; give some, or a request whose fact provides them.")
     for one in found:

@@ -13,14 +13,10 @@ from matplotlib.lines import Line2D
 from edit.changes.figures import STYLE
 from edit.names import DIRECTIONS
 from edit.propagation.propagation import Propagation
+from edit.propagation.roles import ROLE_STYLES
 from locate.errors import SiteError
 
 _KIND_TITLES = {"resid": "residual state", "attn": "attention output", "mlp": "MLP output"}
-# Okabe and Ito's colours, told apart by readers with any colour vision and, with the markers, in print.
-_ROLE_STYLES = {
-    "edit": ("#000000", "o"), "paraphrase": ("#0072B2", "s"), "consequence": ("#009E73", "D"),
-    "same subject": ("#E69F00", "^"), "neighbour": ("#D55E00", "v"),
-}  # fmt: skip
 
 
 def plot_propagation(
@@ -98,7 +94,7 @@ def _draw_totals(axes: Axes, flow: Propagation) -> None:
     totals: Any = flow.totals
     places = np.arange(len(totals))[::-1]
     for place, (_, row) in zip(places, totals.iterrows(), strict=True):
-        colour, marker = _ROLE_STYLES[row["role"]]
+        colour, marker = ROLE_STYLES[row["role"]]
         axes.plot([row["base"], row["edited"]], [place, place], color=colour, linewidth=1.2)
         axes.plot(row["base"], place, marker=marker, color="white", markeredgecolor=colour, markersize=5.5)
         axes.plot(row["edited"], place, marker=marker, color=colour, markersize=5.5)
@@ -115,7 +111,7 @@ def _draw_totals(axes: Axes, flow: Propagation) -> None:
 
 def _legend(roles: Sequence[str]) -> list[Line2D]:
     return [
-        Line2D([], [], color=_ROLE_STYLES[role][0], marker=_ROLE_STYLES[role][1], linestyle="", label=role)
+        Line2D([], [], color=ROLE_STYLES[role][0], marker=ROLE_STYLES[role][1], linestyle="", label=role)
         for role in roles
     ]
 

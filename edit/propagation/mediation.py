@@ -15,18 +15,15 @@ from edit.names import DIRECTIONS, HEAD, HEADS
 from edit.propagation.asking import asked_of
 from edit.propagation.propagation import Propagation, check_mediator
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import ROLES, Probe
+from edit.requests.probes import REACHED, Probe, named_roles
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
-from locate.errors import FactError
 from locate.names import DEFAULT_BUDGET
 from locate.sites.places import hooks_of
 from locate.sites.site import KINDS, Kind
 
 MEDIATORS = (*KINDS, HEADS)
-# Roles whose answers the edit should bring: what carries it to those is of interest.
-MEDIATED = ("edit", "paraphrase", "consequence")
 
 
 def mediate(
@@ -34,7 +31,7 @@ def mediate(
     change: Changed,
     probes: Sequence[Probe] | EditRequest,
     *,
-    roles: Sequence[str] | str = MEDIATED,
+    roles: Sequence[str] | str = REACHED,
     kinds: Sequence[str] | str = MEDIATORS,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
@@ -48,8 +45,10 @@ def mediate(
     Args:
         model: a raw-mode bridge, with the change applied or not; it is left as it came.
         change: the edit; or another model of this one's build, such as a fine-tune of it.
-        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes.
-        roles: of the probes whose mediation is measured; totals are measured for all.
+        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes. Where an old answer is
+            not known, it is the base model's own.
+        roles: of the probes whose mediation is measured (``"consequence"`` for any number of hops); totals are
+            measured for all. By default those whose answers the edit should bring.
         kinds: which states to exchange: ``resid``, ``mlp``, ``attn`` at each position; ``heads``, each head's output at
             all positions at once; ``attn_head``, the same at each position, which takes the longest.
         budget: the most tokens in one pass.
@@ -67,9 +66,7 @@ def mediate(
     sides = sides_of(model, change)
     asked = asked_of(sides, probes)
     kinds = tuple(dict.fromkeys(check_mediator(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
-    roles = (roles,) if isinstance(roles, str) else tuple(roles)
-    if unknown := sorted(set(roles) - set(ROLES)):
-        raise FactError(f"roles: there are no probes of role {unknown[0]!r}; roles are {', '.join(ROLES)}.")
+    roles = named_roles(roles)
     keep = mediating_hooks(model, kinds)
     rows, effects = [], []
     for one in tqdm(asked, "propagation", disable=not progress, delay=1):

@@ -14,22 +14,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Consequence:
-    """Something that would follow from the edited fact, ``hops`` steps of reasoning away.
+    """Something that would follow from the edited fact, ``hops`` steps of reasoning away where that is known.
 
-    >>> Consequence(prompt="{} stands in the country of", target="Italy", target_before="France").hops
+    >>> Consequence(prompt="{} stands in the country of", target="Italy", target_before="France", hops=1).hops
     1
     """
 
     prompt: str
     target: str
     target_before: str
-    hops: int = 1
+    hops: int | None = None
 
     def __post_init__(self) -> None:
         _check_template("prompt", self.prompt)
         _check_text("target", self.target)
         _check_text("target_before", self.target_before)
-        if self.hops < 1:
+        if self.hops is not None and self.hops < 1:
             raise FactError(f"hops: must be 1 or more, found {self.hops}.")
 
 
@@ -62,6 +62,7 @@ class Fact:
         joined: whether targets follow the prompts exactly as they are given, without a space between.
         chat: whether prompts are what a user says in a chat: the tokenizer's chat template is put around each of them,
             and the model's turn begins with the answer.
+        subject_aliases: other names of the subject.
         paraphrases: other templates (one ``{}`` each) that ask for the same object.
         neighbours: full prompts about other subjects that have the same true object.
         other_relations: other facts about the same subject.
@@ -87,6 +88,7 @@ class Fact:
     chat: bool = False
     id: str | None = None
     relation: str | None = None
+    subject_aliases: tuple[str, ...] = ()
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[str, ...] = ()
     other_relations: tuple[OtherRelation, ...] = ()
@@ -106,9 +108,11 @@ class Fact:
         for name in ("id", "relation"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, str(value))  # a data set's number, say
-        for name in ("paraphrases", "neighbours", "other_relations", "consequences"):
+        for name in ("subject_aliases", "paraphrases", "neighbours", "other_relations", "consequences"):
             # JSON gives lists; tuples keep a frozen fact hashable by value in its parts.
             object.__setattr__(self, name, as_tuple(name, getattr(self, name)))
+        for index, alias in enumerate(self.subject_aliases):
+            _check_text(f"subject_aliases[{index}]", alias)
         for index, template in enumerate(self.paraphrases):
             _check_template(f"paraphrases[{index}]", template)
         for index, text in enumerate(self.neighbours):

@@ -257,6 +257,19 @@ def test_consequences_belong_to_their_own_counterfactual(fact):
     assert roles == ["edit", "paraphrase", "same subject", "neighbour"]
 
 
+def test_an_old_answer_that_is_not_known_is_the_unedited_models():
+    model = tiny.bridge("llama")
+    probe = edit.Probe(role="one-hop", text="The Louvre is in", new="Rome")
+    (known,) = edit.with_model_answers(model, [probe])
+    update = random_update(model, size=5.0)
+    with update.applied(model):
+        (other,) = edit.with_model_answers(model, [probe])
+        flow = edit.mediate(model, update, [probe], kinds=["mlp"], progress=False)
+    assert flow.totals["old"].tolist() == [known.old] != [other.old]
+    assert flow.info["roles"] == ["edit", "paraphrase", "alias", "one-hop", "two-hop", "consequence"]
+    assert flow.mediation.notnull().any()
+
+
 def test_paraphrases_that_are_written_out_are_asked_too(fact):
     request = edit.EditRequest(fact, paraphrase_texts=("It was in",))
     asked = [probe.text for probe in edit.probes_for(request) if probe.role == "paraphrase"]

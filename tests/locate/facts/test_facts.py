@@ -96,6 +96,7 @@ def test_json_jsonl_and_csv_give_the_same_facts(tmp_path):
 def test_nested_records_become_objects(tmp_path):
     record = {
         **GOOD,
+        "subject_aliases": ["The old palace"],
         "paraphrases": ["Where is {}? In"],
         "neighbours": ["Notre-Dame is in"],
         "other_relations": [{"prompt": "{} is a", "target": "museum"}],
@@ -106,6 +107,7 @@ def test_nested_records_become_objects(tmp_path):
     assert fact.other_relations == (OtherRelation(prompt="{} is a", target="museum"),)
     assert fact.consequences[0].hops == 2
     assert (fact.paraphrases, fact.neighbours) == (("Where is {}? In",), ("Notre-Dame is in",))
+    assert fact.subject_aliases == ("The old palace",)
     assert fact.ranks == {"m": 3}
 
 
@@ -142,6 +144,7 @@ def test_a_file_with_a_single_fact_is_read(tmp_path):
             r"consequences\.0\.target_before: Field required",
         ),
         ({**GOOD, "prompt": "It is in"}, "prompt: needs exactly one {}"),
+        ({**GOOD, "subject_aliases": [" "]}, r"subject_aliases\[0\]: is empty"),
         ("The Louvre", ""),
     ],
 )

@@ -1,0 +1,9 @@
+"""How figures draw the roles of probes."""
+
+# Okabe and Ito's colours, told apart by readers with any colour vision and, with the markers, in print. Consequences
+# of an unknown number of hops share the first one's colour; unrelated prompts stand back.
+ROLE_STYLES: dict[str, tuple[str, str]] = {
+    "edit": ("#000000", "o"), "paraphrase": ("#0072B2", "s"), "alias": ("#56B4E9", "p"),
+    "one-hop": ("#009E73", "d"), "two-hop": ("#CC79A7", "P"), "consequence": ("#009E73", "D"),
+    "same subject": ("#E69F00", "^"), "neighbour": ("#D55E00", "v"), "unrelated": ("#7F7F7F", "X"),
+}  # fmt: skip
