@@ -2,6 +2,8 @@ from .changes.exporting import export
 from .changes.lowrank import LowRank
 from .changes.updates import WeightUpdate, load_update
 from .datasets import load_counterfact, load_reference_texts, load_zsre
+from .datasets.probed import load_probed_edits
+from .datasets.reading import ProbedEdit
 from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
 from .location.choosing import LayerChoice, choose_layer
 from .location.concentration import Concentration, concentration, load_concentration
@@ -20,6 +22,7 @@ from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
 from .requests.answers import with_model_answers
 from .requests.conflicts import find_conflicts
+from .requests.given import load_probes
 from .requests.probes import Probe, probes_for
 from .requests.requests import EditRequest, Unrelated
 from .sessions.session import EditSession
@@ -57,6 +60,7 @@ __all__ = [
     "LowRank",
     "Part",
     "Probe",
+    "ProbedEdit",
     "Propagation",
     "ReferenceTexts",
     "Spectrum",
@@ -79,6 +83,8 @@ __all__ = [
     "load_counterfact",
     "load_layer_study",
     "load_localisation_similarity",
+    "load_probed_edits",
+    "load_probes",
     "load_propagation",
     "load_reference_texts",
     "load_statistics",

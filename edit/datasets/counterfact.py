@@ -50,7 +50,9 @@ class _Object(BaseModel):
     text: Answer = Field(alias="str")
 
 
-class _Rewrite(BaseModel):
+class Rewrite(BaseModel):
+    """An edit as CounterFact and MQuAKE publish it."""
+
     prompt: Template
     subject: Text
     target_new: _Object
@@ -58,14 +60,14 @@ class _Rewrite(BaseModel):
     relation_id: str | None = None
 
     @model_validator(mode="after")
-    def _changes(self) -> "_Rewrite":
+    def _changes(self) -> "Rewrite":
         _check_change(self.target_new.text, self.target_true.text, "target_true")
         return self
 
 
 class _Original(BaseModel):
     case_id: int
-    requested_rewrite: _Rewrite
+    requested_rewrite: Rewrite
     paraphrase_prompts: list[Text] = []
     neighborhood_prompts: list[Text] = []
     attribute_prompts: list[Text] = []

@@ -40,6 +40,21 @@ def with_model_answers(model: TransformerBridge, probes: Sequence[Probe]) -> lis
     >>> bool(edit.with_model_answers(model, [probe])[0].old)
     True
     """
+    found, without = answered(model, probes)
+    if without:
+        tell(
+            f"Left out {len(without)} of {len(probes)} probes: the model's own answer, against which the new one would "
+            f"be measured, is not told from it:\n{listed(without)}"
+        )
+    return found
+
+
+def answered(model: TransformerBridge, probes: Sequence[Probe]) -> tuple[list[Probe], list[str]]:
+    """Probes with the model's own answer wherever the old one is not known, and what is wrong with those left out.
+
+    >>> answered(model, edit.probes_for(request)) == (edit.probes_for(request), [])
+    True
+    """
     found, without = [], []
     for probe in probes:
         if probe.old.strip():
@@ -53,12 +68,7 @@ def with_model_answers(model: TransformerBridge, probes: Sequence[Probe]) -> lis
             without.append(str(error))
         else:
             found.append(replace(probe, old=own))
-    if without:
-        tell(
-            f"Left out {len(without)} of {len(probes)} probes: the model's own answer, against which the new one would "
-            f"be measured, is not told from it:\n{listed(without)}"
-        )
-    return found
+    return found, without
 
 
 def own_answer(model: TransformerBridge, text: str, *, joined: bool = False) -> str:

@@ -119,8 +119,8 @@ def field_problem(problem: Any) -> str:
     return f"{field_name}: {message}" if field_name else message
 
 
-def read_records(path: Path) -> Sequence[Any]:
-    """The records of a JSON, JSONL or CSV file, unchecked.
+def read_records(path: Path, what: str = "facts") -> Sequence[Any]:
+    """The records of a JSON, JSONL or CSV file, unchecked; ``what`` they are is said in messages.
 
     Raises:
         DataError: the file is missing, not readable as what its name says, or holds no list of records.
@@ -129,7 +129,7 @@ def read_records(path: Path) -> Sequence[Any]:
     ['Rome']
     """
     if not path.is_file():
-        raise DataError(f"There is no facts file {str(path)!r}.")
+        raise DataError(f"There is no {what} file {str(path)!r}.")
     try:
         text = path.read_text(encoding="utf-8-sig")
         match path.suffix.lower():
@@ -141,14 +141,14 @@ def read_records(path: Path) -> Sequence[Any]:
                 rows = csv.DictReader(io.StringIO(text, newline=""))
                 records = [{key: value for key, value in row.items() if value} for row in rows]
             case other:
-                raise DataError(f"{path}: unknown file type {other!r}; facts come as .json, .jsonl or .csv.")
+                raise DataError(f"{path}: unknown file type {other!r}; {what} come as .json, .jsonl or .csv.")
     except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
     if isinstance(records, dict):  # a file with a single fact
         records = [records]
     if not isinstance(records, list) or not records:
         found = "an empty one" if records == [] else type(records).__name__
-        raise DataError(f"{path}: expected a non-empty list of facts, found {found}.")
+        raise DataError(f"{path}: expected a non-empty list of {what}, found {found}.")
     return records
 
 
