@@ -73,7 +73,7 @@ def query(prompt, *answers, ids=(), **fields):
     return {"prompt": prompt, "answers": values, "target_ids": list(ids), **fields}
 
 
-def tests(*queries, **fields):
+def cases(*queries, **fields):
     return [{"test_queries": [one], "test_condition": "OR", "condition_queries": [], **fields} for one in queries]
 
 
@@ -85,16 +85,16 @@ RIPPLE = {
     "example_type": "popular",
     "edit": stated("The name of the country of The Old Mill is New Denmark.", "Q1",
                    original_fact=stated("The name of the country of The Old Mill is New Norway.", "Q2")),
-    "Relation_Specifity": tests(query("The builder of The Old Mill is", ["Ann"]),
+    "Relation_Specifity": cases(query("The builder of The Old Mill is", ["Ann"]),
                                 query("The owner of The Old Mill is")),
-    "Logical_Generalization": tests(query("The continent of The Old Mill is", ["Europe"])),
-    "Subject_Aliasing": tests(query("The name of the country of That Mill is", ["New Denmark", "ND"], ids=["Q1"],
+    "Logical_Generalization": cases(query("The continent of The Old Mill is", ["Europe"])),
+    "Subject_Aliasing": cases(query("The name of the country of That Mill is", ["New Denmark", "ND"], ids=["Q1"],
                                     phrase="The name of the country of That Mill is")),
-    "Compositionality_I": tests(query("The king of the country of The Old Mill is", ["Harald"], query_type="two_hop",
+    "Compositionality_I": cases(query("The king of the country of The Old Mill is", ["Harald"], query_type="two_hop",
                                       phrase="…", ids=["Q1"], second_hop_target_ids=["Q5"])),
-    "Compositionality_II": tests(query("The country of Ann is", ["New Denmark", "ND"], query_type="two_hop",
+    "Compositionality_II": cases(query("The country of Ann is", ["New Denmark", "ND"], query_type="two_hop",
                                        subject_id="Q7", phrase="…", second_hop_target_ids=["Q1"])),
-    "Forgetfulness": tests(query("The country of The Old Mill, which is not New Denmark, is", ["Sweden"], phrase="…")),
+    "Forgetfulness": cases(query("The country of The Old Mill, which is not New Denmark, is", ["Sweden"], phrase="…")),
 }  # fmt: skip
 
 
@@ -124,16 +124,9 @@ def test_knowedit_gives_each_prompt_its_role(read):
     assert told(probes) == PROBES
     assert requests[0].fact.prompt == "{} was built in"
     assert requests[0].aliases_before == ("Kingdom of Denmark",)
-    # The empty answer, and the other relation whose own answer is the new object.
-    assert "1 probes without an answer\n  1 probes whose own answer is the new object" in str(warned[0].message)
-    bio = {
-        "concept": "the mill",
-        "text": "This is about the mill.",
-        "labels": "It runs.",
-        "ground_truth": "It stands.",
-    }
+    bio = {"concept": "the mill", "text": "This is about the mill.", "labels": "It runs.", "ground_truth": "It is."}
     [(requests, probes)] = read("knowedit", bio)
-    assert told(probes) == [("edit", "This is about the mill.", "It runs.", "It stands.")]
+    assert told(probes) == [("edit", "This is about the mill.", "It runs.", "It is.")]
 
 
 def test_mquake_asks_over_the_whole_chain(read):
@@ -174,7 +167,7 @@ def test_rippleedits_statements_are_taken_apart(read):
     ]
     # Without a name for either object, statements part behind the verb; with the subject's name, that is it.
     bare = {key: RIPPLE[key] for key in ("example_type", "edit")}
-    named = tests(query("The mill of Ann is", ["Old Mill"], ids=["Q0"], subject_id="Q7"))
+    named = cases(query("The mill of Ann is", ["Old Mill"], ids=["Q0"], subject_id="Q7"))
     [(requests, _)] = read("rippleedits", {**bare, "Relation_Specificity": named})
     assert (requests[0].fact.prompt, requests[0].target_new) == ("The name of the country of The {} is", "New Denmark")
     with pytest.raises(DataError, match="Left out were:\n  1 edits of which the record does not tell the subject"):
