@@ -9,7 +9,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 # In place of the notebooks' own, on a small model.
-SMALL = {"03_editing_family.ipynb": {"FACTS": ["germany-capital"], "MORE": 1, "TOKENS": 2_000}}
+SMALL = {
+    "03_editing_family.ipynb": {"FACTS": ["germany-capital"], "MORE": 1, "TOKENS": 2_000},
+    "06_location_report.ipynb": {"LAYERS": [2, 4]},
+}
 # Always run; the others are tried among the slow tests.
 SAMPLE = ("01_quickstart",)
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

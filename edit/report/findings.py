@@ -94,12 +94,10 @@ def readout_finding(readouts: Mapping[str, ColumnReadout]) -> Finding:
     told, agreed = [], []
     for name, one in readouts.items():
         row: Any = one.rates([50]).iloc[0]
-        interval = (
-            "" if np.isnan(row["gain low"]) else f" [{100 * row['gain low']:+.0f}, {100 * row['gain high']:+.0f}]"
-        )
+        interval = "" if np.isnan(row["gain low"]) else f" [{_points(row['gain low'])}, {_points(row['gain high'])}]"
         told.append(
             f"{name}: Hit@50 goes from {100 * row['before']:.0f}% to {100 * row['after']:.0f}%, a change of "
-            f"{100 * row['gain']:+.0f} points{interval}"
+            f"{_points(row['gain'])} points{interval}"
         )
         if (expected := _RISES.get(str(one.info["method"]))) is not None:
             if np.isnan(row["gain low"]):
@@ -183,9 +181,14 @@ def _percent(mean: Any, low: Any, high: Any) -> str:
     return f"{100 * mean:.0f}%" + ("" if np.isnan(low) else f" [{100 * low:.0f}, {100 * high:.0f}]")
 
 
+def _points(share: Any) -> str:
+    return f"{100 * share:+z.0f}".replace("-", "−")
+
+
 def _number(mean: float, low: float, high: float, *, signed: bool = False) -> str:
-    form = "+.2f" if signed else ".2f"
-    return f"{mean:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+    form = "+z.2f" if signed else "z.2f"
+    told = f"{mean:{form}}" + ("" if np.isnan(low) else f" [{low:{form}}, {high:{form}}]")
+    return told.replace("-", "−")
 
 
 def as_markdown(title: str, findings: Sequence[tuple[Finding, str]], left_out: Mapping[str, str]) -> str:

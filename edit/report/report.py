@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from edit.changes.updates import WeightUpdate
 from edit.evaluation import Evaluation
 from edit.propagation.propagation import Propagation
+from locate.figures.style import DPI
 from locate.tracing.trace import Trace
 
 
@@ -37,7 +38,9 @@ def write_report(
 
 
 def write_page(path: Path, template: str, *, figures: Path, **values: Any) -> Path:
-    """Render one of the templates, which may ask for figures by name, ``image(name)``, and write ``number``s.
+    """Render one of the templates, which may ask for figures by name and write ``number``s.
+
+    ``image(name)`` is the figure itself, ``inches(name)`` how wide it was drawn.
 
     >>> write_page(Path("location.html"), "location.html", figures=Path("."), title="…", …)   # doctest: +SKIP
     """
@@ -46,7 +49,10 @@ def write_page(path: Path, template: str, *, figures: Path, **values: Any) -> Pa
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["number"] = _number
-    page = environment.get_template(template).render(**values, image=lambda name: _data_uri(figures / f"{name}.png"))
+    page = environment.get_template(template).render(
+        **values, image=lambda name: _data_uri(figures / f"{name}.png"),
+        inches=lambda name: _inches(figures / f"{name}.png"),
+    )  # fmt: skip
     path.write_text(page, encoding="utf-8")
     return path
 
@@ -69,6 +75,11 @@ def _metrics(evaluation: Evaluation) -> list[dict[str, Any]]:
 
 def _data_uri(path: Path) -> str:
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _inches(path: Path) -> float:
+    width = int.from_bytes(path.read_bytes()[16:20])  # of a PNG, in pixels
+    return round(width / DPI, 2)
 
 
 def _number(value: Any, digits: int = 2) -> str:

@@ -76,7 +76,8 @@ def collect_statistics(
         model: a raw-mode bridge.
         layers: whose MLPs' keys to collect.
         corpus: ``"sampled"`` from the model, a text file, or a ``datasets`` name.
-        tokens: how many keys, in whole batches; by default 20 times their dimension.
+        tokens: how many keys, in whole batches, of which a small number of sampled keys needs only a part; by default
+            20 times their dimension.
         seed: of sampled text.
         shard: (i, n) takes only every n-th batch from the i-th on (0 to n − 1) of what would be taken; the n
             shards, collected anywhere, merge to the whole.
@@ -104,7 +105,8 @@ def collect_statistics(
     _check_options(layers, tokens, shard)
     chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
     identity = f"{_identity(corpus)}, tokenizer {tokenizer_identity(model)}"
-    text = _Text(corpus=corpus, identity=identity, seed=seed, index=shard[0], of=shard[1])
+    rows = _rows(tokens) if corpus == SAMPLED and tokens is not None else ROWS
+    text = _Text(corpus=corpus, identity=identity, seed=seed, rows=rows, index=shard[0], of=shard[1])
     fingerprint = model_fingerprint(model)
     place = cache_folder() / "statistics" if folder is None else Path(folder).expanduser()
     found: dict[int, KeyStatistics] = {}
@@ -152,11 +154,12 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """Which text is read: every ``of``-th batch of a corpus, from batch ``index`` on."""
+    """Which text is read: every ``of``-th batch of ``rows`` sequences of a corpus, from batch ``index`` on."""
 
     corpus: str
     identity: str
     seed: int
+    rows: int
     index: int
     of: int
 
@@ -170,21 +173,21 @@ class _Text:
 
     def batches(self, tokens: int) -> int:
         """How many batches all shards have together."""
-        return -(-tokens // (ROWS * LENGTH))
+        return -(-tokens // (self.rows * LENGTH))
 
     def share(self, batches: int) -> int:
         """How many of them are this shard's."""
         share = len(range(self.index, batches, self.of))
         if not share:
             raise DataError(
-                f"Shard {self.index}/{self.of} is empty: the text is {batches} batches of {ROWS * LENGTH} tokens. "
+                f"Shard {self.index}/{self.of} is empty: the text is {batches} batches of {self.rows * LENGTH} tokens. "
                 "Use fewer shards, or more tokens."
             )
         return share
 
     def digest(self, fingerprint: str, layer: int, batches: int) -> str:
         """Names everything that the statistics depend on."""
-        text = f"{self.identity}|{batches} of {ROWS}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
+        text = f"{self.identity}|{batches} of {self.rows}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
         return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{STATISTICS.version}".encode()).hexdigest()[:32]
 
     def folder(self, fingerprint: str) -> str:
@@ -194,9 +197,9 @@ class _Text:
     def read(self, model: TransformerBridge, skip: int, folder: Path | None) -> Iterator[torch.Tensor]:
         """The shard's batches without the first ``skip``; text that the model writes is kept in the folder."""
         first = self.index + skip * self.of
-        options = {"length": LENGTH, "rows": ROWS, "seed": self.seed, "step": self.of}
+        options = {"length": LENGTH, "rows": self.rows, "seed": self.seed, "step": self.of}
         if self.corpus == SAMPLED and folder is not None:
-            kept = KeptText(folder=folder, name=f"{self.seed}-{ROWS}x{LENGTH}")
+            kept = KeptText(folder=folder, name=f"{self.seed}-{self.rows}x{LENGTH}")
             yield from kept.batches(lambda n: token_batches(model, SAMPLED, first=n, **options), first, self.of)
         else:
             yield from token_batches(model, self.corpus, first=first, **options)
@@ -217,13 +220,18 @@ class _Text:
         if self.of > 1 and not moments.count:
             raise DataError(
                 f"The corpus {self.corpus!r} ended before shard {self.index}/{self.of}. Use fewer shards: it is cut "
-                f"into batches of {ROWS * LENGTH} tokens."
+                f"into batches of {self.rows * LENGTH} tokens."
             )
         if self.of == 1 and moments.count < moments.size:
             raise DataError(
                 f"The corpus {self.corpus!r} gave only {moments.count} keys; the statistics of layer {moments.layer} "
                 f"need at least {moments.size}, better ten times as many."
             )
+
+
+def _rows(tokens: int) -> int:
+    """Sequences in a batch: those that give so many tokens, to the next power of two, and no more than usual."""
+    return min(ROWS, 1 << max(0, -(-tokens // LENGTH) - 1).bit_length())
 
 
 def _accumulate(
@@ -237,7 +245,7 @@ def _accumulate(
     name = f"key statistics, layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     last = time.monotonic()
     pause = checkpoint_seconds
-    batch_tokens = ROWS * LENGTH
+    batch_tokens = text.rows * LENGTH
     with tqdm(
         desc=name, initial=begin * batch_tokens, total=end * batch_tokens, unit="token", disable=not progress, delay=1
     ) as bar:

@@ -24,6 +24,8 @@ STYLE: dict[Any, Any] = {
     "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white", "text.usetex": False,
 }  # fmt: skip
 HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
+# Of figures in files.
+DPI = 200
 # CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
 _LIGHTEST, _DARKEST = 99.9, 27.0
 # Of a unit, in characters: more do not fit under one of several panels, or a single one.
@@ -45,7 +47,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
     with mpl.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(png, dpi=200)
+        figure.savefig(png, dpi=DPI)
         # Without a date, the same figure is the same file.
         figure.savefig(pdf, metadata={"CreationDate": None})
     return png, pdf

@@ -160,6 +160,17 @@ def test_the_sampled_corpus_is_the_default_and_comes_from_the_seed(monkeypatch):
     assert not torch.equal(found.second_moment, other.second_moment)
 
 
+def test_few_sampled_keys_take_a_small_batch(monkeypatch):
+    monkeypatch.setattr(collect, "ROWS", 128)
+    monkeypatch.setattr(collect, "LENGTH", 13)
+    model = tiny.bridge("gpt_neox")
+    found = key_statistics(model, 0, tokens=90, cache=False)
+    expected, count = moment_of(model, 0, itertools.islice(token_batches(model, "sampled", length=13, rows=8), 1))
+    assert found.count == count == 13 * 8
+    torch.testing.assert_close(found.second_moment, expected, atol=1e-6 * float(expected.abs().max()), rtol=1e-5)
+    assert key_statistics(model, 0, tokens=13 * 100, cache=False).count == 13 * 128
+
+
 def test_the_cache_is_used_again(model, text, calls, cache):
     first = key_statistics(model, 1, corpus=text)
     second = key_statistics(model, 1, corpus=text)
