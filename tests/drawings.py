@@ -18,12 +18,14 @@ from matplotlib.figure import Figure
 import edit
 import locate
 from edit.changes.figures import plot_footprint
+from locate.figures.flow_map import flow_figure
 from locate.model.weights import down_projection
 from locate.patching.knockout import Knockout
 from locate.relations.judging import EDITS
 from locate.relations.maps import MAPS
 from locate.tracing.average import ROLES
 from tests import tiny
+from tests.flows import made_up_flow
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
 DPI = 80
@@ -343,6 +345,12 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "edge_effects": lambda: edge_effects().plot(n=10),
     "linearity": lambda: linearity().plot(),
     "linearity_narrow": lambda: linearity().plot(figsize=(2.6, 4.0)),
+    "flow": lambda: flow_figure(made_up_flow(30), figsize=(6.0, 3.0)),
+    "flow_narrow": lambda: flow_figure(
+        made_up_flow(16, sign=-1, states=False),
+        headline="gained: edited state put into the base model",
+        figsize=(3.3, 3.0),
+    ),
     "faithfulness": lambda: faithfulness(0.9).plot(),
     "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
         {

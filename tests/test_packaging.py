@@ -17,7 +17,8 @@ def test_a_wheel_carries_the_code_the_facts_and_the_template(tmp_path):
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"locate/facts.json", "edit/report/templates/report.html"} <= set(names)
+    flow = {"locate/figures/flow.css", "locate/figures/flow.js"}
+    assert {"locate/facts.json", "edit/report/templates/report.html", *flow} <= set(names)
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "data"))]
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
