@@ -19,6 +19,10 @@ import edit
 import locate
 from edit.changes.figures import plot_footprint
 from locate.figures.flow_map import flow_figure
+from locate.figures.groups import groups_figure
+from locate.figures.lines import line_panels
+from locate.figures.maps import Panel, map_panels
+from locate.figures.waterfall import waterfall_figure
 from locate.model.weights import down_projection
 from locate.patching.knockout import Knockout
 from locate.relations.judging import EDITS
@@ -312,6 +316,56 @@ def layers() -> edit.LayerStudy:
     )
 
 
+def contributions() -> Figure:
+    """Some that add, some that take away, many small ones, and a little that none of them says."""
+    values = np.concatenate([[2.6, 1.9, -0.8, 1.4, -0.5, 0.9, 0.7], 0.2 * np.sin(np.arange(40))])
+    parts = pd.DataFrame({"name": [f"a{i // 3}.h{i}" if i % 3 else f"m{i // 3}" for i in range(47)], "value": values})
+    start, end = -2.4, -2.4 + float(values.sum()) + 0.3
+    unit = "logit(Rome) − logit(Paris)"
+    return waterfall_figure(parts, start=start, end=end, n=9, unit=unit, headline="The Tower is in: Paris → Rome")
+
+
+def before_and_after() -> Figure:
+    """Two answers that change places."""
+    layer, rows = np.arange(24), []
+    for state, late in (("before", {"Paris": 15, "Rome": 40}), ("after", {"Paris": 32, "Rome": 13})):
+        for word, middle in late.items():
+            values = -9 + 8.5 / (1 + np.exp((middle - layer) / 2))
+            rows.append(pd.DataFrame({"layer": layer, "value": values, "answer": word, "state": state}))
+    table = pd.concat(rows)
+    table = table.assign(low=table["value"] - 0.6, high=table["value"] + 0.6)
+    unit = "log-probability [nat]"
+    return line_panels(table, value="value", by="answer", panel="state", unit=unit, marked=[5])
+
+
+def mediated(size: tuple[float, float] | None = None) -> Figure:
+    shares = 1.1 * hills(kind=3, position=7, layer=16) - 0.2
+    labels, titles = (
+        ["The", "Eiffel", "Tower", "is", "in", "the", "city"],
+        ("residual state", "attention", "MLP output"),
+    )
+    panels = [
+        Panel(title=title, values=shares.sel(kind=kind).values, labels=labels, stars=[(4, 2)] if kind == 2 else [])
+        for kind, title in enumerate(titles)
+    ]
+    heads = 0.5 * hills(fact=1, head=8, layer=16).values[0]
+    panels += [Panel(title="head", values=heads, labels=list(map(str, range(8))), rows="head")] * (size is not None)
+    return map_panels(panels, figsize=size, headline="effect gained")
+
+
+def retained() -> Figure:
+    """Of two methods, by role: most for what was edited, little for neighbours."""
+    means = {"edit": 1.0, "paraphrase": 0.7, "one hop": 0.3, "neighbour": 0.05}
+    rows = [
+        (method, role, mean * height + 0.25 * np.sin(7 * probe + 3 * height) * (role != "edit"))
+        for method, height in {"ROME": 1.0, "MEMIT": 0.8}.items() for role, mean in means.items()
+        for probe in range(1 if role == "edit" else 14)
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "role", "share"])
+    unit = "share of the edit's effect"
+    return groups_figure(table, value="share", by="role", hue="method", levels=(0.0, 1.0), unit=unit, resamples=200)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -345,6 +399,11 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "edge_effects": lambda: edge_effects().plot(n=10),
     "linearity": lambda: linearity().plot(),
     "linearity_narrow": lambda: linearity().plot(figsize=(2.6, 4.0)),
+    "waterfall": contributions,
+    "line_panels": before_and_after,
+    "map_panels": mediated,
+    "map_panels_narrow": lambda: mediated((3.3, 6.0)),
+    "groups": retained,
     "flow": lambda: flow_figure(made_up_flow(30), figsize=(6.0, 3.0)),
     "flow_narrow": lambda: flow_figure(
         made_up_flow(16, sign=-1, states=False),

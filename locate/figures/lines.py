@@ -1,11 +1,17 @@
 """Lines over layers, told apart with any colour vision and in print."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from locate.errors import LocateError
+from locate.figures.style import STYLE, add_headline, fitted
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
 # Those of the palette that differ most, first; each with a marker of its own.
@@ -44,3 +50,62 @@ def draw_lines(
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.axhline(0, color="black", linewidth=0.5)
     sns.despine(ax=axes)
+
+
+def line_panels(
+    table: pd.DataFrame,
+    *,
+    value: str,
+    by: str,
+    panel: str,
+    unit: str,
+    headline: str = "",
+    marked: Sequence[int] = (),
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
+    """Lines over layers in panels of one scale, such as two answers before and after an edit.
+
+    Args:
+        table: a row for each layer, name and panel, with an interval where it has ``low`` and ``high``.
+        value: the column that is drawn.
+        by: the column of names, which have the same colours everywhere.
+        panel: the column of panels, in the order in which they come.
+        unit: of the values.
+        headline: over all of it.
+        marked: layers with a dashed line, such as the edited ones.
+        figsize: width and height in inches.
+
+    Raises:
+        LocateError: a column that there is not, no rows, or more names than can be told apart.
+
+    >>> import pandas as pd
+    >>> rows = [(layer, name, state, 0.1 * layer) for layer in (0, 1) for name in "ab" for state in ("before", "after")]
+    >>> table = pd.DataFrame(rows, columns=["layer", "token", "state", "probability"])
+    >>> figure = line_panels(table, value="probability", by="token", panel="state", unit="probability")
+    """
+    if missing := [column for column in ("layer", value, by, panel) if column not in table]:
+        raise LocateError(f"line_panels: the table has {list(table)}; {missing[0]!r} is not among them.")
+    panels, names = (list(dict.fromkeys(table[column])) for column in (panel, by))
+    if not 1 <= len(names) <= len(STYLES):
+        raise LocateError(f"line_panels: give 1 to {len(STYLES)} names of {by!r}, found {len(names)}.")
+    styles = dict(zip(map(str, names), STYLES, strict=False))
+    with mpl.rc_context(STYLE):
+        figure = plt.figure(figsize=figsize or (max(3.3, 1.9 * len(panels)), 2.3), layout="constrained")
+        grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+        for axes, name in zip(grid, panels, strict=True):
+            own = table[table[panel] == name]
+            draw_lines(axes, own.assign(**{by: own[by].astype(str)}), value, by, styles, legend=axes is grid[-1])
+            for layer in marked:
+                axes.axvline(layer, color="0.3", linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
+            axes.set_title(str(name), parse_math=False)
+            axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
+            axes.label_outer()
+        handles, labels = grid[-1].get_legend_handles_labels()
+        grid[-1].get_legend().remove()
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+        if headline:
+            add_headline(figure, headline)
+    plt.close(figure)
+    return figure

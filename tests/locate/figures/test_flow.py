@@ -62,7 +62,7 @@ def test_white_is_where_nothing_is_carried():
     ("change", "said"),
     [
         ({"total": 0.0}, "other than 0"),
-        ({"nodes": pd.DataFrame({"kind": []})}, "columns kind, head, .* are missing"),
+        ({"nodes": pd.DataFrame({"kind": []})}, "need the columns kind, head, .* is missing"),
         ({"edited": {"site": (40, 2)}}, "'site' stands in layer 40 at position 2; there are 24 layers and 9 tokens"),
         ({"edited": {}}, "an arrow's start is 'site'"),
         ({"arrows": pd.DataFrame({"start": ["site"], "end": ["m6"], "weight": [1]})}, "end is 'm6'.*m6@2"),
