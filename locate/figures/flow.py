@@ -53,12 +53,12 @@ class Flow:
 
     >>> import pandas as pd
     >>> node = {"kind": "mlp", "head": None, "layer": 2, "position": 1, "effect": 3.0, "label": "m2"}
-    >>> flow = Flow(
+    >>> carried = Flow(
     ...     tokens=["The", " Louvre"], n_layers=4, nodes=pd.DataFrame([node], index=["m2"]), total=6.0,
     ...     arrows=pd.DataFrame([("site", "m2", 3.0), ("m2", "logits", 3.0)], columns=["start", "end", "weight"]),
     ...     edited={"site": (1, 1)}, answers=("Paris", "Rome"),
     ... )
-    >>> float(flow.places.loc["m2", "share"])
+    >>> float(carried.places.loc["m2", "share"])
     0.5
     """
 
