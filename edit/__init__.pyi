@@ -17,7 +17,12 @@ from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
 from .propagation.mediation import mediate
+from .propagation.predicted import ReachPrediction, load_reach_prediction
+from .propagation.prediction import predict_reach
 from .propagation.propagation import Propagation, load_propagation
+from .propagation.reach import ReachStudy, judge_reach, load_reach_study, reuse_study
+from .propagation.reuse import mediator_reuse
+from .propagation.reused import MediatorReuse, load_mediator_reuse
 from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
 from .requests.answers import with_model_answers
@@ -58,10 +63,13 @@ __all__ = [
     "LocalisationSimilarity",
     "LocationReport",
     "LowRank",
+    "MediatorReuse",
     "Part",
     "Probe",
     "ProbedEdit",
     "Propagation",
+    "ReachPrediction",
+    "ReachStudy",
     "ReferenceTexts",
     "Spectrum",
     "Unrelated",
@@ -76,6 +84,7 @@ __all__ = [
     "evaluate_each",
     "export",
     "find_conflicts",
+    "judge_reach",
     "key_statistics",
     "layer_choice",
     "load_column_readout",
@@ -83,9 +92,12 @@ __all__ = [
     "load_counterfact",
     "load_layer_study",
     "load_localisation_similarity",
+    "load_mediator_reuse",
     "load_probed_edits",
     "load_probes",
     "load_propagation",
+    "load_reach_prediction",
+    "load_reach_study",
     "load_reference_texts",
     "load_statistics",
     "load_update",
@@ -93,9 +105,12 @@ __all__ = [
     "localisation_similarity",
     "location_report",
     "mediate",
+    "mediator_reuse",
     "plot_column_readout",
     "plot_concentration",
+    "predict_reach",
     "probes_for",
+    "reuse_study",
     "run_demo",
     "sample_prefixes",
     "spectrum",

@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 import edit
 import locate
 from edit.changes.figures import plot_footprint
+from edit.propagation.predicted import FEATURES
+from edit.propagation.reach import OUTCOMES
 from locate.figures.flow_map import flow_figure
 from locate.figures.groups import groups_figure
 from locate.figures.lines import line_panels
@@ -366,6 +368,52 @@ def retained() -> Figure:
     return groups_figure(table, value="share", by="role", hue="method", levels=(0.0, 1.0), unit=unit, resamples=200)
 
 
+def reused() -> edit.MediatorReuse:
+    """Mediators of which a paraphrase uses most, and consequences ever fewer."""
+    place, kept = np.arange(40), np.array([1.0, 0.8, 0.45, 0.1])[:, None]
+    effect = 1.5 * (kept * np.sin(2.3 * place) * np.exp(-0.1 * place) + (1 - kept) * 0.1 * np.cos(3.1 * place))
+    totals = pd.DataFrame({
+        "role": ["edit", "paraphrase", "consequence", "consequence"],
+        "text": ["The Tower is in the city of", "See the Tower in", "The Tower's country is", "There they speak"],
+        "old": ["Paris", "Paris", "France", "French"], "new": ["Rome", "Rome", "Italy", "Italian"],
+        "base": [-5.0, -4.0, -3.0, -3.5], "edited": [6.0, 4.0, 1.0, -1.5], "edited_rank_new": [1, 1, 3, 40],
+    })  # fmt: skip
+    totals["total_effect"] = totals.edited - totals.base
+    total = totals["total_effect"].to_numpy()[:, None]
+    joint = total * kept * np.array([0.6, 0.8])
+    data = {
+        "effect": (("probe", "mediator"), effect), "chosen": ("mediator", place % 40 < 10),
+        "joint": (("probe", "direction"), joint),
+        "random": (("probe", "direction", "sample"), 0.2 * total[..., None] * np.sin(np.arange(6) + joint[..., None])),
+    }  # fmt: skip
+    coords = {
+        "direction": ["lost", "gained"], "kind": ("mediator", np.where(place % 3, "attn_head", "mlp")),
+        "layer": ("mediator", 5 + place // 4), "head": ("mediator", np.where(place % 3, place % 9, -1)),
+    }  # fmt: skip
+    info = {"model": "tiny", "method": "ROME", "layers": [4]}
+    return edit.MediatorReuse(data=xr.Dataset(data, coords=coords), totals=totals, info=info)
+
+
+def foreseen() -> edit.ReachPrediction:
+    """Of three consequences the first is near already, and the last without another fact."""
+    scores = np.array([[2, 0.9, 0.6, 0.4, 3, 0.7], [-3, 0.7, 0.1, 0.1, 1, 0.4], [-6, 0.1, -0.2, 0, np.nan, 0]])
+    table = reused().totals[["role", "text", "old", "new", "base"]].iloc[1:].reset_index(drop=True)
+    data = xr.Dataset({"score": (("probe", "feature"), scores)}, coords={"feature": list(FEATURES)})
+    return edit.ReachPrediction(data=data, probes=table, info={"request": "The Tower is in the city of: Paris → Rome"})
+
+
+def reached() -> edit.ReachStudy:
+    """Of twelve facts with two probes each, of which some scores tell and others do not."""
+    fact, probe = np.arange(12)[:, None], np.arange(2)
+    margin = 3 * np.sin(1.7 * fact + 2.9 * probe)
+    tells = np.linspace(0.9, -0.2, 5)[:, None, None]
+    score = tells * margin + 2 * np.cos(np.arange(5)[:, None, None] + 5.1 * fact + 1.3 * probe)
+    outcome = np.stack([margin > 0, margin, 0.4 + 0.1 * margin + 0.05 * np.sin(9 * fact)])
+    data = {"score": (("name", "fact", "probe"), score), "outcome": (("what", "fact", "probe"), outcome)}
+    coords = {"name": ["near", "key", "first order", "mediators", "combined"], "what": list(OUTCOMES)}
+    return edit.ReachStudy(data=xr.Dataset(data, coords=coords), info={"method": "ROME", "facts": 12})
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -378,6 +426,9 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "knockout": lambda: blocked(layer=8),
     "knockout_of_heads": lambda: blocked(layer=8, head=4),
     "propagation": propagation,
+    "mediator_reuse": lambda: reused().plot(),
+    "reach_prediction": lambda: foreseen().plot(),
+    "reach_study": lambda: reached().plot(),
     "footprint": footprint,
     "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
     "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),

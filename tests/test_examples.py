@@ -64,6 +64,11 @@ GIVEN: dict[str, Callable] = {
     ),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.mediate(given["model"], given["update"], given["request"], roles=("edit",), **QUIET),
+    "reuse": lambda given: edit.mediator_reuse(
+        given["model"], given["update"], given["request"], top=5, samples=4, **QUIET
+    ),
+    "foreseen": lambda given: edit.predict_reach(given["model"], given["request"], layer=4, **QUIET),
+    "reached": lambda given: edit.judge_reach([given["foreseen"]] * 3, [given["flow"]] * 3),
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),

@@ -11,8 +11,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edit.location.correlation import WAYS
 from edit.location.layer_study import CORRELATED, LayerStudy
+from locate.contrast.correlation import WAYS
 from locate.figures.lines import STYLES, draw_lines
 from locate.figures.style import STYLE, add_headline
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pandas as pd
 import xarray as xr
 
-from edit.location.correlation import WAYS, correlated
 from edit.location.measured import score_of
 from locate.contrast.bootstrap import mean_interval
+from locate.contrast.correlation import WAYS, correlated
 from locate.errors import LocateError
 from locate.results import Result
 from locate.sites.site import Site

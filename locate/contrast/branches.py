@@ -1,7 +1,7 @@
 """Branches that give one run the states of another, at one place."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, repeat
@@ -76,6 +76,17 @@ class Graft:
         return Branch(
             layer=layers.start, rows=self.rows.target, states=self._entering(layers.start), interventions=pins
         )
+
+    def several(self, places: Mapping[str, Sequence[int] | None]) -> Branch:
+        """States at hook points of several blocks at once, whole (None) or of some heads or neurons each."""
+        pins: dict[str, Intervention] = {}
+        for name, units in places.items():
+            pin = self._pin(self.source, self.rows.source, name)
+            if units is not None:
+                pin = replace(pin, values=pin.values[:, :, list(units)], only=tuple(units))
+            pins[name] = pin
+        layer = min(int(name.split(".")[1]) for name in places)
+        return Branch(layer=layer, rows=self.rows.target, states=self._entering(layer), interventions=pins)
 
     def windows(self, kind: Kind, spans: Sequence[range]) -> list[Branch]:
         """A module's outputs in windows of layers."""

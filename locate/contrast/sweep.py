@@ -4,7 +4,7 @@ Causal tracing and edit propagation are both this: give a run the states of anot
 window of layers) at a time, and measure the answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from einops import rearrange
@@ -62,7 +62,7 @@ def sweep(
     kinds: Sequence[Kind],
     measure: Measure,
     *,
-    positions: Sequence[int],
+    positions: Sequence[int | None],
     layers: Sequence[int] | None = None,
     window: int = 1,
     severed: str | None = None,
@@ -74,7 +74,7 @@ def sweep(
         kinds: ``resid`` patches one residual state; ``mlp`` and ``attn`` that module's outputs in a
             window of layers around the site's layer.
         measure: turns last-position logits into numbers for each row, as ``contrast.measure`` does.
-        positions: the token positions to visit.
+        positions: the token positions to visit; None stands for all of them at once.
         layers: the layers to visit; by default all.
         window: how many layers an ``mlp`` or ``attn`` patch spans.
         severed: hold this module's outputs (``mlp`` or ``attn``) at the patched position at their values in
@@ -94,7 +94,8 @@ def sweep(
     results = []
     for position in positions:
         # All kinds share one growing batch: the larger it is, the better the matrix products run.
-        graft = Graft(contrast, position)
+        start = contrast.first if position is None else position
+        graft = Graft(contrast, start, everywhere=position is None)
         branches: list[Branch] = []
         for kind, own in zip(kinds, filled, strict=True):
             if kind == "resid":
@@ -102,7 +103,7 @@ def sweep(
                 branches += [graft.residual(layer + 1, severed) for layer in layers]
             else:
                 branches += graft.windows(kind, [span for span, has in zip(spans, own, strict=True) if has])
-        measured = target.resume(position, branches, measure=measure)
+        measured = target.resume(start, branches, measure=measure)
         measured = rearrange(measured, "(site row) ... -> site row ...", row=len(contrast.rows))
         table = measured.new_full((len(kinds), len(layers), *measured.shape[1:]), float("nan"))
         table[filled.to(table.device)] = measured
@@ -146,3 +147,24 @@ def sweep_heads(
     every = found.new_full((len(positions), len(visited), *found.shape[2:]), float("nan"))
     every[:, [visited.index(layer) for layer in present]] = found
     return every
+
+
+def exchange(
+    contrast: Contrast, sets: Sequence[Mapping[str, Sequence[int] | None]], measure: Measure
+) -> Float[Tensor, "set row *metric"]:
+    """Give every row of a contrast's target states of its source at several places at once, set by set, and measure.
+
+    Args:
+        contrast: the two runs; the source must have kept the hook points.
+        sets: of hook points in blocks, each with the heads or neurons (the axis after the position) that take the
+            source's values at all positions, or None for whole states.
+        measure: as in ``sweep``.
+
+    >>> keep = ["blocks.5.hook_mlp_out", "blocks.6.attn.hook_z"]
+    >>> contrast = locate.Contrast.of(model, fact, locate.TokenSwap("The Colosseum"), keep=keep)
+    >>> exchange(contrast, [{keep[0]: None, keep[1]: [0, 2]}, {keep[1]: [0]}], contrast.measure()).shape
+    torch.Size([2, 1, 1])
+    """
+    graft = Graft(contrast, contrast.first, everywhere=True)
+    found = contrast.target.resume(contrast.first, [graft.several(places) for places in sets], measure=measure)
+    return rearrange(found, "(set row) ... -> set row ...", row=len(contrast.rows))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from edit.location.correlation import correlated, pooled, within_facts, within_layers
+from locate.contrast.correlation import correlated, pooled, within_facts, within_layers
 
 NAN = float("nan")
 SCORE = np.array([[0.1, 0.4, 0.2, 0.9], [0.3, 0.3, 0.8, 0.5], [NAN, 0.2, 0.6, 0.1], [0.7, 0.7, 0.7, 0.7]])

@@ -1,4 +1,4 @@
-"""Rank correlations of what localisation says with what edits do, with bootstrap intervals over facts."""
+"""Rank correlations over facts and what each has of (layers, or probes), with bootstrap intervals over facts."""
 
 import warnings
 from collections.abc import Callable
