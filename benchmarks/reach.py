@@ -21,6 +21,7 @@ import locate
 from benchmarks.timing import machine, seconds
 from edit.methods.base import EditingMethod
 from edit.propagation.asking import tellable_probes
+from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError
 from locate.facts.keys import case_keys
@@ -139,8 +140,10 @@ def _report(run: RunFolder, facts: list[locate.Fact], methods: list[str]) -> Non
         for towards in ("share", "margin"):
             judged = edit.judge_reach([foreseen[key] for key in both], [flows[key] for key in both], towards=towards)
             judged.save(run.path / f"judged-{towards}-{name}.nc")
-            print(f"{name}: what foretold it; combined towards {towards}: {judged.info['coefficients']}")
-            print(judged.correlations().round(2).to_string(index=False))
+            shown = {score: round(value, 2) for score, value in judged.info["coefficients"].items()}
+            print(f"{name}: what foretold it; combined towards {towards}: {shown}")
+            every = judged.correlations(None if towards == "share" else [COMBINED])
+            print(every.round(2).to_string(index=False))
         reuse = [one for key, one in _loaded(run, f"reuse {name}", edit.load_mediator_reuse).items() if key in keys]
         if reuse:
             study = edit.reuse_study(reuse)

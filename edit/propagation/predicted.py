@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -19,7 +20,7 @@ FEATURES: dict[str, str] = {
     "near": "the logit of o* over o that it has already",
     "key": "how much of the edit's change its own key at the site takes",
     "gradient": "whether what turns the edit prompt to its o* at the site turns the probe to its own (cosine)",
-    "first order": "what it gains by a step along the edit prompt's gradient at the site, as far as its key takes it",
+    "first order": "what share it gets of what a step along the edit prompt's gradient gains there, by its key",
     "donor": "what it gains by the state of a subject of which o* is true",
     "mediators": "whether its answer and the edit prompt's come from the same heads and MLPs (cosine)",
 }

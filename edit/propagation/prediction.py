@@ -18,7 +18,8 @@ from edit.methods.where import Where
 from edit.names import HEAD
 from edit.propagation.asking import Asked, tellable_probes
 from edit.propagation.predicted import FEATURES, ReachPrediction
-from edit.requests.probes import Probe
+from edit.requests.answers import with_model_answers
+from edit.requests.probes import CONSEQUENCES, Probe
 from edit.requests.requests import EditRequest
 from edit.statistics import KeyStatistics
 from locate.engine import Branch, FrozenRun, Measure, freeze
@@ -37,8 +38,6 @@ from locate.sites.site import hook_name
 
 # Facts of the new object whose states stand for the value that the edit will write.
 _DONORS = 2
-# Roles whose probes are asked for the edit's own answers; all others are consequences.
-_OF_THE_EDIT = ("edit", "paraphrase", "alias", "same subject", "neighbour", "unrelated")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -104,7 +103,7 @@ def predict_reach(
     down_projection(model, where)
     if statistics is not None and statistics.layer != where:
         raise SiteError(f"statistics: are of layer {statistics.layer}; give those of layer {where}, or leave them out.")
-    wanted = list(probes) if probes is not None else _following(model, request)
+    wanted = _following(model, request) if probes is None else with_model_answers(model, probes)
     if not wanted:
         raise FactError(
             f"There is nothing to predict: {request.fact.text!r} has no consequences of {request.target_new!r}. Give "
@@ -137,8 +136,8 @@ def predict_reach(
 
 
 def _following(model: TransformerBridge, request: EditRequest) -> list[Probe]:
-    """The request's probes that have answers of their own, and not the edit's."""
-    return [one for one in tellable_probes(model, request) if one.role not in _OF_THE_EDIT]
+    """The request's consequences, of which those that cannot be told apart are left out with a warning."""
+    return [one for one in tellable_probes(model, request) if one.role in CONSEQUENCES]
 
 
 def _donors(
@@ -224,12 +223,12 @@ def _donated(
 def _features(own: _Reading, probe: _Reading, weighted: Float[Tensor, "d_mlp"]) -> list[float]:
     """In the order of ``FEATURES``; ``weighted`` is the edit prompt's key, under C⁻¹ where that is known."""
     fires = float(probe.key.double() @ weighted / (own.key.double() @ weighted))
-    step = float(probe.gradient @ own.gradient / own.gradient.norm())
+    along = float(probe.gradient @ own.gradient / (own.gradient @ own.gradient))
     found: Mapping[str, float] = {
         "near": probe.margin,
         "key": fires,
         "gradient": float(torch.nn.functional.cosine_similarity(probe.gradient, own.gradient, dim=0)),
-        "first order": fires * step,
+        "first order": fires * along,
         "donor": float((probe.donated - probe.margin).mean()) if len(probe.donated) else float("nan"),
         "mediators": float(_cosine(own.relevance, probe.relevance)),
     }

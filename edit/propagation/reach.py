@@ -50,14 +50,22 @@ class ReachStudy(Result):
 
     info: dict[str, Any]
 
-    def correlations(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+    def correlations(
+        self, names: Sequence[str] | None = None, *, confidence: float = 0.95, resamples: int = 500, seed: int = 0
+    ) -> pd.DataFrame:
         """Spearman's correlation of every score with every outcome over all probes; intervals draw facts, not probes.
+
+        Args:
+            names: of the scores; by default all.
+            confidence: of the intervals.
+            resamples: of the bootstrap.
+            seed: of the bootstrap.
 
         >>> reached.correlations()["facts"].max()
         3
         """
         rows = []
-        for name in self.data["name"].values:
+        for name in self.data["name"].values if names is None else names:
             for what in self.data["what"].values:
                 one = self.data["score"].sel(name=name).transpose("fact", "probe").values
                 other = self.data["outcome"].sel(what=what).transpose("fact", "probe").values
@@ -175,7 +183,7 @@ def _realised(table: pd.DataFrame, totals: pd.DataFrame) -> pd.DataFrame:
 
 
 def _combine(tables: Sequence[pd.DataFrame], towards: str, folds: int) -> dict[str, float]:
-    """Give each table a score by a ridge that has not seen its fact; and the coefficients of one that has seen all.
+    """Give each table a score by a ridge that has not seen its fact; and coefficients of one that has seen all.
 
     Scores and outcomes are ranked over all facts, from −½ to ½; what is NaN is in the middle. Ranks of
     scores need no outcomes, so that the facts that are judged do not tell on themselves.

@@ -13,11 +13,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.names import DIRECTIONS, HEAD, HEADS
 from edit.propagation.asking import Asked, asked_of
-from edit.propagation.mediation import MEDIATED, mediating_hooks, reached
+from edit.propagation.mediation import mediating_hooks, reached
 from edit.propagation.propagation import Propagation
 from edit.propagation.reused import MediatorReuse
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import Probe
+from edit.requests.probes import REACHED, Probe, named_roles
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import exchange, sweep, sweep_heads
@@ -37,7 +37,7 @@ def mediator_reuse(
     *,
     top: int | float = 0.1,
     flow: Propagation | None = None,
-    roles: Sequence[str] | str = MEDIATED,
+    roles: Sequence[str] | str = REACHED,
     samples: int = 20,
     seed: int = 0,
     budget: int = DEFAULT_BUDGET,
@@ -72,7 +72,7 @@ def mediator_reuse(
     (5, ['edit', 'paraphrase'])
     """
     sides = sides_of(model, change)
-    asked = _wanted(asked_of(sides, probes), (roles,) if isinstance(roles, str) else roles)
+    asked = _wanted(asked_of(sides, probes), named_roles(roles))
     if samples < 1:
         raise SiteError(f"samples: must be 1 or more, found {samples}.")
     keep = mediating_hooks(model, ["mlp", HEADS])

@@ -48,10 +48,10 @@ def literal(model, text, new, old, subject, states):
     new, old = (model.tokenizer(" " + one)["input_ids"][0] for one in (new, old))
     at, seen, leaves = subject_last(model, text, subject), {}, {}
 
-    def leaf(value, hook):
-        leaves[hook.name] = torch.zeros_like(value, requires_grad=True)
-        seen[hook.name] = value.detach()
-        return value + leaves[hook.name]
+    def leaf(value, name):
+        leaves[name] = torch.zeros_like(value, requires_grad=True)
+        seen[name] = value.detach()
+        return value + leaves[name]
 
     def see(value, hook):
         seen["key"] = value.detach()[0, at]
@@ -59,7 +59,8 @@ def literal(model, text, new, old, subject, states):
     names = [
         f"blocks.{layer}.{part}" for part in ("attn.hook_z", "hook_mlp_out") for layer in range(model.cfg.n_layers)
     ]
-    with model.hooks(fwd_hooks=[*((name, leaf) for name in names), (f"blocks.{LAYER}.mlp.out.hook_in", see)]):
+    hooks = [(name, lambda value, hook, name=name: leaf(value, name)) for name in names]
+    with model.hooks(fwd_hooks=[*hooks, (f"blocks.{LAYER}.mlp.out.hook_in", see)]):
         logits = model(tokens)[0, -1]
     margin = logits[new] - logits[old]
     gradients = dict(zip(names, torch.autograd.grad(margin, [leaves[name] for name in names]), strict=True))
@@ -78,7 +79,7 @@ def literal(model, text, new, old, subject, states):
         return float(logits[new] - logits[old])
 
     gradient = gradients[f"blocks.{LAYER}.hook_mlp_out"][0, at]
-    return float(margin), seen["key"], gradient, torch.cat(relevance).numpy(), [donated(state) for state in states]
+    return margin.item(), seen["key"], gradient, torch.cat(relevance).numpy(), [donated(state) for state in states]
 
 
 def state_of(model, fact):
@@ -104,7 +105,7 @@ def test_scores_are_their_definitions(kind):
         wanted = {
             "near": margin, "key": fires,
             "gradient": float(gradient @ own[2] / gradient.norm() / own[2].norm()),
-            "first order": fires * float(gradient @ own[2] / own[2].norm()),
+            "first order": fires * float(gradient @ own[2] / (own[2] @ own[2])),
             "donor": np.mean(donated) - margin,
             "mediators": relevance @ own[3] / np.linalg.norm(relevance) / np.linalg.norm(own[3]),
         }  # fmt: skip
@@ -151,7 +152,7 @@ def test_it_is_saved_and_drawn(llama, tmp_path):
     assert again.table().equals(found.table())
     assert len(again.to_dataframe()) == 2 * len(FEATURES)
     check_fits(again.plot())
-    check_fits(again.plot(figsize=(3.4, 3)))
+    check_fits(again.plot(figsize=(3.4, 3.0)))
     with pytest.raises(locate.LocateError, match="there is no score 'nearness'"):
         found.score("nearness")
     order = np.argsort(-found.score("near").values)
@@ -256,7 +257,7 @@ def test_a_study_of_reuse_and_one_of_predictions_are_saved_and_drawn(llama, tmp_
         xr.testing.assert_equal(again.data, one.data)
         assert again.info == one.info
         check_fits(again.plot())
-        check_fits(again.plot(figsize=(7, 3)))
+        check_fits(again.plot(figsize=(7.0, 3.0)))
 
 
 def test_facts_of_other_sizes_are_put_together():
