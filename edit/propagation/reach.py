@@ -172,7 +172,7 @@ def judge_reach(
 def _realised(table: pd.DataFrame, totals: pd.DataFrame) -> pd.DataFrame:
     """Predictions with what became of them."""
     key = ["text", "new", "old"]
-    own = totals[totals["role"] == "edit"]
+    own: Any = totals[totals["role"] == "edit"]
     both: Any = table.merge(totals.drop_duplicates(key)[[*key, "edited", "total_effect"]], on=key, how="left")
     if not len(own) or both["edited"].isna().any():
         missing = "the edit's own prompt" if not len(own) else repr(both.loc[both["edited"].isna(), "text"].iloc[0])

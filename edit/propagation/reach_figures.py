@@ -71,7 +71,7 @@ def plot_reach_study(
 
     >>> figure = plot_reach_study(reached)
     """
-    table = found.correlations(confidence=confidence, seed=seed)
+    table: Any = found.correlations(confidence=confidence, seed=seed)
     names = list(dict.fromkeys(table["score"]))
     with mpl.rc_context(STYLE):
         figure = plt.figure(figsize=figsize or (3.5, 1.5 + 0.3 * len(names)), layout="constrained")
