@@ -1,6 +1,7 @@
 """Figures of an edit's reach: what is foretold of each probe, and how well scores told of many."""
 
 from textwrap import fill, shorten
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt

@@ -35,7 +35,7 @@ def mediator_reuse(
     change: Changed,
     probes: Sequence[Probe] | EditRequest,
     *,
-    top: int | float = 0.1,
+    top: int | float = 0.02,
     flow: Propagation | None = None,
     roles: Sequence[str] | str = REACHED,
     samples: int = 20,
