@@ -57,6 +57,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.rome
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.location
+	$(BIN)/python -m benchmarks.reach
 	$(BIN)/python -m benchmarks.said
 	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.strength --data $(DATA)/counterfact_flat_1000.json

@@ -92,7 +92,7 @@ def _work(
                         model, change, probes, roles=(), progress=False))  # fmt: skip
                 else:
                     _case(run, case, lambda change=change, probes=probes: edit.mediator_reuse(
-                        model, change, probes, samples=how.samples, progress=False))  # fmt: skip
+                        model, change, probes, roles="consequence", samples=how.samples, progress=False))  # fmt: skip
         print(f"  {key}", flush=True)
 
 
