@@ -59,6 +59,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.location
 	$(BIN)/python -m benchmarks.reach
 	$(BIN)/python -m benchmarks.said
+	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.family --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.strength --data $(DATA)/counterfact_flat_1000.json
 	$(BIN)/python -m benchmarks.batch --data $(DATA)/counterfact_flat_1000.json

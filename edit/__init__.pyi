@@ -16,6 +16,8 @@ from .location.similarity import LocalisationSimilarity, load_localisation_simil
 from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
+from .propagation.attention import AttentionDrift, attention_drift, load_attention_drift
+from .propagation.footprint import WeightFootprint, load_weight_footprint, weight_footprint
 from .propagation.mediation import mediate
 from .propagation.predicted import ReachPrediction, load_reach_prediction
 from .propagation.prediction import predict_reach
@@ -23,6 +25,7 @@ from .propagation.propagation import Propagation, load_propagation
 from .propagation.reach import ReachStudy, judge_reach, load_reach_study, reuse_study
 from .propagation.reuse import mediator_reuse
 from .propagation.reused import MediatorReuse, load_mediator_reuse
+from .propagation.reversal import Reversal, load_reversal, reversibility
 from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
 from .requests.answers import with_model_answers
@@ -49,6 +52,7 @@ __all__ = [
     "ROME",
     "SAMPLED",
     "AlphaEdit",
+    "AttentionDrift",
     "Baseline",
     "ColumnReadout",
     "Concentration",
@@ -71,10 +75,13 @@ __all__ = [
     "ReachPrediction",
     "ReachStudy",
     "ReferenceTexts",
+    "Reversal",
     "Spectrum",
     "Unrelated",
     "ValueObjective",
+    "WeightFootprint",
     "WeightUpdate",
+    "attention_drift",
     "baseline",
     "choose_layer",
     "collect_statistics",
@@ -87,6 +94,7 @@ __all__ = [
     "judge_reach",
     "key_statistics",
     "layer_choice",
+    "load_attention_drift",
     "load_column_readout",
     "load_concentration",
     "load_counterfact",
@@ -99,8 +107,10 @@ __all__ = [
     "load_reach_prediction",
     "load_reach_study",
     "load_reference_texts",
+    "load_reversal",
     "load_statistics",
     "load_update",
+    "load_weight_footprint",
     "load_zsre",
     "localisation_similarity",
     "location_report",
@@ -111,8 +121,10 @@ __all__ = [
     "predict_reach",
     "probes_for",
     "reuse_study",
+    "reversibility",
     "run_demo",
     "sample_prefixes",
     "spectrum",
+    "weight_footprint",
     "with_model_answers",
 ]

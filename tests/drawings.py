@@ -296,6 +296,52 @@ def linearity() -> locate.RelationLinearity:
     return locate.RelationLinearity(data=xr.Dataset(data, coords=coords), info=info)
 
 
+def reversal() -> edit.Reversal:
+    """Most of a change along a few directions, on three probes."""
+    k, probe = np.array([1, 2, 4, 8, 16]), np.arange(3)[:, None, None]
+    share = np.stack([1 - 0.6 / k, 0.6 / k, 0.02 * k + 0.01 * np.sin(k)]) * (1 - 0.08 * probe)
+    diff = 6 - 10 * share
+    value = np.stack([diff, -2 + 0.4 * diff, diff, -2 - 0.4 * diff, diff], -1)
+    ends = np.array([[-4.0, -4, 9, -0.5, 1], [6.0, -0.3, 1, -4.5, 12]])
+    answers = ["logit_diff", "logprob_new", "rank_new", "logprob_old", "rank_old"]
+    data = {"value": (("probe", "way", "k", "answer"), value), "ends": (("probe", "side", "answer"), [ends] * 3)}
+    coords = {"way": ["dropped", "kept", "blind"], "k": k, "answer": answers, "side": ["base", "edited"]}
+    return edit.Reversal(
+        data=xr.Dataset(data, coords=coords), probes=({},) * 3, rank=24, reverted=True, info={"method": "made up"}
+    )
+
+
+def weight_footprint() -> edit.WeightFootprint:
+    """Three down-projections and an attention output, whose directions fall off and turn away from an answer."""
+    names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in (3, 4, 5)] + ["model.layers.7.attn.o.weight"]
+    matrix, direction = np.arange(4)[:, None], np.arange(8)
+    singular = (1 + matrix) * np.exp(-0.4 * (1 + matrix) * direction)
+    data = {
+        "norm": ("parameter", np.sqrt((singular**2).sum(1))), "relative_norm": ("parameter", [0.01, 0.03, 0.02, 0.004]),
+        "singular": (("parameter", "direction"), singular),
+        "alignment": (("parameter", "direction"), 0.4 * np.cos(direction + 0.3 * matrix) * np.exp(-0.2 * direction)),
+    }  # fmt: skip
+    coords = {"parameter": names, "layer": ("parameter", [3, 4, 5, 7]), "direction": direction + 1}
+    info = {"method": "made up", "answers": ["Rome", "Paris"]}
+    return edit.WeightFootprint(data=xr.Dataset(data, coords=coords), chance=0.03, prompt="The Tower is in", info=info)
+
+
+def attention_drift() -> edit.AttentionDrift:
+    """Heads that turn to the subject and away from it behind layer 3, and carry half of an edit."""
+    late = 0.3 * hills(probe=2, key=3, layer=12, head=6).assign_coords(key=["subject", "first", "other"])
+    late = (late - 0.1).where(late["layer"] > 3, 0)
+    mask, sample = np.array([1, 5, 20, -1]), np.arange(4)
+    share = np.array([0.08, 0.2, 0.4, 0.55])[:, None] * np.where(sample == 0, 1, 0.2 + 0.15 * np.sin(sample))
+    masked = np.stack([6 - 10 * share, -4 + 8 * share])[None] * np.ones((2, 1, 1, 1))
+    data = {
+        "base": 0 * late, "edited": late, "ends": (("probe", "side"), [[-4.0, 6.0]] * 2),
+        "masked": (("probe", "direction", "mask", "sample"), masked),
+    }  # fmt: skip
+    coords = {"direction": ["lost", "gained"], "mask": mask, "sample": sample, "side": ["base", "edited"]}
+    info = {"method": "made up", "subject": "The Tower", "layers": [3]}
+    return edit.AttentionDrift(data=xr.Dataset(data, coords=coords), probes=({},) * 2, left_out={}, info=info)
+
+
 def layers() -> edit.LayerStudy:
     """Edits that work best early, and ways of locating of which one knows."""
     layer, fact = np.arange(12), np.arange(8)[:, None]
@@ -435,6 +481,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "localisation_similarity": lambda: alike().plot(),
     "layer_choice": lambda: layers().plot(figsize=(3.3, 3.9)),
     "layer_correlations": lambda: layers().plot_correlations(resamples=50),
+    "reversal": lambda: reversal().plot(figsize=(5.8, 2.5)),
+    "weight_footprint": lambda: weight_footprint().plot(figsize=(6.4, 2.4)),
+    "attention_drift": lambda: attention_drift().plot(),
+    "attention_drift_narrow": lambda: attention_drift().plot(figsize=(3.3, 4.6)),
     "circuit": lambda: circuit(40).plot(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),

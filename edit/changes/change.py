@@ -8,6 +8,7 @@ from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.changes.lowrank import LowRank
 from locate.errors import UpdateError
 
 
@@ -26,6 +27,14 @@ class Change(ABC):
     @abstractmethod
     def parameters(self) -> list[str]:
         """The original Hugging Face names of the parameters that change; none where the weights stay as they are."""
+
+    def factors(self, name: str) -> LowRank | None:
+        """What is added to a parameter as a product of thin matrices; None where the change does not have it so.
+
+        >>> update.factors(update.parameters[0]).rank
+        1
+        """
+        return None
 
     @abstractmethod
     def is_applied(self, model: TransformerBridge) -> bool:

@@ -109,6 +109,10 @@ class WeightUpdate(Change):
             raise UpdateError(f"This update does not change {name!r}. {suggest(name, self.deltas)}")
         return self.deltas[name].dense()
 
+    def factors(self, name: str) -> LowRank | None:
+        """See ``Change.factors``."""
+        return self.deltas.get(name)
+
     def norm(self, name: str) -> float:
         """The Frobenius norm of what is added to a parameter.
 

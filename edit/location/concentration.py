@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 import xarray as xr
 from jaxtyping import Float
-from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from edit.changes.lowrank import LowRank, thin_svd
+from edit.changes.directions import effective_rank
 from edit.changes.updates import WeightUpdate
 from edit.location.matrices import changed_matrices
 from locate.errors import LocateError, UpdateError
@@ -149,7 +147,7 @@ def concentration(change: WeightUpdate, model: TransformerBridge) -> Concentrati
             for of, values in (("energy", dense.square()), ("size", dense.abs())):
                 own = values.sum(axis).numpy()
                 sums[f"{side}_{of}"][index, : len(own)] = own
-        ranks.append(_effective_rank(one.delta, dense))
+        ranks.append(effective_rank(dense, factors=one.delta))
     coords = {
         "matrix": [one.name for one in matrices],
         "layer": ("matrix", [-1 if one.layer is None else one.layer for one in matrices]),
@@ -170,13 +168,3 @@ def load_concentration(path: str | Path) -> Concentration:
     'ROME'
     """
     return Concentration.load(path)
-
-
-def _effective_rank(delta: LowRank, dense: Float[Tensor, "out in"]) -> float:
-    """(Σσ²)² / Σσ⁴ over the singular values."""
-    if delta.rank < min(delta.shape):
-        _, values, _ = thin_svd(delta)
-        energy = values.square()
-    else:  # all of them take a wide matrix minutes; their squares do not
-        energy = torch.linalg.eigvalsh(dense @ dense.T if dense.shape[0] <= dense.shape[1] else dense.T @ dense)
-    return float(energy.sum() ** 2 / energy.square().sum())

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.propagation.sides import Sides
@@ -17,6 +19,9 @@ from locate.errors import FactError
 from locate.facts.answers import tell_apart
 from locate.facts.prompts import Prompt, answer_strings, encode_text, rank_of, token_strings, worded
 from locate.names import DEFAULT_BUDGET
+
+# What is told of an answer.
+ANSWERS = ("logit_diff", "logprob_new", "rank_new", "logprob_old", "rank_old")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,6 +69,20 @@ class Asked:
         """Edited against base on it, asked for the logit of o* over o."""
         return sides.contrast(self.prompt, self.new, self.probe.old, keep=keep, budget=budget)
 
+    def answers(self, logits: Float[Tensor, "vocab"]) -> dict[str, Any]:
+        """What logits say of o* and o: ``logit_diff`` of the two, and the log-probability and rank of each.
+
+        >>> asked = Asked.of(model, Probe(role="edit", text="The Louvre is in", new="Rome", old="Paris"))
+        >>> tuple(asked.answers(model(asked.prompt.tokens[None])[0, -1])) == ANSWERS
+        True
+        """
+        own = logits.float()
+        logprobs = own.log_softmax(-1)
+        found: dict[str, Any] = {"logit_diff": float(own[self.new] - own[self.old])}
+        for which, token in (("new", self.new), ("old", self.old)):
+            found |= {f"logprob_{which}": float(logprobs[token]), f"rank_{which}": rank_of(own, token)}
+        return found
+
     def totals(self, model: TransformerBridge, base: FrozenRun, edited: FrozenRun) -> dict[str, Any]:
         """What both models answer: logit differences, log-probabilities, ranks, and the first answers of their own."""
         probe = self.probe
@@ -72,13 +91,10 @@ class Asked:
             f"{name}_tokens": "|".join(answer_strings(model, self.prompt, row[name]) or ()) for name in ("old", "new")
         }
         for name, run in (("base", base), ("edited", edited)):
-            logits = run.logits[0].float()
-            logprobs = logits.log_softmax(-1)
-            row[name] = float(logits[self.new] - logits[self.old])
-            for which, token in (("new", self.new), ("old", self.old)):
-                row[f"{name}_logprob_{which}"] = float(logprobs[token])
-                row[f"{name}_rank_{which}"] = rank_of(logits, token)
-            row[f"{name}_answer"] = model.tokenizer.decode([int(logits.argmax())])
+            found = self.answers(run.logits[0])
+            row[name] = found["logit_diff"]
+            row |= {f"{name}_{what}": value for what, value in found.items() if what != "logit_diff"}
+            row[f"{name}_answer"] = model.tokenizer.decode([int(run.logits[0].argmax())])
         return {**row, "total_effect": row["edited"] - row["base"]}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.change import Change, check_in_weights, within, without
+from edit.changes.directions import Directions
 from locate.contrast.contrast import Contrast
 from locate.engine import FrozenRun, freeze, refreeze
 from locate.errors import FactError, UpdateError
@@ -32,6 +33,7 @@ class Sides:
         layers: the blocks that hold any of those.
         described: what the change is, for records.
         other: the edited model, where it is one of its own.
+        change: where it is that.
 
     >>> sides = Sides.of(model, update)
     >>> sides.layers, list(sides.changed)
@@ -45,6 +47,7 @@ class Sides:
     layers: tuple[int, ...]
     described: dict[str, Any]
     other: TransformerBridge | None = field(default=None, repr=False)
+    change: Change | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, model: TransformerBridge, change: Change | TransformerBridge) -> "Sides":
@@ -76,8 +79,18 @@ class Sides:
             )
         layers = tuple(edited_layers(model, list(changed)))
         return cls(
-            model=model, before=before, after=after, changed=changed, layers=layers, described=described, other=other
-        )
+            model=model, before=before, after=after, changed=changed, layers=layers, described=described, other=other,
+            change=change if isinstance(change, Change) else None,
+        )  # fmt: skip
+
+    def directions(self, name: str) -> Directions:
+        """The singular directions of what a parameter is changed by.
+
+        >>> len(Sides.of(model, update).directions("model.layers.4.mlp.down_proj.weight"))
+        1
+        """
+        factors = None if self.change is None else self.change.factors(name)
+        return Directions.between(*self.changed[name], factors=factors)
 
     def check_tokens(self, text: str) -> None:
         """Whether both models' tokenizers spell a text in the same tokens.

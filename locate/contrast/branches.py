@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from locate.contrast.contrast import Contrast
@@ -112,12 +112,22 @@ class Graft:
 
     def patterns(self, layer: int, name: str, heads: Sequence[int] | None = None) -> Branch:
         """Single heads' attention patterns, one head after the other, each in all rows."""
-        values = rows_of(self.source.kept[name], self.rows.source)[:, :, self.position :]
-        values = values[:, :, list(self.columns)]
+        values = self._patterns(name)
         chosen = torch.arange(values.shape[1]) if heads is None else torch.tensor(heads, dtype=torch.long)
         values = rearrange(values[:, chosen.to(values.device)], "row head query key -> (head row) query key")
         pin = PatternPin(values=values, queries=self.columns, heads=self._each(chosen))
         return self._repeated(layer, len(chosen), {name: pin})
+
+    def attending(self, heads: Mapping[int, Sequence[int]]) -> Branch:
+        """Attention patterns of several heads at once, by layer."""
+        pins: dict[str, Intervention] = {}
+        for layer, own in heads.items():
+            name, chosen = hook_name("attn_head_pattern", layer), list(own)
+            pins[name] = PatternPin(
+                values=self._patterns(name)[:, chosen], queries=self.columns, only=tuple(chosen)
+            )  # fmt: skip
+        first = min(heads)
+        return Branch(layer=first, rows=self.rows.target, states=self._entering(first), interventions=pins)
 
     def middle(self, layer: int) -> Branch:
         """The residual stream between a block's attention and its MLP.
@@ -156,6 +166,9 @@ class Graft:
             raise SiteError(f"The run that {name!r} is taken from did not keep it.")
         values = rows_of(run.kept[name], rows)[:, self.position :][:, list(self.columns)]
         return Pin(values=values, columns=self.columns)
+
+    def _patterns(self, name: str) -> Float[Tensor, "row head query key"]:
+        return rows_of(self.source.kept[name], self.rows.source)[:, :, self.position :][:, :, list(self.columns)]
 
     def _own(self, values: Tensor) -> Tensor:
         """The source's values for each row, at the patched positions."""

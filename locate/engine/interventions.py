@@ -160,27 +160,38 @@ class Scaled:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PatternPin:
-    """Attention patterns that rows take in one head each.
+    """Attention patterns that rows take, in one head each or in several alike.
 
     Attributes:
         values: from each of the queries to every key of the whole sequence.
         queries: positions, counted from the position of the resume.
-        heads: for each row, the head.
+        heads: for each row, the head; by default those in ``only``.
+        only: heads that are pinned in all rows, in the order of the values' second axis.
+
+    >>> value = torch.zeros(1, 3, 2, 2)
+    >>> PatternPin(values=torch.ones(1, 2, 1, 2), queries=(1,), only=(0, 2)).apply(value, offset=0)
+    >>> value.sum((0, 3)).tolist()
+    [[0.0, 2.0], [0.0, 0.0], [0.0, 2.0]]
     """
 
-    values: Float[Tensor, "row_or_1 query key"]
+    values: Float[Tensor, "row_or_1 *head query key"]
     queries: tuple[int, ...]
-    heads: Int[Tensor, "row"]
+    heads: Int[Tensor, "row"] | None = None
+    only: tuple[int, ...] = ()
 
     def apply(self, value: Float[Tensor, "row head query key"], offset: int) -> None:
         """Write the patterns."""
         queries = torch.tensor(self.queries, device=value.device) + offset
-        rows = torch.arange(len(value), device=value.device)[:, None]
-        value[rows, self.heads.to(value.device)[:, None], queries[None]] = self.values.to(value)
+        if self.heads is None:
+            value[:, torch.tensor(self.only, device=value.device)[:, None], queries[None]] = self.values.to(value)
+        else:
+            rows = torch.arange(len(value), device=value.device)[:, None]
+            value[rows, self.heads.to(value.device)[:, None], queries[None]] = self.values.to(value)
 
     def part(self, start: int, stop: int) -> "PatternPin":
         """The same for some of the rows."""
-        return replace(self, values=_part(self.values, start, stop), heads=self.heads[start:stop])
+        heads = None if self.heads is None else self.heads[start:stop]
+        return replace(self, values=_part(self.values, start, stop), heads=heads)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -4,7 +4,7 @@ A parameter object is the model's; what it points to can be another tensor in no
 an edit exchanges what its parameters point to, and whoever holds the tensors from before can still compute with them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -119,7 +119,6 @@ class HeldWeights:
         found = {id(one.parameter): one.parameter for one, _ in self._changed(other)}
         return list(found.values())
 
-    @torch.no_grad()
     def mixed(self, other: "HeldWeights", share: float) -> "HeldWeights":
         """Weights on the way from these to others: of what differs, a share of the others' and the rest of these.
 
@@ -135,6 +134,23 @@ class HeldWeights:
         >>> held = HeldWeights.of(model)
         >>> with held.mixed(held, 0.5).entered():
         ...     logits = model("The Eiffel Tower")
+        """
+        return self.between(other, lambda one, its: torch.lerp(one, its.to(one), share))
+
+    @torch.no_grad()
+    def between(self, other: "HeldWeights", make: Callable[[Tensor, Tensor], Tensor]) -> "HeldWeights":
+        """The same of whatever is made of what differs.
+
+        Args:
+            other: weights of the same model.
+            make: gives the new values of a parameter, of those it has here and there.
+
+        Raises:
+            ModelError: as ``mixed`` does.
+
+        >>> held = HeldWeights.of(model)
+        >>> held.differing(held.between(held, torch.add))
+        []
         """
         made: dict[int, tuple[_Held, _Held, Tensor]] = {}
         # The largest first: a view comes after what it lies in. A tied parameter is found twice, and made once.
@@ -155,7 +171,7 @@ class HeldWeights:
                 start = new.storage_offset() + one.data.storage_offset() - whole.data.storage_offset()
                 data = new.as_strided(one.data.shape, one.data.stride(), start)
             else:
-                data = torch.lerp(one.data, its.data.to(one.data), share, out=torch.empty_like(one.data))
+                data = torch.empty_like(one.data).copy_(make(one.data, its.data))
             made[id(one.parameter)] = one, its, data
         held = []
         for one in self._held:
