@@ -17,6 +17,8 @@ from .methods import EMMET, KN, MEMIT, PMET, ROME, AlphaEdit, FineTuning
 from .methods.rewriting.stabilisers import BLUE, ENCORE, NAS, PRUNE, RECT
 from .names import SAMPLED
 from .propagation.attention import AttentionDrift, attention_drift, load_attention_drift
+from .propagation.circuit import EditCircuit, load_edit_circuit
+from .propagation.circuit_search import edit_circuit
 from .propagation.footprint import WeightFootprint, load_weight_footprint, weight_footprint
 from .propagation.mediation import mediate
 from .propagation.predicted import ReachPrediction, load_reach_prediction
@@ -57,6 +59,7 @@ __all__ = [
     "ColumnReadout",
     "Concentration",
     "Demo",
+    "EditCircuit",
     "EditRequest",
     "EditSession",
     "Evaluation",
@@ -87,6 +90,7 @@ __all__ = [
     "collect_statistics",
     "column_readout",
     "concentration",
+    "edit_circuit",
     "evaluate",
     "evaluate_each",
     "export",
@@ -98,6 +102,7 @@ __all__ = [
     "load_column_readout",
     "load_concentration",
     "load_counterfact",
+    "load_edit_circuit",
     "load_layer_study",
     "load_localisation_similarity",
     "load_mediator_reuse",

@@ -20,6 +20,7 @@ import locate
 from edit.changes.figures import plot_footprint
 from edit.propagation.predicted import FEATURES
 from edit.propagation.reach import OUTCOMES
+from locate.circuits.selecting import grown, on_a_path
 from locate.figures.flow_map import flow_figure
 from locate.figures.groups import groups_figure
 from locate.figures.lines import line_panels
@@ -139,6 +140,29 @@ def circuit(k: int) -> locate.Circuit:
     scores = np.sin(7.3 * writer + 1.1) * np.cos(3.7 * reader.T + 2) * np.exp(3 * np.sin(writer * 1.7 + reader.T * 2.3))
     info = {"model": "tiny", "method": "made up"}
     return locate.Circuit.of(graph, scores, model_print="tiny", info=info).top(k).prune()
+
+
+def edit_circuit() -> edit.EditCircuit:
+    """A circuit that begins at the MLP of layer 2, with a curve that goes down once."""
+    whole = circuit(60)
+    after = np.array([one.name == "m2" or one.layer > 2 for one in whole.writers])
+    scores = whole.scores * np.where([one.name == "m2" for one in whole.writers], 30, 1)[:, None]
+    best = grown(np.abs(scores.values), np.isfinite(scores.values) & after[:, None], whole._fed, 120)
+    kept = on_a_path(best, whole._fed, np.array([one.name == "m2" for one in whole.writers]))
+    sizes = np.array([0, 8, 20, 60, 150, 400, 1000])
+    carried = np.array([0.0, 0.2, 0.5, 0.88, 0.8, 0.97, 1.0])[:, None] * 8
+    drawn = 0.4 + 0.4 * np.sin(np.arange(3.0))[:, None, None] + 0.3 * np.sin(2 * np.arange(5.0))[:, None]
+    data = {
+        "scores": scores, "kept": whole.kept.copy(data=kept), "differs": ("writer", after),
+        "base": ("probe", [0.0]), "edited": ("probe", [8.0]), "circuit": ("probe", [7.04]),
+        "values": (("size", "probe"), carried), "random": (("among", "sample", "probe"), drawn),
+    }  # fmt: skip
+    coords = {"size": sizes, "probe": [0], "among": ["all", "ways", "grown"]}
+    return edit.EditCircuit(
+        data=xr.Dataset(data, coords=coords), writers=whole.writers, readers=whole.readers, edited=("m2",),
+        probes=(edit.Probe(role="edit", text="The Eiffel Tower is in", new="Rome", old="Paris"),),
+        info={"model": "tiny", "edit": "made up", "share": 0.85, "model_print": "tiny"},
+    )  # fmt: skip
 
 
 def neurons(**info) -> locate.NeuronScores:
@@ -486,6 +510,8 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "attention_drift": lambda: attention_drift().plot(),
     "attention_drift_narrow": lambda: attention_drift().plot(figsize=(3.3, 4.6)),
     "circuit": lambda: circuit(40).plot(),
+    "edit_circuit": lambda: edit_circuit().plot(edges=50, figsize=(2.6, 2.4)),
+    "edit_circuit_curve": lambda: edit_circuit().plot_curve(),
     "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
     "neurons": lambda: neurons().plot(),
     "value_heads": value_heads,

@@ -69,6 +69,7 @@ GIVEN: dict[str, Callable] = {
     ),
     "foreseen": lambda given: edit.predict_reach(given["model"], given["request"], layer=4, **QUIET),
     "reached": lambda given: edit.judge_reach([given["foreseen"]] * 3, [given["flow"]] * 3),
+    "carrier": lambda given: edit.edit_circuit(given["model"], given["update"], given["request"], random=2, **QUIET),
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),

@@ -1,5 +1,7 @@
 """The figure of a circuit: a layered graph from the embedding up to the logits."""
 
+from collections.abc import Collection
+
 import matplotlib as mpl
 import numpy as np
 import seaborn as sns
@@ -18,7 +20,13 @@ _FILLS = {"embed": ("resid", 0.22), "head": ("attn", 0.12), "mlp": ("mlp", 0.22)
 _ABOVE = 0.5
 
 
-def plot_circuit(circuit: Circuit, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_circuit(
+    circuit: Circuit,
+    *,
+    marked: Collection[str] = (),
+    headline: str | None = None,
+    figsize: tuple[float, float] | None = None,
+) -> Figure:
     """A layered graph of what takes part: the embedding below, the logits above, heads by index, MLPs at the right.
 
     Edges are as wide as their scores are large, and of two colours by sign. They enter a head by ports for its query,
@@ -26,6 +34,8 @@ def plot_circuit(circuit: Circuit, *, figsize: tuple[float, float] | None = None
 
     Args:
         circuit: of which the kept edges are drawn: a few hundred can be told apart.
+        marked: components whose outline is bold.
+        headline: over the figure; by default the model, how the circuit was found, and its size.
         figsize: width and height in inches.
 
     Raises:
@@ -53,9 +63,12 @@ def plot_circuit(circuit: Circuit, *, figsize: tuple[float, float] | None = None
         fill = mpl.colormaps[HUES[hue]](tint)
         if kind in ("head", "mlp"):
             label, column = (f"{layer}.{head}", columns[head]) if kind == "head" else (f"m{layer}", mlp)
-            boxes[name] = Box(label=label, row=places[layer, kind], column=column, fill=fill)
+            boxes[name] = Box(
+                label=label, row=places[layer, kind], column=column, fill=fill, bold=name in marked
+            )  # fmt: skip
         else:
-            boxes[name] = Box(label=name, row=0.0 if kind == "embed" else row, column=None, fill=fill)
+            boxes[name] = Box(label=name, row=0.0 if kind == "embed" else row, column=None, fill=fill,
+                              bold=name in marked)  # fmt: skip
     ends: dict[tuple[str, str], list[str]] = {}
     for writer, end, reader in network.edges(keys=True):
         ends.setdefault((writer, reader), []).append(end)
@@ -68,7 +81,7 @@ def plot_circuit(circuit: Circuit, *, figsize: tuple[float, float] | None = None
     has_mlp = any(one["kind"] == "mlp" for one in inner.values())
     return layered_figure(
         boxes, links, rows=rows, columns=names | ({mlp: "MLP"} if has_mlp else {}), ports=_PORTS,
-        names=("head", "layer"), headline=_headline(circuit), unit="score", figsize=figsize,
+        names=("head", "layer"), headline=headline or _headline(circuit), unit="score", figsize=figsize,
     )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """Which edges belong together: the largest, those grown from the logits, those on a way through."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heappop, heappush
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -88,20 +89,26 @@ def grown(values: Scores, allowed: Edges, fed: Feeds, k: int) -> Edges:
 
     Gives fewer than ``k`` where no more lead to the logits.
     """
-    chosen, opened = np.zeros_like(allowed), np.zeros(len(fed), dtype=bool)
-    ahead: list[tuple[float, int, int]] = []
+    chosen = np.zeros_like(allowed)
+    for edge in islice(growth(values, allowed, fed), k):
+        chosen[edge] = True
+    return chosen
+
+
+def growth(values: Scores, allowed: Edges, fed: Feeds) -> Iterator[tuple[int, int]]:
+    """The edges in the order in which ``grown`` takes them, writer and reader."""
+    opened, ahead = np.zeros(len(fed), dtype=bool), list[tuple[float, int, int]]()
     fresh = ~fed.any(1)  # what feeds no writer is the end: the logits
-    for _ in range(k):
+    while True:
         opened |= fresh
         for reader in np.flatnonzero(fresh).tolist():
             for writer in np.flatnonzero(allowed[:, reader]).tolist():
                 heappush(ahead, (-float(values[writer, reader]), writer, reader))
         if not ahead:
-            break
+            return
         _, writer, reader = heappop(ahead)
-        chosen[writer, reader] = True
+        yield writer, reader
         fresh = fed[:, writer] & ~opened
-    return chosen
 
 
 def on_a_path(kept: Edges, fed: Feeds, source: Marked) -> Edges:

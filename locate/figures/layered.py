@@ -36,12 +36,14 @@ class Box:
         row: from below, in rows.
         column: from the left, in columns; a box without one goes over all of them.
         fill: its colour.
+        bold: whether its outline is.
     """
 
     label: str
     row: float
     column: float | None
     fill: Any
+    bold: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,7 +193,8 @@ class _Drawing:
         self.axes.add_patch(FancyBboxPatch(
             (corner[0], corner[1]), 2 * reach[0], 2 * reach[1],
             boxstyle=f"round,pad=0,rounding_size={2 * self.unit[0]}",
-            mutation_aspect=self.unit[1] / self.unit[0], facecolor=box.fill, edgecolor="0.25", linewidth=0.5, zorder=5,
+            mutation_aspect=self.unit[1] / self.unit[0], facecolor=box.fill,
+            edgecolor="black" if box.bold else "0.25", linewidth=1.5 if box.bold else 0.5, zorder=5,
         ))  # fmt: skip
         longest = max((len(one.label) for one in self.boxes.values() if one.column is not None), default=1)
         fits = min(1.26 * half[1], 2 * half[0] / (0.6 * max(longest, 3)))
