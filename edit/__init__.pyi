@@ -19,15 +19,18 @@ from .names import SAMPLED
 from .propagation.attention import AttentionDrift, attention_drift, load_attention_drift
 from .propagation.circuit import EditCircuit, load_edit_circuit
 from .propagation.circuit_search import edit_circuit
+from .propagation.circuits import CircuitShift, circuit_shift, load_circuit_shift, unrelated_circuits
 from .propagation.footprint import WeightFootprint, load_weight_footprint, weight_footprint
 from .propagation.mediation import mediate
 from .propagation.predicted import ReachPrediction, load_reach_prediction
 from .propagation.prediction import predict_reach
 from .propagation.propagation import Propagation, load_propagation
 from .propagation.reach import ReachStudy, judge_reach, load_reach_study, reuse_study
+from .propagation.residue import OldFactResidue, load_old_fact_residue, old_fact_residue
 from .propagation.reuse import mediator_reuse
 from .propagation.reused import MediatorReuse, load_mediator_reuse
 from .propagation.reversal import Reversal, load_reversal, reversibility
+from .propagation.traces import TraceShift, load_trace_shift, trace_shift, unrelated_traces
 from .report.demo import Demo, run_demo
 from .report.location import LocationReport, location_report
 from .requests.answers import with_model_answers
@@ -56,6 +59,7 @@ __all__ = [
     "AlphaEdit",
     "AttentionDrift",
     "Baseline",
+    "CircuitShift",
     "ColumnReadout",
     "Concentration",
     "Demo",
@@ -71,6 +75,7 @@ __all__ = [
     "LocationReport",
     "LowRank",
     "MediatorReuse",
+    "OldFactResidue",
     "Part",
     "Probe",
     "ProbedEdit",
@@ -80,6 +85,7 @@ __all__ = [
     "ReferenceTexts",
     "Reversal",
     "Spectrum",
+    "TraceShift",
     "Unrelated",
     "ValueObjective",
     "WeightFootprint",
@@ -87,6 +93,7 @@ __all__ = [
     "attention_drift",
     "baseline",
     "choose_layer",
+    "circuit_shift",
     "collect_statistics",
     "column_readout",
     "concentration",
@@ -99,6 +106,7 @@ __all__ = [
     "key_statistics",
     "layer_choice",
     "load_attention_drift",
+    "load_circuit_shift",
     "load_column_readout",
     "load_concentration",
     "load_counterfact",
@@ -106,6 +114,7 @@ __all__ = [
     "load_layer_study",
     "load_localisation_similarity",
     "load_mediator_reuse",
+    "load_old_fact_residue",
     "load_probed_edits",
     "load_probes",
     "load_propagation",
@@ -114,6 +123,7 @@ __all__ = [
     "load_reference_texts",
     "load_reversal",
     "load_statistics",
+    "load_trace_shift",
     "load_update",
     "load_weight_footprint",
     "load_zsre",
@@ -121,6 +131,7 @@ __all__ = [
     "location_report",
     "mediate",
     "mediator_reuse",
+    "old_fact_residue",
     "plot_column_readout",
     "plot_concentration",
     "predict_reach",
@@ -130,6 +141,9 @@ __all__ = [
     "run_demo",
     "sample_prefixes",
     "spectrum",
+    "trace_shift",
+    "unrelated_circuits",
+    "unrelated_traces",
     "weight_footprint",
     "with_model_answers",
 ]

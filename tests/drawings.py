@@ -484,6 +484,69 @@ def reached() -> edit.ReachStudy:
     return edit.ReachStudy(data=xr.Dataset(data, coords=coords), info={"method": "ROME", "facts": 12})
 
 
+def beside(part: str, parts: list[str], measures: list[str]) -> xr.Dataset:
+    """Measures of a shift, most of them beside those of fifteen pairs."""
+    of, measure, pair = np.arange(len(parts))[:, None], np.arange(len(measures)), np.arange(15)[:, None, None]
+    shift, null = 0.5 + 0.4 * np.sin(2 * of + 3 * measure), 0.45 + 0.2 * np.sin(2.3 * pair + of + 2 * measure)
+    dims = (part, "measure")
+    data = {"shift": (dims, shift), "comparable": (dims, shift), "null": (("pair", *dims), null)}
+    return xr.Dataset(data, coords={part: parts, "measure": measures})
+
+
+def traces_apart() -> Figure:
+    kinds = ["mlp", "attn"]
+    effect = 0.4 * hills(side=2, kind=2, position=4, layer=8)
+    data = beside("kind", kinds, ["overlap", "earth_mover", "spearman", "best_apart"]).assign(
+        effect=effect.assign_coords(side=["before", "after"], kind=kinds, position=[1, 2, 3, 8]),
+        total_effect=("side", [0.6, 0.9]),
+        best=(("side", "kind", "place"), [[[6, 2], [3, 1]], [[4, 2], [5, 3]]]),
+    )
+    info = {"answers": [" Paris", " Rome"], "k": 10, "confidence": 0.9, "null": list("abcde")}
+    tokens = ("The", " E", "iffel", " Tower", " is", " in", " the", " city", " of")
+    return edit.TraceShift(data=data, tokens=tokens, subject_span=(0, 4), info=info).plot()
+
+
+def circuits_apart(**size: tuple[float, float]) -> Figure:
+    one = circuit(40)
+    scores = xr.concat(
+        [one.scores, one.scores * (1 + np.sin(np.arange(one.scores.size)).reshape(one.scores.shape))], "side"
+    )
+    data = beside("part", ["edges", "nodes"], ["jaccard", "spearman", "mass_moved"]).assign(
+        scores=scores.assign_coords(side=["before", "after"])
+    )
+    info = {"old": "Paris", "new": "Rome", "edges": 350, "confidence": 0.9, "null": list("abcde")}
+    return edit.CircuitShift(data=data, writers=one.writers, readers=one.readers, info=info).plot(**size)
+
+
+def left_over() -> Figure:
+    """An old answer that falls behind the new one late, and comes back in some contexts."""
+    layer = np.arange(12)
+    old, new = -9 + 8 / (1 + np.exp(7 - layer)), -11 + 2 / (1 + np.exp(7 - layer))
+    logs = np.stack([[old, new], [old - np.maximum(layer - 6, 0), new + np.maximum(1.6 * layer - 9, 0)]])
+    parts = [(kind, at, unit) for at in layer for kind, unit in (("head", 0), ("head", 1), ("mlp", -1))]
+    adds = np.sin(np.arange(2 * 2 * len(parts)) * 1.7).reshape(2, 1, 2, -1)
+    data = {
+        "log_probability": (("side", "probe", "layer", "answer"), np.moveaxis(logs, 1, 2)[:, None]),
+        "written": (("side", "probe", "answer", "part"), adds),
+    }
+    places = zip(("part_kind", "part_layer", "part_unit"), zip(*parts, strict=True), strict=True)
+    coords = {
+        "side": ["before", "after"],
+        "answer": ["old", "new"],
+        **{name: ("part", list(one)) for name, one in places},
+    }
+    contexts = pd.DataFrame({
+        "kind": ["bare", "stated", "neighbour", "alone"], "invites": [False, True, True, True],
+        "text": "It is in Paris\nThe Tower is in", "old_before": [0.7, 0.95, 0.9, 0.85], "rank_before": 1,
+        "new_before": [0.02, 0.02, 0.01, 0.0], "old_after": [0.01, 0.8, 0.3, 0.1], "rank_after": [2, 1, 2, 2],
+        "new_after": [0.97, 0.15, 0.6, 0.85],
+    })  # fmt: skip
+    probes = pd.DataFrame([{"role": "edit", "text": "The Tower is in", "old": "Paris", "new": "Rome"}])
+    return edit.OldFactResidue(
+        data=xr.Dataset(data, coords={"layer": layer, **coords}), probes=probes, contexts=contexts, info={}
+    ).plot(n=6)
+
+
 DRAWINGS: dict[str, Callable[[], Figure]] = {
     "trace": trace,
     "average": lambda: averaged().plot(),
@@ -499,6 +562,10 @@ DRAWINGS: dict[str, Callable[[], Figure]] = {
     "mediator_reuse": lambda: reused().plot(),
     "reach_prediction": lambda: foreseen().plot(),
     "reach_study": lambda: reached().plot(),
+    "trace_shift": traces_apart,
+    "circuit_shift": circuits_apart,
+    "circuit_shift_narrow": lambda: circuits_apart(figsize=(3.3, 3.9)),
+    "old_fact_residue": left_over,
     "footprint": footprint,
     "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
     "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),

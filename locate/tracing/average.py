@@ -221,7 +221,7 @@ def average_traces(
         if f"{before}scores" in traces[0].data:
             # Roles stand where positions stood; a fact without a token of a role does not count there.
             dims = effects(traces[0]).rename(position="role").dims
-            averaged = mean_interval(np.stack([_by_role(trace, effects(trace)) for trace in traces]), **how)
+            averaged = mean_interval(np.stack([by_role(trace, effects(trace)) for trace in traces]), **how)
             for name, values in zip(("effect", "low", "high"), averaged, strict=True):
                 data[before + name] = (dims, values)
     data["count"] = ("role", sum(np.array([bool(group) for group in token_roles(trace).values()]) for trace in traces))
@@ -265,8 +265,12 @@ _AVERAGED: dict[str, Callable[[Trace], xr.DataArray]] = {
 }
 
 
-def _by_role(trace: Trace, effects: xr.DataArray) -> np.ndarray:
-    """Mean effects with roles in place of positions, NaN where the fact has no such token."""
+def by_role(trace: Trace, effects: xr.DataArray) -> np.ndarray:
+    """Mean effects with roles in place of positions, NaN where the fact has no such token.
+
+    >>> by_role(trace, trace.indirect_effect).shape == (1, len(ROLES), model.cfg.n_layers)
+    True
+    """
     missing = effects.isel(position=0, drop=True) * np.nan
     return np.stack(
         [
