@@ -56,7 +56,7 @@ def plot_trace_shift(shift: TraceShift, *, figsize: tuple[float, float] | None =
         upper, lower = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
         panels = upper.subplots(len(kinds), 2, sharex=True, sharey=True, squeeze=False)
         for kind, own in zip(kinds, panels, strict=True):
-            _draw_sides(upper, own, shift, kind)
+            _draw_sides(upper, list(own), shift, kind)
         draw_measures(lower, shift, _KINDS)
         old, new = (drawable(shown_text(one)) for one in shift.info["answers"])
         add_headline(figure, f"Where {old} came from, and where {new} comes from")
