@@ -206,14 +206,15 @@ def unrelated_circuits(
         FactError: no subject can take the place of one of them.
         LocateError: one has no second answer; or as ``find_circuit`` does.
 
-    >>> null = edit.unrelated_circuits(model, 2, method="eap", progress=False)
+    >>> null = edit.unrelated_circuits(model, 2, apart_from=fact, method="eap", progress=False)
     >>> edit.circuit_shift(model, update, request, null=null, method="eap", progress=False).data.sizes["pair"]
     3
     """
     if isinstance(facts, int):
         swaps: dict[str, Against] = {}
+        pool = bundled_facts()
         chosen = unrelated_facts(
-            model, apart_from, facts, usable=lambda one: _usable(model, one, corruption, swaps)
+            model, apart_from, facts, usable=lambda one: _usable(model, one, corruption, pool, swaps)
         ) if facts else []  # fmt: skip
     else:
         chosen, swaps = list(facts), {one.text: _against(model, one, corruption) for one in facts}
@@ -239,10 +240,12 @@ def _found(model: TransformerBridge, fact: Fact, against: Against, how: Mapping[
     return replace(found, info={**found.info, "about": list(About.of(fact))})
 
 
-def _against(model: TransformerBridge, fact: Fact, corruption: Corruption | None) -> Against:
-    """What stands against a fact, whichever of its two answers is asked for."""
+def _against(
+    model: TransformerBridge, fact: Fact, corruption: Corruption | None, pool: Sequence[Fact] | None = None
+) -> Against:
+    """What stands against a fact, whichever of its two answers is asked for; by default a subject of the pool."""
     if corruption is None:
-        facts = bundled_facts()
+        facts = bundled_facts() if pool is None else pool
         answers = [one for one in (fact.target, fact.target_new) if one is not None]
         theirs = {one.subject for one in facts if any(same_text(one.target, answer) for answer in answers)}
         corruption = TokenSwap(pool=tuple(one for one in facts if one.subject not in theirs))
@@ -251,11 +254,15 @@ def _against(model: TransformerBridge, fact: Fact, corruption: Corruption | None
 
 
 def _usable(
-    model: TransformerBridge, fact: Fact, corruption: Corruption | None, swaps: dict[str, Against]
-) -> bool:  # fmt: skip
+    model: TransformerBridge,
+    fact: Fact,
+    corruption: Corruption | None,
+    pool: Sequence[Fact],
+    swaps: dict[str, Against],
+) -> bool:
     """Whether something can stand against a fact; it is kept."""
     try:
-        swaps[fact.text] = _against(model, fact, corruption)
+        swaps[fact.text] = _against(model, fact, corruption, pool)
     except FactError:
         return False
     return fact.target_new is not None

@@ -73,7 +73,7 @@ def _draw_sides(figure: Any, panels: Sequence[Axes], shift: TraceShift, kind: st
     labels = [token_label(shift.tokens[at], shift.subject_span[0] <= at < shift.subject_span[1]) for at in positions]
     mesh = None
     for axes, side, values, answer in zip(panels, SIDES, shares, shift.info["answers"], strict=True):
-        mesh = heat_map(axes, values, even_lightness(HUES[kind]), 0, reach)
+        mesh = heat_map(axes, values, even_lightness(HUES[kind]), 0.0, reach)
         layer, position = own["best"].sel(side=side).values
         axes.plot(layer, positions.index(position), marker="*", color="white", markeredgecolor="black", markersize=8)
         axes.set_title(f"{_KINDS[kind]}, {side}: {drawable(shown_text(answer))}", parse_math=False)

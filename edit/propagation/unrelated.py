@@ -148,8 +148,8 @@ class Shift(Result):
 def interval(null: Float[np.ndarray, "pair"], confidence: float) -> tuple[float, float]:
     """Between which bounds that share of values lies; NaN without any.
 
-    >>> interval(np.arange(101.0), 0.9)
-    (5.0, 95.0)
+    >>> interval(np.arange(101.0), 0.5)
+    (25.0, 75.0)
     """
     known, tail = null[np.isfinite(null)], 50 * (1 - confidence)
     low, high = np.percentile(known, [tail, 100 - tail]) if len(known) else (np.nan, np.nan)
