@@ -20,12 +20,16 @@ from .propagation.attention import AttentionDrift, attention_drift, load_attenti
 from .propagation.circuit import EditCircuit, load_edit_circuit
 from .propagation.circuit_search import edit_circuit
 from .propagation.circuits import CircuitShift, circuit_shift, load_circuit_shift, unrelated_circuits
+from .propagation.comparison import PropagationComparison, compare_propagation, load_propagation_comparison
+from .propagation.contributions import ContributionShift, contribution_shift
+from .propagation.flowing import FlowMap, flow_map
 from .propagation.footprint import WeightFootprint, load_weight_footprint, weight_footprint
 from .propagation.mediation import mediate
 from .propagation.predicted import ReachPrediction, load_reach_prediction
 from .propagation.prediction import predict_reach
 from .propagation.propagation import Propagation, load_propagation
 from .propagation.reach import ReachStudy, judge_reach, load_reach_study, reuse_study
+from .propagation.report import PropagationReport, load_propagation_report, propagate
 from .propagation.residue import OldFactResidue, load_old_fact_residue, old_fact_residue
 from .propagation.reuse import mediator_reuse
 from .propagation.reused import MediatorReuse, load_mediator_reuse
@@ -62,12 +66,14 @@ __all__ = [
     "CircuitShift",
     "ColumnReadout",
     "Concentration",
+    "ContributionShift",
     "Demo",
     "EditCircuit",
     "EditRequest",
     "EditSession",
     "Evaluation",
     "FineTuning",
+    "FlowMap",
     "KeyStatistics",
     "LayerChoice",
     "LayerStudy",
@@ -80,6 +86,8 @@ __all__ = [
     "Probe",
     "ProbedEdit",
     "Propagation",
+    "PropagationComparison",
+    "PropagationReport",
     "ReachPrediction",
     "ReachStudy",
     "ReferenceTexts",
@@ -96,12 +104,15 @@ __all__ = [
     "circuit_shift",
     "collect_statistics",
     "column_readout",
+    "compare_propagation",
     "concentration",
+    "contribution_shift",
     "edit_circuit",
     "evaluate",
     "evaluate_each",
     "export",
     "find_conflicts",
+    "flow_map",
     "judge_reach",
     "key_statistics",
     "layer_choice",
@@ -118,6 +129,8 @@ __all__ = [
     "load_probed_edits",
     "load_probes",
     "load_propagation",
+    "load_propagation_comparison",
+    "load_propagation_report",
     "load_reach_prediction",
     "load_reach_study",
     "load_reference_texts",
@@ -136,6 +149,7 @@ __all__ = [
     "plot_concentration",
     "predict_reach",
     "probes_for",
+    "propagate",
     "reuse_study",
     "reversibility",
     "run_demo",

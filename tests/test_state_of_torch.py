@@ -84,7 +84,7 @@ ENTRIES = {
     "AlphaEdit": lambda model: update(edit.AlphaEdit(layers=(1, 2), **FEW), model),
     "KN": lambda model: update(edit.KN(steps=2, prefixes=("I am. ",)), model),
     "evaluation": lambda model: edit.evaluate(model, given(model), [edit.EditRequest(FACT)], **HOW).rows,
-    "propagation": lambda model: edit.propagate(model, given(model), edit.EditRequest(FACT), **HOW).data,
+    "propagation": lambda model: edit.mediate(model, given(model), edit.EditRequest(FACT), **HOW).data,
 }
 
 # The others ask the model in the same ways.

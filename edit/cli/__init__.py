@@ -1,4 +1,4 @@
-"""The command line: ``locate-edit demo | trace | patch | neurons | circuit | edit | location-report | stats | doctor``.
+"""The command line: ``locate-edit`` and a command, such as ``trace``, ``edit`` or ``propagate``.
 
 Commands import no model library before they run, so that help and mistakes are told at once.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edit.cli.commands import circuit, demo, doctor, edit, location_report, neurons, patch, stats, trace
+from edit.cli.commands import circuit, demo, doctor, edit, location_report, neurons, patch, propagate, stats, trace
 
 app = typer.Typer(
     help="Find where a language model keeps a fact, change it, and watch the change travel to the answer.",
@@ -23,6 +23,7 @@ app.command("patch")(patch.run)
 app.command("neurons")(neurons.run)
 app.command("circuit")(circuit.run)
 app.command("edit")(edit.run)
+app.command("propagate")(propagate.run)
 app.command("location-report")(location_report.run)
 app.command("stats")(stats.run)
 app.command("doctor")(doctor.run)

@@ -86,7 +86,7 @@ class Concentration(Result):
     def effective(self, by: Side = "column") -> xr.DataArray:
         """On how many columns or rows of equal energy each matrix's change would be: (Σe)² / Σe² (participation).
 
-        >>> bool(edit.concentration(update, model).effective() < 96)
+        >>> bool(edit.concentration(update, model).effective() < model.cfg.d_mlp)
         True
         """
         return 1 / (self.shares(by) ** 2).sum(by)

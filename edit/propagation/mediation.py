@@ -1,6 +1,7 @@
 """Which states carry a change: each of them exchanged in turn between base and edited model, both ways, exactly."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from edit.requests.probes import REACHED, Probe, named_roles
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
+from locate.errors import SiteError
 from locate.names import DEFAULT_BUDGET
 from locate.sites.places import hooks_of
 from locate.sites.site import KINDS, Kind
@@ -32,7 +34,7 @@ def mediate(
     probes: Sequence[Probe] | EditRequest,
     *,
     roles: Sequence[str] | str = REACHED,
-    kinds: Sequence[str] | str = MEDIATORS,
+    kinds: Sequence[str] | str | None = None,
     budget: int = DEFAULT_BUDGET,
     progress: bool = True,
 ) -> Propagation:
@@ -50,7 +52,8 @@ def mediate(
         roles: of the probes whose mediation is measured (``"consequence"`` for any number of hops); totals are
             measured for all. By default those whose answers the edit should bring.
         kinds: which states to exchange: ``resid``, ``mlp``, ``attn`` at each position; ``heads``, each head's output at
-            all positions at once; ``attn_head``, the same at each position, which takes the longest.
+            all positions at once; ``attn_head``, the same at each position, which takes the longest. By default all
+            but the last, of those that the model has.
         budget: the most tokens in one pass.
         progress: whether to show a bar on anything longer than a second.
 
@@ -65,7 +68,8 @@ def mediate(
     """
     sides = sides_of(model, change)
     asked = asked_of(sides, probes)
-    kinds = tuple(dict.fromkeys(check_mediator(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)))
+    named = mediators(model) if kinds is None else [kinds] if isinstance(kinds, str) else kinds
+    kinds = tuple(dict.fromkeys(check_mediator(kind) for kind in named))
     roles = named_roles(roles)
     keep = mediating_hooks(model, kinds)
     rows, effects = [], []
@@ -89,6 +93,20 @@ def mediate(
             "roles": list(roles),
         },
     )
+
+
+def mediators(model: TransformerBridge) -> tuple[str, ...]:
+    """The kinds of state that are exchanged by default: those that the model has.
+
+    >>> mediators(model)
+    ('resid', 'mlp', 'attn', 'heads')
+    """
+    found = []
+    for kind in MEDIATORS:
+        with suppress(SiteError):
+            mediating_hooks(model, [kind])
+            found.append(kind)
+    return tuple(found)
 
 
 def mediating_hooks(model: TransformerBridge, kinds: Sequence[str]) -> list[str]:

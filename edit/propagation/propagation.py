@@ -10,6 +10,7 @@ import pandas as pd
 import xarray as xr
 
 from edit.names import DIRECTIONS, HEAD, HEADS
+from locate.contrast.bootstrap import mean_interval
 from locate.errors import SiteError
 from locate.results import Result, place_of_largest
 from locate.sites.site import KINDS, Site, check_traced
@@ -74,6 +75,11 @@ class Propagation(Result):
             raise SiteError(f"States of kind {kind!r} were not exchanged; {', '.join(self.info['kinds'])} were.")
         return self.mediation.sel(kind=kind, drop=True) if kind in KINDS else self.data[kind]
 
+    @property
+    def mediated(self) -> list[int]:
+        """The probes whose mediation was measured."""
+        return [index for index, role in enumerate(self.totals["role"]) if role in self.info["roles"]]
+
     def share(self, probe: int = 0, kind: str | None = None) -> xr.DataArray:
         """A probe's mediated effects as shares of its total effect: of one kind, or of all but single heads.
 
@@ -101,6 +107,53 @@ class Propagation(Result):
             raise SiteError(f"direction: must be one of {', '.join(DIRECTIONS)}, found {direction!r}.")
         table = self.share(probe, kind).sel(direction=direction)
         return Site(HEAD if kind == HEADS else check_mediator(kind), **place_of_largest(table))
+
+    def retention(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """By role, the effect on its probes as a share of the effect on the edit's own prompt, and how they answer.
+
+        Of the effect the mean over probes, with a bootstrap interval where there are several; ``answered`` is the share
+        of probes whose o* ranks above o after the edit, ``first`` that of those whose o* ranks first.
+
+        Raises:
+            SiteError: there is no probe of role ``edit`` to compare with.
+
+        >>> flow.retention().loc["edit", "share"]
+        1.0
+        """
+        own = self.totals.loc[self.totals["role"] == "edit", "total_effect"]
+        if not len(own):
+            raise SiteError("There is no probe of role 'edit', which the effect on the others would be a share of.")
+        table: Any = self.totals.assign(
+            share=self.totals["total_effect"] / own.mean(), answered=self.totals["edited"] > 0,
+            first=self.totals["edited_rank_new"] == 1,
+        )  # fmt: skip
+        rows: dict[str, dict[str, float]] = {}
+        for role, part in table.groupby("role", sort=False):
+            mean, low, high = mean_interval(part["share"].to_numpy(float)[:, None], confidence=confidence, seed=seed)
+            rows[str(role)] = {
+                "probes": len(part), "share": float(mean[0]), "low": float(low[0]), "high": float(high[0]),
+                "answered": float(part["answered"].mean()), "first": float(part["first"].mean()),
+            }  # fmt: skip
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("role").astype({"probes": int})
+
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: effects by role, what is answered, and the largest shares by kind of state.
+
+        >>> sorted(flow.summary())[:2]
+        ['answered: consequence', 'answered: edit']
+        """
+        totals: Any = self.totals
+        found = {str(role): float(value) for role, value in totals.groupby("role")["total_effect"].mean().items()}
+        if "edit" in found:
+            table: Any = self.retention()
+            found |= {f"share: {role}": float(row["share"]) for role, row in table.iterrows() if role != "edit"}
+            found |= {f"answered: {role}": float(row["answered"]) for role, row in table.iterrows()}
+        edits = [int(index) for index in totals.index[totals["role"] == "edit"]]
+        for kind in (one for one in self.info["kinds"] if "edit" in self.info["roles"] and edits):
+            for direction in DIRECTIONS:
+                shares = [self.share(index, kind).sel(direction=direction) for index in edits]
+                found[f"largest {kind}, {direction}"] = float(np.mean([float(one.max()) for one in shares]))
+        return found
 
     def plot(self, **options: Any) -> "Figure":
         """The change flowing from the edited site to the last token; see ``plot_propagation`` beside this module."""

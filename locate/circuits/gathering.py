@@ -61,7 +61,7 @@ class Gathered:
                 check_weights(contrast, graph)
             return
         if not isinstance(pairs, str | PairedPrompts) and isinstance(pairs, Sequence):
-            _check_flat(pairs)
+            check_flat(pairs)
         if isinstance(pairs, PairedPrompts):
             if corrupt is not None:
                 raise FactError("corrupt: paired prompts bring their own; leave it out.")
@@ -127,11 +127,13 @@ def _contrasts(pairs: Pairs) -> tuple[Contrast, ...]:
     return found
 
 
-def _check_flat(pairs: Sequence[Any]) -> None:
+def check_flat(pairs: Sequence[Any]) -> None:
     """Whether a list is of what a pair has on its clean side.
 
     Raises:
         FactError: it is of pairs.
+
+    >>> check_flat(["The Louvre is in", "Big Ben is in"])
     """
     if any(isinstance(one, PairedPrompts) for one in pairs):
         raise FactError(

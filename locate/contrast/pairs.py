@@ -19,7 +19,7 @@ from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
 from locate.facts.subjects import same_text
 from locate.names import Direction
 
-Text = Fact | str | Int[Tensor, "position"] | Sequence[int]
+Text = Fact | str | Int[Tensor, "_"] | Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from locate.errors import DataError
+
 
 def save_json(path: str | Path, value: Any) -> Path:
     """Write plain data as a JSON file, whole or not at all.
@@ -20,6 +22,23 @@ def save_json(path: str | Path, value: Any) -> Path:
     with whole_file(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
     return Path(path)
+
+
+def load_json(path: str | Path) -> Any:
+    """Plain data from a JSON file.
+
+    Raises:
+        DataError: there is no such file, or it is not JSON.
+
+    >>> load_json(save_json("summary.json", {"clean": 0.7}))
+    {'clean': 0.7}
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"There is no file {path}.") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as JSON: {error}") from error
 
 
 def to_plain(value: Any) -> Any:

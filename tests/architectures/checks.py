@@ -402,7 +402,7 @@ def propagates(tried: Tried) -> str:
     probe = edit.Probe(role="edit", text=FACT.text, new="Rome", old="Paris")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        flow = edit.propagate(tried.model, update, [probe], progress=False)
+        flow = edit.mediate(tried.model, update, [probe], kinds=("resid", "mlp", "attn"), progress=False)
     new, old = (tiny.tokenizer()(" " + word)["input_ids"][0] for word in ("Rome", "Paris"))
     tokens = torch.tensor(tiny.tokenizer()(FACT.text)["input_ids"])[None]
     total = float(flow.totals.loc[0, "total_effect"])

@@ -41,7 +41,7 @@ def test_what_is_left_out_is_the_edits(tmp_path):
         (
             {"role": "hop", "text": "a", "new": "b"},
             None,
-            "probes: 1 problem.*\n  record 1, role: must be one",
+            "1 problem.*\n  record 1, role: must be one",
         ),
         ({"role": "edit", "text": " ", "new": "b"}, None, "record 1, text: is empty in a probe of role 'edit'"),
         ({"role": "edit", "text": "a"}, None, "record 1, new: a probe of role 'edit' must say its new answer"),
@@ -51,10 +51,11 @@ def test_what_is_left_out_is_the_edits(tmp_path):
         ("edit", None, "record 1, Input should be a valid dictionary"),
     ],
 )
-def test_bad_probes_are_named(probe, request_, message):
-    good = {"role": "edit", "text": "The Louvre is in", "new": "Rome"}
+def test_bad_probes_are_named(probe, request_, message, tmp_path):
+    good, file = {"role": "edit", "text": "The Louvre is in", "new": "Rome"}, tmp_path / "probes.json"
+    file.write_text(json.dumps([good, probe]))  # types are checked of what is handed over, and not of a file
     with pytest.raises(locate.DataError, match=message):
-        edit.load_probes([good, probe], request_)
+        edit.load_probes(file, request_)
 
 
 def test_a_missing_file_is_one_of_probes(tmp_path):

@@ -6,6 +6,7 @@ import torch
 
 import locate
 from locate import FactError, LocateError, ModelError
+from locate.circuits.gathering import check_flat
 from locate.circuits.written import tellable
 from locate.engine.rules import GRADIENT, RELP, Ruling
 from tests import tiny
@@ -120,8 +121,6 @@ def test_what_has_no_circuit_is_refused():
     paired = locate.tasks.PairedPrompts.of(["In Paris"], ["In Rome"], answers=[("the", "a")])
     for pair, options, problem in (
         ((clean, clean), {}, "are the same"), ((clean.tolist(), corrupt[:-1].tolist()), {}, "tokens"),
-        ((list(paired), None), {}, "a list of pairs is not read. Give the clean prompts as pairs"),
-        (([paired, paired], None), {}, "give one PairedPrompts, found a list of 2"),
         ((clean, corrupt), {"steps": 0}, "steps: must be 1 or more"),
         ((clean, corrupt), {"method": "epa"}, "no method 'epa' to score edges"),
         ((clean, corrupt), {"metric": "rank"}, "gradient"),
@@ -129,6 +128,13 @@ def test_what_has_no_circuit_is_refused():
     ):  # fmt: skip
         with pytest.raises(LocateError, match=problem):
             find(*pair, **options)
+    # By themselves, as the types of find_circuit do not let them in while tests run.
+    for pairs, problem in (
+        (list(paired), "a list of pairs is not read. Give the clean prompts as pairs"),
+        ([paired, paired], "give one PairedPrompts, found a list of 2"),
+    ):
+        with pytest.raises(FactError, match=problem):
+            check_flat(pairs)
     for kind in ("gemma4_text:inputs of each layer", "falcon_h1", "jamba"):
         with pytest.raises(ModelError):
             find(clean, corrupt, kind=kind)

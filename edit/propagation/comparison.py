@@ -1,0 +1,145 @@
+"""Propagation of many edits: numbers of every report, by method, with intervals over facts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from edit.propagation.report import PropagationReport
+from locate.contrast.bootstrap import mean_interval
+from locate.errors import LocateError, suggest
+from locate.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PropagationComparison(Result):
+    """What reports of edits say, by method and fact.
+
+    Attributes:
+        data: ``value`` (dims ``by, fact, measure``: by method), NaN where a report does not have it.
+        info: how the reports were made.
+
+    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
+    >>> edit.compare_propagation({"ROME": [report, report]}).table().loc["flow: edit", ("ROME", "n")]
+    2.0
+    """
+
+    stored_as = "propagation_comparison"
+    figures: ClassVar[Mapping[str, str]] = {"plot": "edit.propagation.comparison_figures:plot_comparison"}
+
+    info: dict[str, Any]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that are compared."""
+        return [str(name) for name in self.data["by"].values]
+
+    @property
+    def measures(self) -> list[str]:
+        """What is known of them."""
+        return [str(name) for name in self.data["measure"].values]
+
+    def table(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """By measure, each method's mean over facts, its bootstrap interval, and the facts that it is of.
+
+        >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
+        >>> edit.compare_propagation({"ROME": [report]}).table().columns.names
+        ['method', 'statistic']
+        """
+        columns: dict[tuple[str, str], np.ndarray] = {}
+        for method in self.methods:
+            own = self.data["value"].sel(by=method).transpose("fact", "measure").values
+            mean, low, high = mean_interval(own, confidence=confidence, seed=seed)
+            columns |= {
+                (method, "mean"): mean, (method, "low"): low, (method, "high"): high,
+                (method, "n"): (~np.isnan(own)).sum(0).astype(float),
+            }  # fmt: skip
+        index = pd.Index(self.measures, name="measure")
+        return pd.DataFrame(columns, index=index).rename_axis(columns=["method", "statistic"])
+
+    def difference(self, one: str, other: str, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
+        """By measure, how much more one method has than another, paired over the facts that both have.
+
+        Raises:
+            LocateError: there is no such method.
+
+        >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
+        >>> both = edit.compare_propagation({"ROME": [report], "MEMIT": [report]})
+        >>> float(both.difference("ROME", "MEMIT").loc["flow: edit", "mean"])
+        0.0
+        """
+        for name in (one, other):
+            if name not in self.methods:
+                raise LocateError(f"There is no method {name!r}. {suggest(name, self.methods)}")
+        sides = [self.data["value"].sel(by=name).transpose("fact", "measure").values for name in (one, other)]
+        apart = sides[0] - sides[1]
+        mean, low, high = mean_interval(apart, confidence=confidence, seed=seed)
+        table = {"mean": mean, "low": low, "high": high, "n": (~np.isnan(apart)).sum(0)}
+        return pd.DataFrame(table, index=pd.Index(self.measures, name="measure"))
+
+    def plot(self, **options: Any) -> "Figure":
+        """Methods beside each other, measure by measure; see ``edit.propagation.comparison_figures``."""
+        return self.draw(**options)
+
+
+def compare_propagation(
+    reports: Mapping[str, Sequence[PropagationReport]], *, facts: Sequence[str] | None = None
+) -> PropagationComparison:
+    """Reports of several methods' edits of the same facts, beside each other.
+
+    Args:
+        reports: by method, one report for each fact, in the same order.
+        facts: their names; by default the text of each edit's own probe.
+
+    Raises:
+        LocateError: there are none, or methods have other numbers of reports.
+
+    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
+    >>> edit.compare_propagation({"ROME": [report]}).methods
+    ['ROME']
+    """
+    numbers = {name: len(each) for name, each in reports.items()}
+    if not numbers or not max(numbers.values()):
+        raise LocateError("There are no reports to compare; give, by method, those of its edits.")
+    if len(set(numbers.values())) > 1:
+        raise LocateError(f"Each method needs a report for each fact; found {numbers}.")
+    n = next(iter(numbers.values()))
+    if facts is not None and len(facts) != n:
+        raise LocateError(f"facts: {len(facts)} names were given for {n} reports.")
+    named = list(facts) if facts is not None else [_about(one) for one in next(iter(reports.values()))]
+    told = {name: [one.summary() for one in each] for name, each in reports.items()}
+    measures = list(dict.fromkeys(key for each in told.values() for one in each for key in one))
+    values = np.array([[[one.get(key, np.nan) for key in measures] for one in each] for each in told.values()], float)
+    data = xr.Dataset(
+        {"value": (("by", "fact", "measure"), values)},
+        coords={"by": list(reports), "fact": named, "measure": measures},
+    )
+    first = next(iter(reports.values()))[0]
+    return PropagationComparison(data=data, info={"model": first.flow.info["model"], "facts": n})
+
+
+def load_propagation_comparison(path: str | Path) -> PropagationComparison:
+    """Read what was saved.
+
+    Raises:
+        DataError: the file is missing or holds something else.
+
+    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
+    >>> file = edit.compare_propagation({"ROME": [report]}).save("comparison.nc")
+    >>> edit.load_propagation_comparison(file).methods
+    ['ROME']
+    """
+    return PropagationComparison.load(path)
+
+
+def _about(report: PropagationReport) -> str:
+    totals: Any = report.totals
+    own = totals[totals["role"] == "edit"]
+    return str((own if len(own) else totals).iloc[0]["text"])
