@@ -68,13 +68,13 @@ GIVEN: dict[str, Callable] = {
         given["model"], given["update"], given["request"], top=5, samples=4, **QUIET
     ),
     "foreseen": lambda given: edit.predict_reach(given["model"], given["request"], layer=4, **QUIET),
-    "reached": lambda given: edit.judge_reach([given["foreseen"]] * 3, [given["flow"]] * 3),
     "carrier": lambda given: edit.edit_circuit(given["model"], given["update"], given["request"], random=2, **QUIET),
     "traced_shift": lambda given: edit.trace_shift(given["model"], given["update"], given["request"], null=2, **QUIET),
     "circuits_shift": lambda given: edit.circuit_shift(
         given["model"], given["update"], given["request"], null=2, method="eap", **QUIET
     ),
     "residue": lambda given: edit.old_fact_residue(given["model"], given["update"], given["request"], **QUIET),
+    "studied": lambda given: edit.judge_reach([given["foreseen"]] * 3, [given["flow"]] * 3),
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),

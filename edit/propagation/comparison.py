@@ -27,8 +27,8 @@ class PropagationComparison(Result):
         info: how the reports were made.
 
     >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> edit.compare_propagation({"ROME": [report, report]}).table().loc["flow: edit", ("ROME", "n")]
-    2.0
+    >>> edit.compare_propagation({"ROME": [report, report]}).measures[0]
+    'flow: edit'
     """
 
     stored_as = "propagation_comparison"
@@ -50,7 +50,7 @@ class PropagationComparison(Result):
         """By measure, each method's mean over facts, its bootstrap interval, and the facts that it is of.
 
         >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-        >>> edit.compare_propagation({"ROME": [report]}).table().columns.names
+        >>> list(edit.compare_propagation({"ROME": [report]}).table().columns.names)
         ['method', 'statistic']
         """
         columns: dict[tuple[str, str], np.ndarray] = {}

@@ -54,7 +54,7 @@ class ReachPrediction(Result):
         Raises:
             LocateError: there is no such score.
 
-        >>> float(foreseen.score("near")[0]) == foreseen.probes.loc[0, "base"]
+        >>> bool(foreseen.score("near")[0] == foreseen.probes.loc[0, "base"])
         True
         """
         if feature not in FEATURES:

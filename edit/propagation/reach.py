@@ -41,7 +41,7 @@ class ReachStudy(Result):
             and ``text``, empty beyond.
         info: how it was made; ``coefficients`` of the combined score, fitted on all facts.
 
-    >>> reached.table().index.name
+    >>> studied.table().index.name
     'role'
     """
 
@@ -61,7 +61,7 @@ class ReachStudy(Result):
             resamples: of the bootstrap.
             seed: of the bootstrap.
 
-        >>> reached.correlations()["facts"].max()
+        >>> int(studied.correlations()["facts"].max())
         3
         """
         rows = []
@@ -77,7 +77,7 @@ class ReachStudy(Result):
     def table(self) -> pd.DataFrame:
         """By role, how many probes there are and the mean of each outcome.
 
-        >>> reached.table().columns.tolist()
+        >>> studied.table().columns.tolist()
         ['probes', 'answered', 'margin', 'share']
         """
         roles = self.data["role"].values
@@ -98,7 +98,7 @@ def load_reach_study(path: str | Path) -> ReachStudy:
     Raises:
         DataError: the file is missing or holds something else.
 
-    >>> edit.load_reach_study(reached.save("reached.nc")).data.sizes["fact"]
+    >>> edit.load_reach_study(studied.save("studied.nc")).data.sizes["fact"]
     3
     """
     return ReachStudy.load(path)

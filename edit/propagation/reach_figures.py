@@ -70,7 +70,7 @@ def plot_reach_study(
         seed: of the bootstrap.
         figsize: in inches.
 
-    >>> figure = plot_reach_study(reached)
+    >>> figure = plot_reach_study(studied)
     """
     table: Any = found.correlations(confidence=confidence, seed=seed)
     names = list(dict.fromkeys(table["score"]))

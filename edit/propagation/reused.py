@@ -72,7 +72,7 @@ class MediatorReuse(Result):
         the means of random sets beside. ``answered`` is whether o* ranks above o after the edit, ``said`` whether it
         is first of all.
 
-        >>> reuse.table().loc[0, "cosine"]
+        >>> float(reuse.table().loc[0, "cosine"])
         1.0
         """
         effects, chosen = self.data["effect"].values, self.data["chosen"].values
