@@ -128,6 +128,20 @@ class AttentionDrift(Result):
         table["mask"] = [str(one) if one > 0 else "all" for one in table["mask"]]
         return table.merge(pd.DataFrame(self.probes), left_on="probe", right_index=True)
 
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: of the first probe, what masks of the most drifted heads undo and bring.
+
+        >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
+        >>> list(found.summary())[:2]
+        ['undone by 1', 'undone by all']
+        """
+        share = self.undone().isel(probe=0).sel(sample=0)
+        words = {"lost": "undone", "gained": "brought"}
+        return {
+            f"{words[direction]} by {'all' if mask < 0 else mask}": float(share.sel(direction=direction, mask=mask))
+            for direction in DIRECTIONS for mask in share["mask"].values
+        }  # fmt: skip
+
     def best(self, key: str = "subject") -> Site:
         """The head whose attention to a key drifted most, over all probes.
 

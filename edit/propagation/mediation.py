@@ -159,7 +159,7 @@ def mediation(contrast: Contrast, kinds: Sequence[str] = MEDIATORS) -> xr.Datase
     n, layers = contrast.target.n_layers, reached(contrast)
     parts: list[list[Tensor]] = [[], [], []]
     for direction in (contrast, contrast.reversed()):
-        _run, sign = direction.target, 1 if direction is contrast else -1
+        sign = 1 if direction is contrast else -1
         measure, own = direction.measure(), direction.ends().target.mean(0)
         if plain:
             found = sweep(direction, plain, measure, positions=positions, layers=layers)  # kind position layer row 1

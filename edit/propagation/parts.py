@@ -1,10 +1,11 @@
 """The parts of a propagation report: what each is called, what it needs, and where it is made."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
+from edit.names import HEADS
 from edit.propagation.propagation import Propagation
 from edit.propagation.sides import Sides
 from edit.requests.probes import Probe
@@ -40,7 +41,8 @@ class Part:
         function: that makes it, as ``"module:name"`` within this room.
         result: what it gives, likewise.
         about: ``probes`` (all of them), ``edit`` (those of the edit itself), ``request``, or ``weights`` (no probes).
-        flowing: whether it takes the mediation that was measured.
+        flowing: of which kind of state it takes the mediation, where that was measured.
+        usual: options that a report asks for.
         file: the ending of its file.
     """
 
@@ -48,7 +50,8 @@ class Part:
     function: str
     result: str
     about: str
-    flowing: bool = False
+    flowing: str | None = None
+    usual: Mapping[str, Any] = field(default_factory=dict)
     file: str = "nc"
 
     def make(self, given: Given) -> Any:
@@ -67,10 +70,11 @@ class Part:
             if not asked:
                 raise FactError("It is about the edit's own prompt: give a probe of role 'edit'.")
             about = (asked,)
-        if self.flowing and self.about == "probes" and not given.flow.mediated:
-            raise FactError("It is about what was mediated: give a role that there are probes of to mediate=….")
-        flowing = {"flow": given.flow} if self.flowing else {}
-        return _named(self.function)(given.sides.model, given.sides, *about, **flowing, **given.options)
+        measured = self.flowing in given.flow.info["kinds"] and given.flow.mediated
+        flowing = {"flow": given.flow} if measured else {}
+        return _named(self.function)(
+            given.sides.model, given.sides, *about, **{**self.usual, **flowing, **given.options}
+        )
 
     def load(self, path: Any) -> Any:
         """The part that was saved."""
@@ -82,14 +86,46 @@ def _named(name: str) -> Callable[..., Any]:
     return getattr(import_module(f"edit.propagation.{module}"), attribute)
 
 
+# In the order of the report: first what carries the edit, then what it moved and left.
 PARTS: dict[str, Part] = {
     "map": Part(
         title="The way it takes, layer by layer and token by token", function="flowing:flow_map",
-        result="flowing:FlowMap", about="probes", flowing=True,
+        result="flowing:FlowMap", about="probes", flowing="mlp",
+    ),
+    "circuit": Part(
+        title="The edit's circuit: the fewest edges found that carry it", function="circuit_search:edit_circuit",
+        result="circuit:EditCircuit", about="edit",
     ),
     "contributions": Part(
         title="What writes the new answer, and what the old one", function="contributions:contribution_shift",
         result="contributions:ContributionShift", about="probes",
+    ),
+    "reuse": Part(
+        title="Whether what carries it to its own prompt carries it further", function="reuse:mediator_reuse",
+        result="reused:MediatorReuse", about="probes", flowing=HEADS,
+    ),
+    "attention": Part(
+        title="Where attention looks now", function="attention:attention_drift", result="attention:AttentionDrift",
+        about="request", usual={"roles": "edit"},
+    ),
+    "residue": Part(
+        title="What is left of the old answer", function="residue:old_fact_residue", result="residue:OldFactResidue",
+        about="request",
+    ),
+    "traces": Part(
+        title="Whether the new answer is found where the old one was", function="traces:trace_shift",
+        result="traces:TraceShift", about="request",
+    ),
+    "circuits": Part(
+        title="The circuit of the fact before and after", function="circuits:circuit_shift",
+        result="circuits:CircuitShift", about="request",
+    ),
+    "footprint": Part(
+        title="What was done to the weights", function="footprint:weight_footprint",
+        result="footprint:WeightFootprint", about="weights",
+    ),
+    "reversal": Part(
+        title="Whether it can be undone", function="reversal:reversibility", result="reversal:Reversal", about="edit",
     ),
 }  # fmt: skip
 

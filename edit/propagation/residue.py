@@ -92,6 +92,18 @@ class OldFactResidue(Result):
             return int(layers[0])
         return None if behind[-1] == len(layers) - 1 else int(layers[behind[-1] + 1])
 
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: whether o is said again where it is invited, and from where on o* is before it.
+
+        >>> list(residue.summary())
+        ['old said again', 'old said again before', 'overtaken in layer']
+        """
+        layer = self.overtakes()
+        return {
+            "old said again": self.said_again(), "old said again before": self.said_again("before"),
+            "overtaken in layer": float("nan") if layer is None else float(layer),
+        }  # fmt: skip
+
     def writers(self) -> pd.DataFrame:
         """What each head and MLP adds to the logits of o and o* on both sides, mean over probes.
 

@@ -94,6 +94,19 @@ class MediatorReuse(Result):
             columns[f"random_{direction}"] = self.random_share.sel(direction=direction).mean("sample").values
         return pd.DataFrame(columns)
 
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: how alike mediators are, and what the edit prompt's carry, by role.
+
+        >>> list(reuse.summary())[:2]
+        ['paraphrase: rank correlation', 'paraphrase: cosine']
+        """
+        table: Any = self.table()
+        found: dict[str, float] = {}
+        for role, part in table[table["role"] != "edit"].groupby("role", sort=False):
+            for name in ("rank_correlation", "cosine", "gained", "random_gained"):
+                found[f"{role}: {name.replace('_', ' ')}"] = float(part[name].mean())
+        return found
+
     def best(self) -> Site:
         """Of the edit prompt's largest mediators, the one that carries most to the other probes (the mean effect).
 

@@ -76,6 +76,18 @@ class Reversal(Result):
         effect = edited - base
         return ((edited - value) / effect.where(effect != 0)).transpose("probe", "way", "k")
 
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: of the first probe, what is undone by each way and k.
+
+        >>> found = edit.reversibility(model, update, request, counts=[1], ways=["dropped"], progress=False)
+        >>> {name: round(value, 2) for name, value in found.summary().items()}
+        {'undone, dropped 1': 1.0}
+        """
+        own = self.undone().isel(probe=0)
+        return {
+            f"undone, {way} {k}": float(own.sel(way=way, k=k)) for way in own["way"].values for k in own["k"].values
+        }
+
     def returns(self) -> xr.DataArray:
         """Whether the old answer is back: ahead of the new one, and of a rank no worse than in the base model.
 

@@ -129,6 +129,18 @@ class Shift(Result):
                 })  # fmt: skip
         return pd.DataFrame(rows)
 
+    def summary(self) -> dict[str, float]:
+        """Numbers to compare edits by: each shift, and its percentile among unrelated facts.
+
+        >>> list(traced_shift.summary())[:2]
+        ['mlp overlap', 'mlp overlap, percentile']
+        """
+        found: dict[str, float] = {}
+        for row in self.to_dataframe().to_dict("records"):
+            name = f"{row[self.compared]} {row['measure']}"
+            found |= {name: row["value"], f"{name}, percentile": row["percentile"]}
+        return found
+
     def verdict(self, what: str, measure: str) -> str:
         """Where the shift stands among unrelated facts, in words that follow from its numbers.
 
