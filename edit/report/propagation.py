@@ -37,7 +37,7 @@ def write_propagation(report: PropagationReport, folder: str | Path) -> list[Pat
     sections = [
         {
             "name": name, "title": PARTS[name].title, "html": part.html() if name == _MAP else None,
-            "numbers": part.summary(),
+            "numbers": dict(part.summary()),
         }
         for name, part in report.parts.items()
     ]  # fmt: skip
