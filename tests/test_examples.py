@@ -64,6 +64,15 @@ GIVEN: dict[str, Callable] = {
     ),
     "knocked": lambda given: locate.attention_knockout(given["model"], given["fact"], **QUIET),
     "flow": lambda given: edit.mediate(given["model"], given["update"], given["request"], roles=("edit",), **QUIET),
+    "mapped": lambda given: edit.flow_map(
+        given["model"], given["update"], given["request"], flow=given["flow"], roles="edit", **QUIET
+    ),
+    "followed": lambda given: edit.propagate(
+        given["model"], given["update"], given["request"], parts=(), mediate="edit", **QUIET
+    ),
+    "drifted": lambda given: edit.attention_drift(
+        given["model"], given["update"], given["request"], roles="edit", masked=[1], **QUIET
+    ),
     "reuse": lambda given: edit.mediator_reuse(
         given["model"], given["update"], given["request"], top=5, samples=4, **QUIET
     ),

@@ -51,8 +51,7 @@ class AttentionDrift(Result):
         left_out: the probes that have no place here, and why.
         info: how it was made.
 
-    >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
-    >>> found.best().kind, found.data["base"].dims
+    >>> drifted.best().kind, drifted.data["base"].dims
     ('attn_head', ('probe', 'key', 'layer', 'head'))
     """
 
@@ -73,8 +72,7 @@ class AttentionDrift(Result):
 
         Dims ``probe, direction, mask, sample``.
 
-        >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
-        >>> found.undone().sel(mask=-1, direction="lost").shape[0]
+        >>> drifted.undone().sel(mask=-1, direction="lost").shape[0]
         1
         """
         base, edited = (self.data["ends"].sel(side=side, drop=True) for side in ("base", "edited"))
@@ -89,8 +87,7 @@ class AttentionDrift(Result):
         Signed for single keys; of ``total`` drift, with the size of the effect. Heads whose patterns do not differ are
         left out.
 
-        >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[], progress=False)
-        >>> list(found.correlations().columns)
+        >>> list(drifted.correlations().columns)
         ['probe', 'key', 'direction', 'spearman', 'heads']
 
         Raises:
@@ -118,8 +115,7 @@ class AttentionDrift(Result):
     def masks(self) -> pd.DataFrame:
         """The share of each probe's effect that masks undo or bring, beside as many heads at random.
 
-        >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
-        >>> found.masks()["mask"].tolist()
+        >>> drifted.masks()["mask"].tolist()
         ['1', 'all', '1', 'all']
         """
         share = self.undone()
@@ -131,8 +127,7 @@ class AttentionDrift(Result):
     def summary(self) -> dict[str, float]:
         """Numbers to compare edits by: of the first probe, what masks of the most drifted heads undo and bring.
 
-        >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
-        >>> list(found.summary())[:2]
+        >>> list(drifted.summary())[:2]
         ['undone by 1', 'undone by all']
         """
         share = self.undone().isel(probe=0).sel(sample=0)
@@ -145,7 +140,7 @@ class AttentionDrift(Result):
     def best(self, key: str = "subject") -> Site:
         """The head whose attention to a key drifted most, over all probes.
 
-        >>> edit.attention_drift(model, update, request, roles="edit", masked=[]).best("first").kind
+        >>> drifted.best("first").kind
         'attn_head'
         """
         drift = self.data["total"] if key == TOTAL else self.drift.sel(key=_check_key(key))
@@ -253,8 +248,7 @@ def load_attention_drift(path: str | Path) -> AttentionDrift:
     Raises:
         DataError: the file is missing or holds something else.
 
-    >>> found = edit.attention_drift(model, update, request, roles="edit", masked=[1], progress=False)
-    >>> edit.load_attention_drift(found.save("drift.nc")).info["by"]
+    >>> edit.load_attention_drift(drifted.save("drift.nc")).info["by"]
     'total'
     """
     return AttentionDrift.load(path)

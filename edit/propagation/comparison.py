@@ -26,8 +26,7 @@ class PropagationComparison(Result):
         data: ``value`` (dims ``by, fact, measure``: by method), NaN where a report does not have it.
         info: how the reports were made.
 
-    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> edit.compare_propagation({"ROME": [report, report]}).measures[0]
+    >>> edit.compare_propagation({"ROME": [followed, followed]}).measures[0]
     'flow: edit'
     """
 
@@ -49,8 +48,7 @@ class PropagationComparison(Result):
     def table(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """By measure, each method's mean over facts, its bootstrap interval, and the facts that it is of.
 
-        >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-        >>> list(edit.compare_propagation({"ROME": [report]}).table().columns.names)
+        >>> list(edit.compare_propagation({"ROME": [followed]}).table().columns.names)
         ['method', 'statistic']
         """
         columns: dict[tuple[str, str], np.ndarray] = {}
@@ -70,8 +68,7 @@ class PropagationComparison(Result):
         Raises:
             LocateError: there is no such method.
 
-        >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-        >>> both = edit.compare_propagation({"ROME": [report], "MEMIT": [report]})
+        >>> both = edit.compare_propagation({"ROME": [followed], "MEMIT": [followed]})
         >>> float(both.difference("ROME", "MEMIT").loc["flow: edit", "mean"])
         0.0
         """
@@ -101,8 +98,7 @@ def compare_propagation(
     Raises:
         LocateError: there are none, or methods have other numbers of reports.
 
-    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> edit.compare_propagation({"ROME": [report]}).methods
+    >>> edit.compare_propagation({"ROME": [followed]}).methods
     ['ROME']
     """
     numbers = {name: len(each) for name, each in reports.items()}
@@ -131,8 +127,7 @@ def load_propagation_comparison(path: str | Path) -> PropagationComparison:
     Raises:
         DataError: the file is missing or holds something else.
 
-    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> file = edit.compare_propagation({"ROME": [report]}).save("comparison.nc")
+    >>> file = edit.compare_propagation({"ROME": [followed]}).save("comparison.nc")
     >>> edit.load_propagation_comparison(file).methods
     ['ROME']
     """

@@ -37,8 +37,7 @@ def plot_comparison(
     Raises:
         LocateError: there is no such measure, or more methods than can be told apart.
 
-    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> figure = edit.compare_propagation({"ROME": [report]}).plot()
+    >>> figure = edit.compare_propagation({"ROME": [followed]}).plot()
     """
     known = found.measures
     chosen = (

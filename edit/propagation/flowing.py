@@ -47,8 +47,7 @@ class FlowMap(Result):
         layers: the edited ones.
         info: how it was made.
 
-    >>> found = edit.flow_map(model, update, request, roles="edit")
-    >>> found.best().kind
+    >>> mapped.best().kind
     'mlp'
     """
 
@@ -67,7 +66,7 @@ class FlowMap(Result):
         Raises:
             LocateError: there is no such probe or direction.
 
-        >>> edit.flow_map(model, update, request, roles="edit").flow().n_layers
+        >>> mapped.flow().n_layers
         9
         """
         if not 0 <= probe < len(self.texts) or direction not in DIRECTIONS:
@@ -97,7 +96,7 @@ class FlowMap(Result):
     def summary(self) -> dict[str, float]:
         """Numbers to compare edits by: of the first probe, the share of arrows to the answer that attention brings.
 
-        >>> list(edit.flow_map(model, update, request, roles="edit").summary())
+        >>> list(mapped.summary())
         ['brought by attention', 'brought by MLPs']
         """
         table: Any = self.data[["weight", "start", "end", "of"]].to_dataframe()
@@ -114,7 +113,7 @@ class FlowMap(Result):
     def html(self, **options: Any) -> str:
         """The flow maps of all probes and both directions as a fragment of a page; see ``locate.figures.flow_html``.
 
-        >>> "<svg" in edit.flow_map(model, update, request, roles="edit").html()
+        >>> "<svg" in mapped.html()
         True
         """
         from locate.figures.flow_html import flow_html

@@ -20,7 +20,7 @@ def plot_flow_map(
     Raises:
         LocateError: there is no such probe or direction.
 
-    >>> figure = edit.flow_map(model, update, request, roles="edit").plot()
+    >>> figure = mapped.plot()
     """
     old, new = found.answers[probe] if 0 <= probe < len(found.answers) else ("", "")
     headline = f"{found.info['model']}, {found.info['method']}: “{old} → {new}”, effect {direction}"

@@ -39,8 +39,7 @@ class PropagationReport:
         parts: by name, what else was found; ``report["circuit"]`` is one of them.
         left_out: by name, why a part is not there.
 
-    >>> report = edit.propagate(model, update, request, parts=(), mediate="edit", kinds=["mlp"])
-    >>> report.best("mlp").layer == report.flow.best("mlp").layer
+    >>> followed.best("mlp").layer == followed.flow.best("mlp").layer
     True
     """
 
@@ -94,7 +93,7 @@ class PropagationReport:
     def plot(self, name: str = "flow", **options: Any) -> "Figure":
         """The figure of the flow, or of a part.
 
-        >>> len(edit.propagate(model, update, request, parts=(), mediate="edit").plot().axes) > 3
+        >>> len(followed.plot().axes) > 3
         True
         """
         return self.flow.plot(**options) if name == "flow" else self[name].plot(**options)
@@ -102,7 +101,7 @@ class PropagationReport:
     def summary(self) -> dict[str, float]:
         """Numbers to compare edits by, each with the part that it is of.
 
-        >>> edit.propagate(model, update, request, parts=(), mediate="edit").summary()["flow: edit"] != 0
+        >>> followed.summary()["flow: edit"] != 0
         True
         """
         found = {f"flow: {name}": value for name, value in self.flow.summary().items()}
@@ -117,7 +116,7 @@ class PropagationReport:
     def save(self, folder: str | Path) -> Path:
         """Write everything to a folder, which ``load_propagation_report`` reads back.
 
-        >>> edit.propagate(model, update, request, parts=(), mediate="edit").save("report").name
+        >>> followed.save("report").name
         'report'
         """
         place = Path(folder)
@@ -146,7 +145,7 @@ def load_propagation_report(folder: str | Path) -> PropagationReport:
     Raises:
         DataError: the folder holds none, or a damaged one.
 
-    >>> folder = edit.propagate(model, update, request, parts=(), mediate="edit").save("report")
+    >>> folder = followed.save("report")
     >>> edit.load_propagation_report(folder).totals.loc[0, "role"]
     'edit'
     """
