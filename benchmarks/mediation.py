@@ -84,7 +84,8 @@ def _whole_passes(model: Any, update: Any, probe: Any, kinds: list[str], at: lis
 
     def states(names: list[str]) -> dict[str, torch.Tensor]:
         seen: dict[str, torch.Tensor] = {}
-        run([(name, lambda value, hook: seen.update({hook.name: value.clone()})) for name in names])
+        # By the name that was asked for: some hook points are known by several.
+        run([(name, lambda value, hook, name=name: seen.__setitem__(name, value.clone())) for name in names])
         return seen
 
     def exchanged(name: str, position: int, others: dict[str, torch.Tensor]) -> float:
