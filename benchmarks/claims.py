@@ -39,6 +39,7 @@ from edit.requests.requests import EditRequest
 from locate.contrast.bootstrap import mean_interval
 from locate.engine import FrozenRun
 from locate.engine.rows import in_parts
+from locate.facts.files import known_facts, spread
 from locate.facts.keys import case_keys
 from locate.facts.prompts import encode_target
 from locate.lens.parts import joined, parts, read_at
@@ -67,10 +68,8 @@ def main() -> None:
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     model = locate.load_model(asked.model)
-    known = [fact for fact in locate.bundled_facts() if fact.ranks.get(asked.model) == 1] or locate.bundled_facts()
-    n = min(asked.facts, len(known))
-    facts = [known[index * len(known) // n] for index in range(n)]
-    print(f"{machine()}; {asked.model}; {n} facts by {', '.join(asked.methods)}", flush=True)
+    facts = spread(known_facts(asked.model), asked.facts)
+    print(f"{machine()}; {asked.model}; {len(facts)} facts by {', '.join(asked.methods)}", flush=True)
     took = seconds(lambda: run_cases(model, facts, asked.methods, asked.out, asked.random))
     print(f"{took:.0f} s; rows in {asked.out}\n")
     with RunFolder.open(asked.out, _description(model, facts, asked.methods, asked.random)) as run:

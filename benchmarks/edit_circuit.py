@@ -18,6 +18,7 @@ import pandas as pd
 import edit
 import locate
 from benchmarks.timing import machine
+from locate.facts.files import known_facts, spread
 from locate.facts.keys import case_keys
 from locate.store.folders import RunFolder
 
@@ -35,14 +36,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-edit-circuit"))
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
-    known = [fact for fact in locate.bundled_facts() if fact.ranks.get(arguments.model) == 1] or locate.bundled_facts()
-    n = min(arguments.facts, len(known))
-    facts = [known[index * len(known) // n] for index in range(n)]
-    print(f"{machine()}; {arguments.model}; {n} facts; ROME at layer {arguments.layer}; {arguments.share:.0%} carried")
+    facts = spread(known_facts(arguments.model), arguments.facts)
+    told = f"{len(facts)} facts; ROME at layer {arguments.layer}; {arguments.share:.0%} carried"
+    print(f"{machine()}; {arguments.model}; {told}")
     asked = {"model": arguments.model, "layer": arguments.layer, "share": arguments.share, "random": arguments.random}
     with RunFolder.open(arguments.out, asked) as run:
         keys = case_keys(facts)
-        left = [(key, edit.EditRequest(fact, target_new=fact.target_new)) for key, fact in zip(keys, facts, strict=True)
+        left = [(key, edit.EditRequest(fact)) for key, fact in zip(keys, facts, strict=True)
                 if key in run.pending([key])]  # fmt: skip
         updates = edit.ROME(layer=arguments.layer).fit_each(model, [request for _, request in left], progress=False)
         for (key, request), update in zip(left, updates, strict=True):

@@ -18,6 +18,7 @@ import edit
 import locate
 from benchmarks.timing import machine, seconds
 from edit.report.location import usual_methods
+from locate.facts.files import known_facts, spread
 
 _LAYERS = ["1", "4", "7", "10", "13", "17", "21", "25"]
 
@@ -34,15 +35,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-location"))
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
-    known = [fact for fact in locate.bundled_facts() if fact.ranks.get(arguments.model) == 1] or locate.bundled_facts()
-    n = min(arguments.facts, len(known))
-    facts = [known[index * len(known) // n] for index in range(n)]
+    facts = spread(known_facts(arguments.model), arguments.facts)
     layers = None if arguments.layers == ["all"] else [int(layer) for layer in arguments.layers]
     methods = usual_methods(model)
     if arguments.prefixes:
         methods["ROME"] = dataclasses.replace(methods["ROME"], prefix_lengths=((10, arguments.prefixes),))
     told = f"ROME at layers {layers or 'all'}, {arguments.prefixes or 20} prefixes; {arguments.samples} samples"
-    print(f"{machine()}; {arguments.model}; {n} facts; {told}")
+    print(f"{machine()}; {arguments.model}; {len(facts)} facts; {told}")
     made: list[edit.LocationReport] = []
     took = seconds(
         lambda: made.append(

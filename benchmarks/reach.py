@@ -24,6 +24,7 @@ from edit.propagation.asking import tellable_probes
 from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError
+from locate.facts.files import spread
 from locate.facts.keys import case_keys
 from locate.store.folders import RunFolder
 
@@ -69,8 +70,7 @@ def chosen(n: int, name: str) -> list[locate.Fact]:
     """As many facts with consequences as asked for, spread over all, of which the model answers the prompt."""
     able = [one for one in locate.bundled_facts() if one.consequences]
     known = [one for one in able if one.ranks.get(name) == 1] or able
-    n = min(n, len(known))
-    return [known[index * len(known) // n] for index in range(n)]
+    return spread(known, n)
 
 
 def _work(

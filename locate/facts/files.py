@@ -106,6 +106,25 @@ def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -
     return facts
 
 
+def spread(facts: Sequence[Fact], n: int) -> list[Fact]:
+    """So many facts, at most, that lie as far apart as they can: neighbours are often of one relation.
+
+    >>> [fact.subject for fact in spread(bundled_facts(), 2)] == [bundled_facts()[at].subject for at in (0, 150)]
+    True
+    """
+    n = min(n, len(facts))
+    return [facts[index * len(facts) // n] for index in range(n)]
+
+
+def known_facts(model: str) -> list[Fact]:
+    """The shipped facts that a model of this name answers, or all of them where that is not noted.
+
+    >>> len(known_facts("another model")) == len(bundled_facts())
+    True
+    """
+    return bundled_facts(known_to=model) or bundled_facts()
+
+
 def _bundled_path() -> Path:
     inside = Path(str(resources.files("locate"))) / "facts.json"
     # A wheel carries the file inside the package; a checkout keeps it in data/.

@@ -118,15 +118,13 @@ def run(
 
 
 def _chosen(facts: Path | None, limit: int | None, model: str) -> list[locate.Fact]:
-    """Some facts that lie as far apart in their file as they can: neighbours there are often of one relation."""
-    if facts is not None:
-        everything = locate.load_facts(facts)
-        limit = limit or len(everything)
-    else:
-        shipped, limit = locate.bundled_facts(), limit or _FACTS
-        everything = [fact for fact in shipped if fact.ranks.get(model) == 1] or shipped
-    n = min(limit, len(everything))
-    return [everything[index * len(everything) // n] for index in range(n)]
+    """Facts of the file, or shipped ones, as far apart as they can be."""
+    from locate.facts.files import known_facts, spread
+
+    if facts is None:
+        return spread(known_facts(model), limit or _FACTS)
+    everything = locate.load_facts(facts)
+    return spread(everything, limit or len(everything))
 
 
 def _requests(facts: list[locate.Fact], file: Path | None) -> list[edit.EditRequest]:
