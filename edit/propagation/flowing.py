@@ -125,6 +125,15 @@ class FlowMap(Result):
         old, new = self.answers[0]
         return flow_html(flows, **{"title": f"How “{old} → {new}” reaches the answer", **options})
 
+    def _tables(self) -> Sequence[xr.Dataset]:
+        """Places, then arrows: every arrow at every place would be millions of rows."""
+        arrows = self.data[["of", "start", "end", "weight"]].rename(of="probe")
+        return [self.data[["effect", "total"]], arrows]
+
+    def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
+        own = table[table["effect"].notna() | table["weight"].notna()].reset_index(drop=True)
+        return own.astype(dict.fromkeys(["position", "layer", "arrow"], "Int64"))  # empty for the others
+
     def _sites(self, probe: int) -> dict[str, tuple[int, int | None]]:
         """Where an edited layer's MLP carries most."""
         mlp = self.data["effect"].sel(probe=probe, direction="gained", kind="mlp")

@@ -77,6 +77,10 @@ def test_a_flow_map_has_exact_places_and_scored_edges(tmp_path):
     heads = [f"a2.h{head}" for head in range(model.cfg.n_heads)]
     whole = float(scores.sel(position=last, reader="logits", writer=heads).sum())
     assert table[f"attn 2 @{last}", "logits"] == pytest.approx(whole, rel=1e-4)
+    # Places and arrows are rows of their own, not each of one at each of the other.
+    rows = found.to_dataframe()
+    assert len(rows) == int(found.data["effect"].notnull().sum()) + found.data.sizes["arrow"]
+    assert rows.loc[rows["weight"].notna(), "start"].tolist() == found.data["start"].values.tolist()
     again = edit.FlowMap.load(found.save(tmp_path / "map.nc"))
     xr.testing.assert_equal(again.data, found.data)
     assert again.html().count('class="flow-view"') == 4  # two probes, both ways
