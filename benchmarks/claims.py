@@ -2,7 +2,7 @@
 
     python -m benchmarks.claims [--facts 30] [--methods ROME MEMIT AlphaEdit EMMET fine-tuning] [--out FOLDER]
 
-Shipped facts that the model knows, spread over all relations, each edited alone by each method. The claims:
+Shipped facts that the model knows, spread over all that have consequences, each edited alone by each method. Claims:
 
 a. Later layers attend too much to the subject after an edit, and holding their patterns undoes most of it
    (arXiv:2605.28839): the change of attention from the last token to the subject, and what one mask of every head, of
@@ -12,8 +12,9 @@ b. Attention from the middle on promotes the new object, while attention and MLP
    over the mean of the other facts' objects.
 c. Without its top singular directions an edited model answers as before (arXiv:2505.20819, whose directions are those
    of the edited matrix, "blind"); beside it those of ΔW, which of rank 1, as ROME's, are all of it.
+d. Fine-tuning keeps a circuit's nodes and changes its edges (arXiv:2502.11812): overlap (Jaccard) of the best edges
+   before and after, and of the nodes that they join, beside that of unrelated facts and that by other methods.
 
-That fine-tuning keeps nodes and changes edges (arXiv:2502.11812) is not judged here: it needs circuits of both models.
 The run goes on in its folder where it was stopped. Means with 95% bootstrap intervals over facts.
 """
 
@@ -31,15 +32,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import edit
 import locate
+from benchmarks.single_edits import FOLDER, METHODS, facts_with_consequences, methods_of, single_edits
 from benchmarks.timing import machine, seconds
 from edit.propagation.asking import Asked, asked_of
 from edit.propagation.sides import Sides
-from edit.report.location import usual_methods
 from edit.requests.requests import EditRequest
 from locate.contrast.bootstrap import mean_interval
 from locate.engine import FrozenRun
-from locate.engine.rows import in_parts
-from locate.facts.files import known_facts, spread
 from locate.facts.keys import case_keys
 from locate.facts.prompts import encode_target
 from locate.lens.parts import joined, parts, read_at
@@ -48,11 +47,9 @@ from locate.model.weights import model_fingerprint
 from locate.sites.final import Readout
 from locate.store.folders import RunFolder
 
-_METHODS = ("ROME", "MEMIT", "AlphaEdit", "EMMET", "fine-tuning")
 _MASKS, _COUNTS = (1, 5, 20), (1, 2, 4, 8, 16)
 _THIRDS = ("early", "middle", "late")
-# Edits that are found together, and lost together where a run is stopped.
-_TOGETHER = 10
+_ALIKE = {"jaccard": "overlap", "spearman": "rank correlation of scores", "mass_moved": "share of scores that moved"}
 # A share of the effect that is most of it.
 _MOST = 0.5
 
@@ -62,15 +59,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", type=int, default=30)
-    parser.add_argument("--methods", nargs="+", default=list(_METHODS), choices=_METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--random", type=int, default=3, help="sets of heads at random, of each size")
+    parser.add_argument("--edits", type=Path, default=FOLDER, help="where edits are kept, for other benchmarks too")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-claims"))
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
     model = locate.load_model(asked.model)
-    facts = spread(known_facts(asked.model), asked.facts)
+    facts = facts_with_consequences(asked.facts, asked.model)
     print(f"{machine()}; {asked.model}; {len(facts)} facts by {', '.join(asked.methods)}", flush=True)
-    took = seconds(lambda: run_cases(model, facts, asked.methods, asked.out, asked.random))
+    took = seconds(lambda: run_cases(model, facts, asked))
     print(f"{took:.0f} s; rows in {asked.out}\n")
     with RunFolder.open(asked.out, _description(model, facts, asked.methods, asked.random)) as run:
         rows = pd.DataFrame([record.found for record in run.done.values()])
@@ -79,37 +77,35 @@ def main() -> None:
     tell(rows)
 
 
-def run_cases(
-    model: TransformerBridge, facts: Sequence[locate.Fact], methods: Sequence[str], out: Path, random: int
-) -> None:
+def run_cases(model: TransformerBridge, facts: Sequence[locate.Fact], asked: argparse.Namespace) -> None:
     """Edit each fact by each method, and note what is found of it."""
-    every = {**usual_methods(model), "EMMET": edit.EMMET()}
     controls = [int(encode_target(model, fact.text, fact.target)[0]) for fact in facts]
-    keys = dict(zip(case_keys(facts), facts, strict=True))
-    with RunFolder.open(out, _description(model, facts, methods, random)) as run:
-        for name in methods:
-            pending = [key for key in keys if f"{key}, {name}" in run.pending([f"{key}, {name}"])]
-            for some in in_parts(pending, _TOGETHER):
-                requests = [edit.EditRequest(keys[key]) for key in some]
-                for key, request, update in zip(
-                    some, requests, every[name].fit_each(model, requests, progress=False), strict=True
-                ):
-                    case = f"{key}, {name}"
-                    try:
-                        found = measured(model, update, request, controls, random)
-                    except locate.LocateError as error:
-                        run.record_failure(case, error)
-                    else:
-                        run.record(case, {"fact": key, "method": name, **found})
-                print(f"  {name}: {len(run.done)} edits done", flush=True)
+    null = edit.unrelated_circuits(model, progress=False)
+    with RunFolder.open(asked.out, _description(model, facts, asked.methods, asked.random)) as run:
+        for name, key, request, update in single_edits(model, facts, methods_of(model, asked.methods), asked.edits):
+            case = f"{key}, {name}"
+            if not run.pending([case]):
+                continue
+            try:
+                found = measured(model, update, request, controls, null, asked.random)
+            except locate.LocateError as error:
+                run.record_failure(case, error)
+            else:
+                run.record(case, {"fact": key, "method": name, **found})
+            print(f"  {case}", flush=True)
 
 
 def measured(
-    model: TransformerBridge, update: edit.WeightUpdate, request: EditRequest, controls: Sequence[int], random: int
+    model: TransformerBridge,
+    update: edit.WeightUpdate,
+    request: EditRequest,
+    controls: Sequence[int],
+    null: Sequence[locate.Circuit],
+    random: int,
 ) -> dict[str, float | None]:
     """All numbers of one edit, on its own prompt.
 
-    >>> found = measured(model, update, request, [5, 6], 1)
+    >>> found = measured(model, update, request, [5, 6], [], 1)
     >>> found["rank"], round(found["undone, dropped 1"], 2)
     (1.0, 1.0)
     """
@@ -134,6 +130,12 @@ def measured(
         for k in _COUNTS:
             found[f"undone, {way} {k}"] = float(reversal.undone().sel(probe=0, way=way, k=k))
             found[f"old back, {way} {k}"] = float(reversal.returns().sel(probe=0, way=way, k=k))
+    moved = edit.circuit_shift(model, sides, request, null=null, progress=False)
+    for part in moved.data["part"].values:
+        for measure in moved.data["measure"].values:
+            at = {"part": part, "measure": measure}
+            found[f"{part} {measure}"] = float(moved.data["shift"].sel(at))
+            found[f"{part} {measure}, unrelated"] = float(moved.data["null"].sel(at).mean())
     found |= added(sides, asked, controls)
     return {name: None if math.isnan(value) else value for name, value in found.items()}
 
@@ -198,6 +200,17 @@ def tell(rows: pd.DataFrame) -> None:
         all_of_it = f" ({(own['rank'] == 1).mean():.0%} of rank 1: all of it)"
         first = _share(_bounds(own, "undone, dropped 1"))
         print(f"   {name}: the top one of ΔW: {first}{all_of_it}; the edited matrix's own, at best: {_share(blind)}")
+    circuits = {
+        f"{part}, {said}{others}": f"{part} {measure}{null}"
+        for part in ("nodes", "edges") for measure, said in _ALIKE.items()
+        for others, null in (("", ""), (", of unrelated facts", ", unrelated"))
+    }  # fmt: skip
+    _table("\nd. The answer's circuit before and after (0.5% of edges, and their nodes)", rows, circuits)
+    for name, own in rows.groupby("method", sort=False):
+        gap = _bounds(own.assign(gap=own["nodes jaccard"] - own["edges jaccard"]), "gap")
+        beyond = _bounds(own.assign(gap=own["edges jaccard"] - own["edges jaccard, unrelated"]), "gap")
+        told = f"nodes over edges {_sign(gap)}; edges over those of unrelated facts {_sign(beyond)}"
+        print(f"   {name}: {told}")
 
 
 def _bounds(rows: Any, column: str) -> tuple[float, float, float]:

@@ -1,8 +1,8 @@
 """The circuit of an edit: how few edges carry it from the changed weights to the answer, beside random edges.
 
-    python -m benchmarks.edit_circuit [--facts 30] [--layer 4] [--share 0.85] [--out FOLDER]
+    python -m benchmarks.edit_circuit [--facts 30] [--share 0.85] [--edits FOLDER] [--out FOLDER]
 
-The facts are shipped ones that the model answers, spread over all relations, each edited alone by ROME. The edges are
+The facts are shipped ones that the model answers and that have consequences, spread over all, each edited alone by ROME. The edges are
 the fewest of the best scored ones that were found to carry the share of the edit's effect on its own prompt, and were
 run to confirm it: every other edge brings what it brings in the base model. The run goes on in its folder where it was
 stopped.
@@ -17,8 +17,8 @@ import pandas as pd
 
 import edit
 import locate
+from benchmarks.single_edits import FOLDER, facts_with_consequences, methods_of, single_edits
 from benchmarks.timing import machine
-from locate.facts.files import known_facts, spread
 from locate.facts.keys import case_keys
 from locate.store.folders import RunFolder
 
@@ -30,22 +30,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", type=int, default=30)
-    parser.add_argument("--layer", type=int, default=4)
     parser.add_argument("--share", type=float, default=0.85)
     parser.add_argument("--random", type=int, default=10, help="sets of as many edges, of each kind")
+    parser.add_argument("--edits", type=Path, default=FOLDER, help="where edits are kept, for other benchmarks too")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-edit-circuit"))
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
-    facts = spread(known_facts(arguments.model), arguments.facts)
-    told = f"{len(facts)} facts; ROME at layer {arguments.layer}; {arguments.share:.0%} carried"
-    print(f"{machine()}; {arguments.model}; {told}")
-    asked = {"model": arguments.model, "layer": arguments.layer, "share": arguments.share, "random": arguments.random}
+    facts = facts_with_consequences(arguments.facts, arguments.model)
+    methods = methods_of(model, ["ROME"])
+    print(f"{machine()}; {arguments.model}; {len(facts)} facts; ROME; {arguments.share:.0%} carried", flush=True)
+    asked = {
+        "command": "edit circuit", "model": arguments.model, "method": repr(methods["ROME"]),
+        "share": arguments.share, "random": arguments.random,
+    }  # fmt: skip
     with RunFolder.open(arguments.out, asked) as run:
         keys = case_keys(facts)
-        left = [(key, edit.EditRequest(fact)) for key, fact in zip(keys, facts, strict=True)
-                if key in run.pending([key])]  # fmt: skip
-        updates = edit.ROME(layer=arguments.layer).fit_each(model, [request for _, request in left], progress=False)
-        for (key, request), update in zip(left, updates, strict=True):
+        for _, key, request, update in single_edits(model, facts, methods, arguments.edits):
+            if not run.pending([key]):
+                continue
             start = time.perf_counter()
             try:
                 found = edit.edit_circuit(

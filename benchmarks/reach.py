@@ -1,6 +1,6 @@
 """How far edits reach, what is re-used on the way, and whether that could be foretold.
 
-    python -m benchmarks.reach [--facts 30] [--methods rome memit alphaedit emmet ft] [--reuse rome] [--out FOLDER]
+    python -m benchmarks.reach [--facts 30] [--methods ROME MEMIT …] [--reuse ROME] [--out FOLDER]
 
 The facts are shipped ones that the model answers and that have consequences, spread over all relations. Each is
 foretold by the unedited model and edited alone by each method. Means are over facts, with bootstrap intervals that draw
@@ -18,13 +18,13 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import edit
 import locate
+from benchmarks.single_edits import FOLDER, METHODS, facts_with_consequences, methods_of, single_edits
 from benchmarks.timing import machine, seconds
 from edit.methods.base import EditingMethod
 from edit.propagation.asking import tellable_probes
 from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError
-from locate.facts.files import spread
 from locate.facts.keys import case_keys
 from locate.store.folders import RunFolder
 
@@ -33,29 +33,21 @@ _OUTCOMES = ("answered", "said", "total_effect", "of_edit")
 _MOST = {"paraphrase": 2, "neighbour": 2, "same subject": 2}
 
 
-def methods_of(model: TransformerBridge) -> dict[str, EditingMethod]:
-    """By name; fine-tuning is of the matrix that ROME edits."""
-    rome = edit.ROME()
-    return {
-        "rome": rome, "memit": edit.MEMIT(), "alphaedit": edit.AlphaEdit(), "emmet": edit.EMMET(),
-        "ft": edit.FineTuning(layer=rome.resolve_layer(model)),
-    }  # fmt: skip
-
-
 def main() -> None:
     """Edit, and print what reached how far."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--facts", type=int, default=30)
-    parser.add_argument("--methods", nargs="+", default=["rome", "memit", "alphaedit", "emmet", "ft"])
-    parser.add_argument("--reuse", nargs="*", default=["rome"], help="of which methods re-use is measured")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--reuse", nargs="*", default=["ROME"], help="of which methods re-use is measured")
     parser.add_argument("--samples", type=int, default=10, help="random sets of mediators")
+    parser.add_argument("--edits", type=Path, default=FOLDER, help="where edits are kept, for other benchmarks too")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark-reach"))
     arguments = parser.parse_args()
     model = locate.load_model(arguments.model)
-    facts = chosen(arguments.facts, arguments.model)
+    facts = facts_with_consequences(arguments.facts, arguments.model)
     print(f"{machine()}; {arguments.model}; {len(facts)} facts; {', '.join(arguments.methods)}")
-    methods = {name: one for name, one in methods_of(model).items() if name in arguments.methods}
+    methods = methods_of(model, arguments.methods)
     description = {
         "command": "reach", "model": arguments.model, "reuse": arguments.reuse, "samples": arguments.samples,
         "methods": {name: repr(one) for name, one in methods.items()},
@@ -66,34 +58,25 @@ def main() -> None:
         _report(run, facts, list(methods))
 
 
-def chosen(n: int, name: str) -> list[locate.Fact]:
-    """As many facts with consequences as asked for, spread over all, of which the model answers the prompt."""
-    able = [one for one in locate.bundled_facts() if one.consequences]
-    known = [one for one in able if one.ranks.get(name) == 1] or able
-    return spread(known, n)
-
-
 def _work(
     model: TransformerBridge, facts: list[locate.Fact], methods: dict[str, EditingMethod], how: Any, run: RunFolder
 ) -> None:
     for fact, key in zip(facts, case_keys(facts), strict=True):
-        request = edit.EditRequest(fact)
-        probes = _probes(model, request)
         if run.pending([f"foreseen {key}"]):
+            request = edit.EditRequest(fact)
             _case(run, f"foreseen {key}", lambda request=request: edit.predict_reach(model, request, progress=False))
-        for name, method in methods.items():
-            wanted = [f"{part} {name} {key}" for part in ("flow", *(["reuse"] if name in how.reuse else []))]
-            if not run.pending(wanted):
-                continue
-            change = method.fit(model, [request], progress=False)
-            for case in run.pending(wanted):
-                if case.startswith("flow"):
-                    _case(run, case, lambda change=change, probes=probes: edit.mediate(
-                        model, change, probes, roles=(), progress=False))  # fmt: skip
-                else:
-                    _case(run, case, lambda change=change, probes=probes: edit.mediator_reuse(
-                        model, change, probes, roles="consequence", samples=how.samples, progress=False))  # fmt: skip
-        print(f"  {key}", flush=True)
+    for name, key, request, change in single_edits(model, facts, methods, how.edits):
+        probes = _probes(model, request)
+        for case in run.pending(
+            [f"{part} {name} {key}" for part in ("flow", *(["reuse"] if name in how.reuse else []))]
+        ):
+            if case.startswith("flow"):
+                _case(run, case, lambda change=change, probes=probes: edit.mediate(
+                    model, change, probes, roles=(), progress=False))  # fmt: skip
+            else:
+                _case(run, case, lambda change=change, probes=probes: edit.mediator_reuse(
+                    model, change, probes, roles="consequence", samples=how.samples, progress=False))  # fmt: skip
+        print(f"  {name}, {key}", flush=True)
 
 
 def _case(run: RunFolder, key: str, work: Any) -> None:

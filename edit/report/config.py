@@ -5,10 +5,11 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from edit.names import SAMPLED
 from locate.errors import DataError
+from locate.facts.facts import Fact
 from locate.names import DEFAULT_MODEL
 
 
@@ -31,6 +32,19 @@ class DemoConfig(BaseModel):
     window: int | None = None
     seed: int = 1
     corpus: str = SAMPLED
+
+    def given(self, fact: Fact, **settings: Any) -> "DemoConfig":
+        """The same with this fact, and with those of the settings that are not None.
+
+        >>> DemoConfig().given(fact, layer=4, out=None).fact["target"]
+        'Paris'
+        """
+        plain = TypeAdapter(Fact).dump_python(fact, mode="json", exclude_defaults=True)
+        return self.model_copy(update={"fact": plain, **{k: v for k, v in settings.items() if v is not None}})
+
+    def plain(self) -> dict[str, Any]:
+        """What a file must hold to give the same settings."""
+        return self.model_dump(mode="json", exclude_none=True)
 
 
 def read_config(path: Path | None) -> DemoConfig:

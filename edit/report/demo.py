@@ -13,9 +13,11 @@ from edit.changes.updates import WeightUpdate
 from edit.evaluation import Evaluation, evaluate
 from edit.methods import ROME
 from edit.propagation.asking import tellable_probes
+from edit.propagation.flowing import FlowMap, flow_map
 from edit.propagation.mediation import mediate
 from edit.propagation.propagation import Propagation
 from edit.report.arrow import points_to, why_there
+from edit.report.config import DemoConfig
 from edit.report.report import write_report
 from edit.requests.requests import EditRequest
 from locate.contrast.noise import GaussianNoise
@@ -31,6 +33,11 @@ from locate.tracing.trace import Trace
 
 # Of the neurons' integral, whose best layer they show; a study of the neurons themselves takes 20.
 _STEPS = 5
+_FILES = (
+    "trace.nc", "patches.nc", "neurons.nc", "update.safetensors", "evaluation.csv", "propagation.nc", "flow.nc",
+    "summary.json",
+)  # fmt: skip
+_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,9 +51,10 @@ class Demo:
         patches: what each MLP output on the subject brings back by itself.
         neurons: what each neuron contributes to the answer.
         update: the edit.
-        why: why it went into the layer that it did.
+        method: how it was made.
         evaluation: what the edited model answers.
-        flow: how the change travels.
+        flow: what carries the change.
+        way: the way of the change from the edited layer to the answer.
         seconds: wall time per step.
 
     >>> demo = edit.run_demo(model, request, "runs/rome")                            # doctest: +SKIP
@@ -60,9 +68,10 @@ class Demo:
     patches: Patches
     neurons: NeuronScores
     update: WeightUpdate
-    why: str
+    method: ROME
     evaluation: Evaluation
     flow: Propagation
+    way: FlowMap
     seconds: dict[str, float]
 
     def _score(self, site: Site) -> float:
@@ -92,7 +101,7 @@ class Demo:
             },
             "where": {
                 **{name: one.describe() for name, one in points_to(self.trace, self.patches, self.neurons).items()},
-                "edited": {"layers": list(self.flow.layers), "why": self.why},
+                "edited": {"layers": list(self.flow.layers), "why": why_there(self.method)},
             },
             "edit": {
                 "method": self.update.method, "layers": list(self.flow.layers), "parameters": self.update.parameters,
@@ -116,14 +125,15 @@ def run_demo(
     method: ROME | None = None,
     corruption: GaussianNoise | None = None,
     window: int | None = None,
+    config: DemoConfig | None = None,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> Demo:
     """Trace the fact, edit it, evaluate the edit, follow its effect, and write figures and a report.
 
     Each result is written as its step ends. The folder gets ``trace.nc``, ``patches.nc``, ``neurons.nc``,
-    ``update.safetensors``, ``evaluation.csv``, ``propagation.nc``, ``summary.json``, ``report.html`` (one file, opens
-    offline) and the figures as PNG and PDF.
+    ``update.safetensors``, ``evaluation.csv``, ``propagation.nc``, ``flow.nc``, ``summary.json``, ``report.html`` (one
+    file, opens offline) and the figures as PNG and PDF.
 
     Args:
         model: a raw-mode bridge; it is left unedited.
@@ -132,6 +142,7 @@ def run_demo(
         method: the editing method; ``ROME()`` by default.
         corruption: of the causal trace; 10 samples of Gaussian noise by default.
         window: of the causal trace; 10 layers by default.
+        config: the settings that all this comes from, to be written as ``config.json`` and shown on the page.
         progress: whether to show bars.
         report: called with one line as each step begins.
 
@@ -187,26 +198,37 @@ def run_demo(
         lambda: mediate(model, update, probes, progress=progress),
     )  # fmt: skip
     flow.save(folder / "propagation.nc")
-    demo = Demo(
-        folder=folder, request=request, trace=trace, patches=patches, neurons=neurons, update=update,
-        why=why_there(method), evaluation=evaluation, flow=flow, seconds=seconds,
+    way = timed(
+        "map", "Drawing its way over layers and tokens",
+        lambda: flow_map(model, update, probes, flow=flow, progress=progress),
     )  # fmt: skip
-    timed("write", f"Writing {folder}", lambda: _write(demo, model))
+    way.save(folder / "flow.nc")
+    demo = Demo(
+        folder=folder, request=request, trace=trace, patches=patches, neurons=neurons, update=update, method=method,
+        evaluation=evaluation, flow=flow, way=way, seconds=seconds,
+    )  # fmt: skip
+    timed("write", f"Writing {folder}", lambda: _write(demo, model, config))
     save_json(folder / "summary.json", demo.summary())
     return demo
 
 
-def _write(demo: Demo, model: TransformerBridge) -> None:
-    folder = demo.folder
+def _write(demo: Demo, model: TransformerBridge, config: DemoConfig | None) -> None:
+    folder, files = demo.folder, list(_FILES)
     figures = {
         "trace": demo.trace.plot(),
+        "flow": demo.way.plot(),
         "propagation": demo.flow.plot(),
         "propagation-lost": demo.flow.plot(direction="lost"),
         "footprint": plot_footprint(model, demo.update),
     }
     for name, figure in figures.items():
         save_figure(figure, folder, name)
+    settings = None
+    if config is not None:
+        settings = save_json(folder / _CONFIG, config.plain()).read_text(encoding="utf-8")
+        files.append(_CONFIG)
     write_report(
         folder / "report.html", summary=demo.summary(), evaluation=demo.evaluation, flow=demo.flow, trace=demo.trace,
-        update=demo.update, figures=folder,
+        update=demo.update, way=demo.way.html(), method=repr(demo.method), files=files, config=settings,
+        figures=folder,
     )  # fmt: skip

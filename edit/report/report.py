@@ -1,6 +1,7 @@
 """Self-contained HTML pages, such as that about an edit."""
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from edit.changes.updates import WeightUpdate
 from edit.evaluation import Evaluation
 from edit.propagation.propagation import Propagation
+from edit.propagation.roles import ROLE_MEANINGS
 from locate.figures.style import DPI
 from locate.tracing.trace import Trace
 
@@ -22,18 +24,26 @@ def write_report(
     update: WeightUpdate,
     evaluation: Evaluation,
     flow: Propagation,
+    way: str,
+    method: str,
+    files: Sequence[str],
+    config: str | None,
     figures: Path,
 ) -> Path:
     """Render the report; figures are read as PNG from a folder and go into the page itself.
 
-    The page loads nothing from anywhere and prints well.
+    The page loads nothing from anywhere and prints well. ``way`` is the flow map as a fragment of a page, ``files``
+    are named at its end, and ``config`` is what the last of them holds, where the page was made from settings.
 
     >>> write_report("report.html", summary=…, trace=trace, …)                       # doctest: +SKIP
     """
+    totals: Any = flow.totals
+    roles = {role: meaning for role, meaning in ROLE_MEANINGS.items() if role in set(totals["role"])}
     return write_page(
-        Path(path), "report.html", figures=figures,
+        Path(path), "report.html", figures=figures, title=summary["request"], left_out={},
         summary=summary, trace=trace, update=update, answers=_answers(evaluation), metrics=_metrics(evaluation),
-        totals=flow.totals.to_dict(orient="records"), info=update.info,
+        totals=totals.to_dict(orient="records"), info=update.info, way=way, method=method, files=files, config=config,
+        roles=roles,
     )  # fmt: skip
 
 

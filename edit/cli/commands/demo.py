@@ -44,12 +44,13 @@ def run(
     usual = parse_fact(settings.fact, "config, fact") if settings.fact else None
     request = edit.EditRequest(which.read(usual=usual), target_new or settings.target_new or "")
     folder = out or settings.out or Path("runs") / _slug(request.fact.subject, request.target_new)
+    settings = settings.given(request.fact, target_new=request.target_new, model=model, layer=layer, out=folder)
     console.print(request.describe(), style="bold")
     result = edit.run_demo(
-        locate.load_model(model or settings.model), request, folder,
-        method=edit.ROME(layer=settings.layer if layer is None else layer, corpus=settings.corpus),
+        locate.load_model(settings.model), request, folder,
+        method=edit.ROME(layer=settings.layer, corpus=settings.corpus),
         corruption=locate.GaussianNoise(scale=settings.noise, samples=settings.samples, seed=settings.seed),
-        window=settings.window, report=lambda line: console.print(f"  {line} …"),
+        window=settings.window, config=settings, report=lambda line: console.print(f"  {line} …"),
     )  # fmt: skip
     summary = result.summary()
     changed = summary["edit"]
