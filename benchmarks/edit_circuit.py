@@ -2,10 +2,10 @@
 
     python -m benchmarks.edit_circuit [--facts 30] [--share 0.85] [--edits FOLDER] [--out FOLDER]
 
-The facts are shipped ones that the model answers and that have consequences, spread over all, each edited alone by ROME. The edges are
-the fewest of the best scored ones that were found to carry the share of the edit's effect on its own prompt, and were
-run to confirm it: every other edge brings what it brings in the base model. The run goes on in its folder where it was
-stopped.
+The facts are shipped ones that the model answers and that have consequences, spread over all, each edited alone by
+ROME. The edges are the fewest of the best scored ones that were found to carry the share of the edit's effect on its
+own prompt, and were run to confirm it: every other edge brings what it brings in the base model. The run goes on in its
+folder where it was stopped.
 """
 
 import argparse

@@ -213,7 +213,8 @@ def run_demo(
 
 
 def _write(demo: Demo, model: TransformerBridge, config: DemoConfig | None) -> None:
-    folder, files = demo.folder, list(_FILES)
+    folder = demo.folder
+    files: list[str] = list(_FILES)
     figures = {
         "trace": demo.trace.plot(),
         "flow": demo.way.plot(),

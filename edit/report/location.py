@@ -98,6 +98,7 @@ def location_report(
     window: int | None = None,
     steps: int | None = None,
     only_known: bool = True,
+    command: str | None = None,
     progress: bool = True,
     report: Callable[[str], None] = lambda line: None,
 ) -> LocationReport:
@@ -121,6 +122,7 @@ def location_report(
         window: of traced MLP outputs.
         steps: of the neurons' integral.
         only_known: as in ``localisation_similarity``.
+        command: what the page says it was made by.
         progress: whether to show bars.
         report: called with one line as each part begins.
 
@@ -163,7 +165,7 @@ def location_report(
         findings=findings, left_out=left_out,
     )  # fmt: skip
     report(f"Writing {folder}")
-    _write(made, changes.first, str(model.cfg.model_name))
+    _write(made, changes.first, str(model.cfg.model_name), command)
     return made
 
 
@@ -247,7 +249,7 @@ def _similarity(
     return found
 
 
-def _write(made: LocationReport, first: Mapping[str, Concentration], model: str) -> None:
+def _write(made: LocationReport, first: Mapping[str, Concentration], model: str, command: str | None) -> None:
     folder, study = made.folder, made.study
     rates = {name: one.rates().assign(method=name) for name, one in made.readouts.items()}
     tables = {
@@ -271,7 +273,7 @@ def _write(made: LocationReport, first: Mapping[str, Concentration], model: str)
     (folder / "report.md").write_text(page, encoding="utf-8")
     write_page(
         folder / "report.html", "location.html", figures=folder, title=title, findings=pairs, left_out=made.left_out,
-        hits=tables["hits"].to_dict("records"), layers=tables["layers"].to_dict("records"),
+        hits=tables["hits"].to_dict("records"), layers=tables["layers"].to_dict("records"), command=command,
     )  # fmt: skip
     findings = [
         {"title": one.title, "reappears": one.reappears, "text": one.text, "published": one.published}

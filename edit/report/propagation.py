@@ -11,8 +11,10 @@ from locate.plots import save_figure
 _MAP = "map"
 
 
-def write_propagation(report: PropagationReport, folder: str | Path) -> list[Path]:
+def write_propagation(report: PropagationReport, folder: str | Path, *, command: str | None = None) -> list[Path]:
     """Write tables (CSV), figures (PNG and PDF) and ``report.html``, one file that opens without a network.
+
+    ``command`` is what the page says it was made by.
 
     Returns:
         The page first, then the tables and figures.
@@ -47,6 +49,6 @@ def write_propagation(report: PropagationReport, folder: str | Path) -> list[Pat
         title=f"How “{first['old']} → {first['new']}” travels through {report.flow.info['model']}",
         method=report.flow.info["method"], layers=report.flow.layers, totals=totals.to_dict(orient="records"),
         retention=report.retention().reset_index().to_dict(orient="records") if has_edit else [],
-        mediated=bool(report.flow.mediated),
+        mediated=bool(report.flow.mediated), command=command,
     )  # fmt: skip
     return [page, *files]

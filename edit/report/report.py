@@ -40,7 +40,7 @@ def write_report(
     totals: Any = flow.totals
     roles = {role: meaning for role, meaning in ROLE_MEANINGS.items() if role in set(totals["role"])}
     return write_page(
-        Path(path), "report.html", figures=figures, title=summary["request"], left_out={},
+        Path(path), "report.html", figures=figures, title=summary["request"], left_out={}, command=None,
         summary=summary, trace=trace, update=update, answers=_answers(evaluation), metrics=_metrics(evaluation),
         totals=totals.to_dict(orient="records"), info=update.info, way=way, method=method, files=files, config=config,
         roles=roles,

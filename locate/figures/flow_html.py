@@ -19,6 +19,8 @@ from locate.figures.style import shown_text
 _ROW, _COLUMN, _ACROSS, _LETTER, _ABOVE, _BELOW, _BESIDE = 36.0, (15, 44), 740, 7.2, 12.0, 40.0, 14.0
 # The largest mark, the smallest; the widest arrow, the thinnest.
 _MARK, _ARROW = (14.0, 4.0), (6.0, 0.8)
+# Arrows that are told apart at a glance.
+_LEGIBLE = 60
 _HINT = "Tab reaches the map, arrow keys go from node to node, Home and End to the first and the last."
 
 
@@ -29,7 +31,7 @@ def flow_html(
     unit: str = "logits",
     least: float = 0.005,
     most: int = 300,
-    arrows_from: float = 0.01,
+    arrows_from: float | None = None,
 ) -> str:
     """A fragment for a page: the flow maps of one or more probes and directions, of which one is shown at a time.
 
@@ -43,7 +45,7 @@ def flow_html(
         unit: of the effects.
         least: shares below it are left out.
         most: of components (not states) that a map shows, at most, the largest; the note below it says of how many.
-        arrows_from: the share from which arrows are shown at first.
+        arrows_from: the share from which arrows are shown at first; by default that of the sixtieth of the first map.
 
     Raises:
         LocateError: no flow, or no direction of a probe that another one has.
@@ -65,9 +67,11 @@ def flow_html(
             choice = SubElement(label, "select", name=part)
             for option in options:
                 SubElement(choice, "option", value=option).text = option
-    shares = [share for flow in flows.values() for share in flow.curves(least)["share"].abs()]
-    if shares:
-        _slider(tools, 100 * max(shares), 100 * arrows_from)
+    shares = [sorted(flow.curves(least)["share"].abs(), reverse=True) for flow in flows.values()]
+    if any(shares):
+        if arrows_from is None:
+            arrows_from = shares[0][_LEGIBLE - 1] if len(shares[0]) >= _LEGIBLE else 0.0
+        _slider(tools, 100 * max(own[0] for own in shares if own), 100 * arrows_from)
     box = SubElement(figure, "div", {"class": "flow-box"})
     for key, flow in flows.items():
         data = {f"data-{part}": name for part, name in zip(names, key, strict=True)}

@@ -12,7 +12,7 @@ from rich.table import Table
 
 import edit
 import locate
-from edit.cli.kit.command import command
+from edit.cli.kit.command import command, command_line
 from edit.cli.kit.corruptions import CorruptionOptions
 from edit.cli.kit.options import (
     MANY,
@@ -104,7 +104,7 @@ def run(
     made = location_report(
         bridge, requests, folder, methods=_wanted(usual, methods), most=min(most, bridge.cfg.n_layers - 1), steps=steps,
         layers=None if layers is None else read_numbers(layers, "--layers"), corruption=corruption, window=window,
-        report=lambda line: console.print(f"  {line} …", soft_wrap=True),
+        command=command_line(), report=lambda line: console.print(f"  {line} …", soft_wrap=True),
     )  # fmt: skip
     table = Table("looked at", "found", "published", title=f"{len(requests)} facts")
     for one in made.findings:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 import edit
 import locate
-from edit.cli.kit.command import command
+from edit.cli.kit.command import command, command_line
 from edit.cli.kit.facts import Facts
 from edit.cli.kit.jobs import Job, Together
 from edit.cli.kit.methods import MethodOptions
@@ -164,7 +164,7 @@ class _Job(Job[Any]):
         """Tables, figures and the page."""
         from edit.report.propagation import write_propagation
 
-        write_propagation(result, folder if name == self.file else folder / name)
+        write_propagation(result, folder if name == self.file else folder / name, command=command_line())
 
     def found(self, result: edit.PropagationReport) -> dict[str, Any]:
         """The numbers of a report."""

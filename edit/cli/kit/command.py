@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from inspect import Parameter, Signature, signature
@@ -47,6 +49,11 @@ def command(run: Callable[..., Outcome]) -> Callable[..., None]:
     told.__annotations__ = {option.name: option.annotation for option in options}
     told.__doc__ = run.__doc__
     return told
+
+
+def command_line() -> str:
+    """What was typed, for pages to say what they were made by."""
+    return shlex.join(["locate-edit", *sys.argv[1:]])
 
 
 def _options(group: type) -> list[Parameter]:

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 import locate
 from edit.cli import app
+from edit.report.config import read_config
 
 runner = CliRunner()
 
@@ -72,6 +73,12 @@ def test_demo_writes_the_whole_folder(model_folder, corpus, tmp_path):
     page = (out / "report.html").read_text()
     for one in ("trace", "patches", "neurons"):
         assert where[one]["meaning"] in html.unescape(page)
+    # The page says what gives it again, and refers to what lies beside it.
+    assert read_config(out / "config.json").plain() == {
+        **read_config(config).plain(), "out": str(out), "target_new": "Rome",
+    }  # fmt: skip
+    assert '"subject": "The Louvre"' in html.unescape(page)
+    assert {name for name in re.findall(r'href="([^"]+)"', page)} <= {path.name for path in out.iterdir()}
     assert f"neuron {neurons.best().neuron}</td>" in page
     assert "this layer was asked for" in page
     assert "The Louvre" in page
