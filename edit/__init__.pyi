@@ -5,6 +5,7 @@ from .datasets import load_counterfact, load_reference_texts, load_zsre
 from .datasets.probed import load_probed_edits
 from .datasets.reading import ProbedEdit
 from .evaluation import Baseline, Evaluation, ReferenceTexts, baseline, evaluate, evaluate_each
+from .evaluation.generation import generate_greedily
 from .location.choosing import LayerChoice, choose_layer
 from .location.concentration import Concentration, concentration, load_concentration
 from .location.concentration_figures import plot_concentration
@@ -113,6 +114,7 @@ __all__ = [
     "export",
     "find_conflicts",
     "flow_map",
+    "generate_greedily",
     "judge_reach",
     "key_statistics",
     "layer_choice",

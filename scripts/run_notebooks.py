@@ -1,4 +1,4 @@
-"""Execute the notebooks and keep their outputs.
+"""Execute the notebooks and keep their outputs, but not their bars: they would stand where they were first drawn.
 
 python scripts/run_notebooks.py [notebooks/01_quickstart.ipynb …]
 """
@@ -29,7 +29,16 @@ def execute(path: Path, parameters: Mapping[str, object] | None = None) -> nbfor
     NotebookClient(
         notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
     ).execute()
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = [one for one in cell.outputs if not _bars(one)]
     return notebook
+
+
+def _bars(output: nbformat.NotebookNode) -> bool:
+    """Whether an output is a bar: a widget, whose state is not kept."""
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def main() -> None:

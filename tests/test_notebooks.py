@@ -1,5 +1,6 @@
 """The notebooks run, draw what they show, and keep the outputs of the default model."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -62,6 +63,10 @@ def test_notebooks_keep_the_outputs_of_the_default_model(path):
     (parameters,) = (cell for cell in cells if "parameters" in cell.metadata.get("tags", ()))
     assert 'MODEL = "smollm2-135m"' in parameters.source
     assert not [cell for cell in cells if "injected-parameters" in cell.metadata.get("tags", ())]
+    assert not [output for cell in cells for output in cell.outputs if "%|" in str(output)]  # bars that stand still
+    # A reader copies what stands here: public names alone.
+    imported = re.findall(r"from ((?:edit|locate)[.\w]*) import", "\n".join(cell.source for cell in cells))
+    assert set(imported) <= {"edit", "locate", "locate.plots"}
 
 
 def test_parameters_that_a_notebook_does_not_set_are_refused(execute):

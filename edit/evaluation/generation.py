@@ -31,7 +31,7 @@ def generate_greedily(
     Raises:
         FactError: a prompt is longer than the model's context.
 
-    >>> generate_greedily(model, ["The Eiffel Tower is located in the city of"])[0].split()[0].rstrip(",.")
+    >>> edit.generate_greedily(model, ["The Eiffel Tower is located in the city of"])[0].split()[0].rstrip(",.")
     'Paris'
     """
     encoded = [encode_text(model, prompt) for prompt in prompts]
