@@ -21,13 +21,16 @@ import locate
 from benchmarks.single_edits import FOLDER, METHODS, facts_with_consequences, methods_of, single_edits
 from benchmarks.timing import machine, seconds
 from edit.methods.base import EditingMethod
+from edit.names import DIRECTIONS
 from edit.propagation.asking import tellable_probes
 from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError
 from locate.facts.keys import case_keys
+from locate.sites.site import KINDS
 from locate.store.folders import RunFolder
 
+_HALF = 0.5
 _OUTCOMES = ("answered", "said", "total_effect", "of_edit")
 # What is asked of an edit for each of its prompt's kinds: paraphrases and neighbours are many.
 _MOST = {"paraphrase": 2, "neighbour": 2, "same subject": 2}
@@ -72,7 +75,7 @@ def _work(
         ):
             if case.startswith("flow"):
                 _case(run, case, lambda change=change, probes=probes: edit.mediate(
-                    model, change, probes, roles=(), progress=False))  # fmt: skip
+                    model, change, probes, roles="edit", kinds=KINDS, progress=False))  # fmt: skip
             else:
                 _case(run, case, lambda change=change, probes=probes: edit.mediator_reuse(
                     model, change, probes, roles="consequence", samples=how.samples, progress=False))  # fmt: skip
@@ -119,6 +122,8 @@ def _report(run: RunFolder, facts: list[locate.Fact], methods: list[str]) -> Non
             continue
         print(f"\n{name}: how far it reaches")
         print(_reach(flows).to_string(index=False))
+        print(f"{name}: what carries it on the edit's own prompt")
+        print(_carried(list(flows.values())).to_string())
         both = [key for key in flows if key in foreseen]
         for towards in ("share", "margin"):
             judged = edit.judge_reach([foreseen[key] for key in both], [flows[key] for key in both], towards=towards)
@@ -146,6 +151,28 @@ def _reach(flows: dict[str, Any]) -> pd.DataFrame:
         own = table.loc[table["role"] == "edit", "total_effect"].iloc[0]
         tables.append(table.assign(of_edit=table["total_effect"] / own))
     return _by_role(tables, _OUTCOMES)
+
+
+def _carried(flows: list[edit.Propagation]) -> pd.DataFrame:
+    """Where the effect goes over to the last token, and the largest single shares behind the edited layers."""
+    rows = []
+    for one in flows:
+        last, behind = len(one.tokens[0]) - 1, max(one.layers) + 1
+        share = one.share(0).isel(position=slice(last + 1))
+        there = share.sel(kind="resid", direction="gained", position=last)
+        row = {"layer from which the last token carries half": float((there < _HALF).sum())}
+        for direction in DIRECTIONS:
+            own = share.sel(direction=direction, layer=slice(behind, None))
+            attention = own.sel(kind="attn", position=last)
+            row |= {
+                f"largest attention output at the last token, {direction}": float(attention.max()),
+                f"… its layer, {direction}": float(attention.idxmax("layer")),
+                f"largest MLP output behind the edit, {direction}": float(own.sel(kind="mlp").max()),
+            }
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    mean, low, high = mean_interval(table.to_numpy())
+    return pd.DataFrame({"mean": mean, "low": low, "high": high}, index=table.columns).round(2)
 
 
 def _reused(found: list[Any]) -> pd.DataFrame:
