@@ -108,7 +108,7 @@ def reuse_study(found: Sequence[MediatorReuse]) -> ReachStudy:
     """Whether probes that re-use the edit prompt's mediators are those that are answered, over facts.
 
     Args:
-        found: from ``edit.mediator_reuse``, one for each fact.
+        found: from ``edit.mediator_reuse``, one for each edit; those of one prompt are of one fact.
 
     Raises:
         FactError: there are none.
@@ -121,9 +121,11 @@ def reuse_study(found: Sequence[MediatorReuse]) -> ReachStudy:
     tables = []
     for one in found:
         table = one.table()
-        table["share"] = table["total_effect"] / table["total_effect"].iloc[0]
+        table["share"] = _shares(table["total_effect"], table["total_effect"].iloc[0])
         tables.append(table.iloc[1:])
-    return _study(tables, MEASURES, {"model": found[0].info["model"], "method": _shared(found), "coefficients": {}})
+    own = [str(one.totals["text"].iloc[0]) for one in found]
+    info = {"model": _shared(found, "model"), "method": _shared(found, "method"), "coefficients": {}}
+    return _study(_by_fact(tables, own), MEASURES, info)
 
 
 def judge_reach(
@@ -132,10 +134,11 @@ def judge_reach(
     """How well predictions told which probes edits would reach, each score alone and combined.
 
     The combined score is a ridge on ranks of some scores, fitted on other facts than those that it is judged on. It
-    ranks scores over all facts: what it gives to a probe is said beside others.
+    ranks scores over all facts: what it gives to a probe is said beside others. Edits of one prompt, as by several
+    methods or to several answers, are of one fact.
 
     Args:
-        predictions: from ``edit.predict_reach``, one for each fact.
+        predictions: from ``edit.predict_reach``, one for each edit.
         flows: from ``edit.mediate`` with the edit's own prompt and the same probes, in the same order.
         towards: the outcome that the combined score is fitted to: ``share``, ``margin`` or ``answered``.
         folds: into which facts are put in turns; of as many facts at most.
@@ -155,14 +158,15 @@ def judge_reach(
         raise LocateError(f"folds: must be 2 or more, found {folds}.")
     if towards not in OUTCOMES:
         raise LocateError(f"towards: there is no outcome {towards!r}. {suggest(towards, OUTCOMES)}")
-    tables = [_realised(one.table(), flow.totals) for one, flow in zip(predictions, flows, strict=True)]
+    each = [_realised(one.table(), flow.totals) for one, flow in zip(predictions, flows, strict=True)]
+    tables = _by_fact(each, [str(_own(flow.totals)["text"]) for flow in flows])
     names, coefficients = list(FEATURES), {}
     if len(tables) > 1:
         coefficients = _combine(tables, towards, min(folds, len(tables)))
         names.append(COMBINED)
     info = {
-        "model": predictions[0].info["model"],
-        "method": _shared(flows),
+        "model": _shared(predictions, "model"),
+        "method": _shared(flows, "method"),
         "coefficients": coefficients,
         "towards": towards,
     }
@@ -172,14 +176,36 @@ def judge_reach(
 def _realised(table: pd.DataFrame, totals: pd.DataFrame) -> pd.DataFrame:
     """Predictions with what became of them."""
     key = ["text", "new", "old"]
-    own: Any = totals[totals["role"] == "edit"]
     both: Any = table.merge(totals.drop_duplicates(key)[[*key, "edited", "total_effect"]], on=key, how="left")
-    if not len(own) or both["edited"].isna().any():
-        missing = "the edit's own prompt" if not len(own) else repr(both.loc[both["edited"].isna(), "text"].iloc[0])
-        raise FactError(f"A flow has not {missing}; give those of the same request and probes, in the same order.")
+    if both["edited"].isna().any():
+        raise _lacking(repr(both.loc[both["edited"].isna(), "text"].iloc[0]))
     both["margin"], both["answered"] = both["edited"], both["edited"] > 0
-    both["share"] = both["total_effect"] / own["total_effect"].iloc[0]
+    both["share"] = _shares(both["total_effect"], _own(totals)["total_effect"])
     return both
+
+
+def _own(totals: pd.DataFrame) -> pd.Series:
+    """The edit's own prompt."""
+    found: Any = totals[totals["role"] == "edit"]
+    if not len(found):
+        raise _lacking("the edit's own prompt")
+    return found.iloc[0]
+
+
+def _lacking(what: str) -> FactError:
+    return FactError(f"A flow has not {what}; give those of the same request and probes, in the same order.")
+
+
+def _shares(effects: pd.Series, own: float) -> pd.Series:
+    """Of the effect on the edit's own prompt; NaN where there is none."""
+    return effects / (own or np.nan)
+
+
+def _by_fact(tables: Sequence[pd.DataFrame], prompts: Sequence[str]) -> list[pd.DataFrame]:
+    """Tables of edits of one prompt as one: they are no facts apart, for folds and for the bootstrap."""
+    facts = [[table for table, own in zip(tables, prompts, strict=True) if own == prompt]
+             for prompt in dict.fromkeys(prompts)]  # fmt: skip
+    return [pd.concat(each, ignore_index=True) for each in facts]
 
 
 def _combine(tables: Sequence[pd.DataFrame], towards: str, folds: int) -> dict[str, float]:
@@ -227,5 +253,5 @@ def _study(tables: Sequence[pd.DataFrame], names: Sequence[str], info: dict[str,
     return ReachStudy(data=xr.Dataset(data, coords=coords), info={**info, "facts": len(tables)})
 
 
-def _shared(found: Sequence[MediatorReuse] | Sequence[Propagation]) -> str:
-    return ", ".join(dict.fromkeys(str(one.info["method"]) for one in found))
+def _shared(found: Sequence[MediatorReuse | Propagation | ReachPrediction], what: str) -> str:
+    return ", ".join(dict.fromkeys(str(one.info[what]) for one in found))

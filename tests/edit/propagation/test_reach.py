@@ -174,7 +174,7 @@ def made_up(n, seed=0, probes=2):
     """Predictions and flows in which nearness tells of the margin, and nothing else of anything."""
     draw = np.random.default_rng(seed)
     predictions, flows = [], []
-    for _ in range(n):
+    for fact in range(n):
         near = draw.normal(size=probes)
         scores = draw.normal(size=(probes, len(FEATURES)))
         scores[:, 0] = near
@@ -183,7 +183,7 @@ def made_up(n, seed=0, probes=2):
         data = xr.Dataset({"score": (("probe", "feature"), scores)}, coords={"feature": list(FEATURES)})
         predictions.append(edit.ReachPrediction(data=data, probes=table, info={"model": "tiny"}))
         edited = [5.0, *(near + 0.1 * draw.normal(size=probes))]
-        totals = pd.DataFrame([{"role": "edit", "text": "e", "old": "a", "new": "b"}, *rows]).assign(edited=edited)
+        totals = pd.DataFrame([{"role": "edit", "text": f"e{seed}.{fact}", "old": "a", "new": "b"}, *rows]).assign(edited=edited)
         totals["total_effect"] = totals["edited"] + 1
         flows.append(
             edit.Propagation(
@@ -222,6 +222,36 @@ def test_the_combined_score_has_not_seen_the_fact_that_it_is_judged_on():
     assert not np.allclose(score.sel(fact=1), changed.sel(fact=1))
 
 
+def test_edits_of_one_fact_are_never_apart():
+    """What one method's edit did says much of what another's does: neither fold nor bootstrap may take them apart."""
+    predictions, flows = made_up(6)
+    found = edit.judge_reach(predictions, flows, towards="margin", folds=3)
+    twice = edit.judge_reach(predictions * 2, flows * 2, towards="margin", folds=3)
+    assert twice.data.sizes["fact"] == 6
+    score, again = (one.data["score"].sel(name="near").values for one in (found, twice))
+    np.testing.assert_array_equal(again, np.hstack([score, score]))
+    correlations = twice.correlations(["near"], resamples=50)
+    pd.testing.assert_frame_equal(
+        correlations.drop(columns="probes"), found.correlations(["near"], resamples=50).drop(columns="probes"),
+        atol=0.02,
+    )  # fmt: skip
+    other = flows[0].totals.assign(edited=[5.0, 90.0, -90.0])
+    changed = edit.judge_reach(
+        predictions * 2, [*flows, replace(flows[0], totals=other), *flows[1:]], towards="margin", folds=3
+    )
+    held = [one.data["score"].sel(name=COMBINED, fact=0).values for one in (twice, changed)]
+    np.testing.assert_allclose(*held)
+
+
+def test_an_edit_without_effect_has_no_shares():
+    predictions, flows = made_up(4)
+    still = flows[0].totals.assign(total_effect=[0.0, 1.0, -1.0])
+    found = edit.judge_reach(predictions, [replace(flows[0], totals=still), *flows[1:]])
+    share = found.data["outcome"].sel(what="share").values
+    assert np.isnan(share[0]).all()
+    assert np.isfinite(share[1:]).all()
+
+
 def test_the_ridge_is_its_closed_form():
     predictions, flows = made_up(6)
     found = edit.judge_reach(predictions, flows, towards="margin", folds=2)
@@ -246,10 +276,12 @@ def test_the_ridge_is_its_closed_form():
 def test_a_study_of_reuse_and_one_of_predictions_are_saved_and_drawn(llama, tmp_path):
     update = random_update(llama)
     reuse = edit.mediator_reuse(llama, update, REQUEST, top=3, samples=2, progress=False)
-    found = edit.reuse_study([reuse] * 2)
+    other = replace(reuse, totals=reuse.totals.replace({"text": {FACT.text: "another"}}))
+    found = edit.reuse_study([reuse, other, reuse])
     own = reuse.table()
-    assert found.data["score"].sel(name="cosine", fact=1).values.tolist() == own["cosine"].tolist()[1:]
-    assert found.data["outcome"].sel(what="share", fact=0).values == pytest.approx(
+    assert found.data["score"].notnull().sum("probe").sel(name="cosine").values.tolist() == [4, 2]
+    assert found.data["score"].sel(name="cosine", fact=1).values[:2].tolist() == own["cosine"].tolist()[1:]
+    assert found.data["outcome"].sel(what="share", fact=1).values[:2] == pytest.approx(
         (own["total_effect"] / own["total_effect"][0]).tolist()[1:]
     )
     for one in (found, edit.judge_reach(*made_up(8))):
