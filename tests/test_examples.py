@@ -83,10 +83,13 @@ GIVEN: dict[str, Callable] = {
         given["model"], given["update"], given["request"], null=2, method="eap", **QUIET
     ),
     "residue": lambda given: edit.old_fact_residue(given["model"], given["update"], given["request"], **QUIET),
-    "studied": lambda given: edit.judge_reach([given["foreseen"]] * 3, [
-        replace(given["flow"], totals=given["flow"].totals.replace({"text": {given["fact"].text: text}}))
-        for text in ("one", "two", "three")
-    ]),
+    "studied": lambda given: edit.judge_reach(
+        [given["foreseen"]] * 3,
+        [
+            replace(given["flow"], totals=given["flow"].totals.replace({"text": {given["fact"].text: text}}))
+            for text in ("one", "two", "three")
+        ],
+    ),
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),

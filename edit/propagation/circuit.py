@@ -149,7 +149,7 @@ class EditCircuit(Result):
         table = pd.DataFrame([{name: getattr(one, name) for name in ("role", "text", "new", "old")}
                               for one in self.probes]).assign(**ends)  # fmt: skip
         effect = table["edited"] - table["base"]
-        return table.assign(effect=effect, share=(table["circuit"] - table["base"]) / effect)
+        return table.assign(effect=effect, share=(table["circuit"] - table["base"]) / effect.replace(0, np.nan))
 
     def summary(self) -> pd.Series:
         """Its size both ways, what it carries, and what random edges carry: the mean, and bounds of 95% of them.

@@ -96,7 +96,7 @@ def compare_propagation(
         facts: their names; by default the text of each edit's own probe.
 
     Raises:
-        LocateError: there are none, or methods have other numbers of reports.
+        LocateError: there are none, methods have other numbers of reports, or their edits are of other prompts.
 
     >>> edit.compare_propagation({"ROME": [followed]}).methods
     ['ROME']
@@ -110,6 +110,13 @@ def compare_propagation(
     if facts is not None and len(facts) != n:
         raise LocateError(f"facts: {len(facts)} names were given for {n} reports.")
     named = list(facts) if facts is not None else [_about(one) for one in next(iter(reports.values()))]
+    for name, each in reports.items():
+        for place, (one, theirs) in enumerate(zip(each, next(iter(reports.values())), strict=True)):
+            if _about(one) != _about(theirs):
+                raise LocateError(
+                    f"Report {place} of {name} is of the prompt {_about(one)!r}, that of {next(iter(reports))} of "
+                    f"{_about(theirs)!r}: numbers are paired by fact. Give reports of the same facts, in one order."
+                )
     told = {name: [one.summary() for one in each] for name, each in reports.items()}
     measures = list(dict.fromkeys(key for each in told.values() for one in each for key in one))
     values = np.array([[[one.get(key, np.nan) for key in measures] for one in each] for each in told.values()], float)
@@ -117,8 +124,8 @@ def compare_propagation(
         {"value": (("by", "fact", "measure"), values)},
         coords={"by": list(reports), "fact": named, "measure": measures},
     )
-    first = next(iter(reports.values()))[0]
-    return PropagationComparison(data=data, info={"model": first.flow.info["model"], "facts": n})
+    models = dict.fromkeys(str(one.flow.info["model"]) for each in reports.values() for one in each)
+    return PropagationComparison(data=data, info={"model": ", ".join(models), "facts": n})
 
 
 def load_propagation_comparison(path: str | Path) -> PropagationComparison:

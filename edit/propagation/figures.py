@@ -81,7 +81,8 @@ def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: s
     image = axes.imshow(np.clip(share, -1, 1), cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
     for layer in flow.layers:
         axes.axvline(layer, color="black", linewidth=0.9, linestyle=(0, (2, 2)))
-        if kind == "mlp" or len(flow.mediation.coords["kind"]) == 1:
+        known = bool(np.isfinite(share[:, layer]).any())
+        if known and (kind == "mlp" or len(flow.mediation.coords["kind"]) == 1):
             position = int(np.nanargmax(np.abs(share[:, layer])))
             axes.plot(layer, position, marker="*", color="white", markeredgecolor="black", markersize=11)
     axes.set_title(_KIND_TITLES[kind])

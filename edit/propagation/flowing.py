@@ -19,12 +19,12 @@ from edit.requests.requests import EditRequest
 from locate.circuits.circuit import Circuit
 from locate.circuits.finding import find_circuit
 from locate.circuits.written import written_hooks
-from locate.errors import LocateError
+from locate.errors import LocateError, SiteError
 from locate.figures.flow import LOGITS, Flow
 from locate.names import DEFAULT_BUDGET
-from locate.results import Result, place_of_largest
+from locate.results import Result, place_of_largest, restoring
 from locate.sites.components import parse
-from locate.sites.site import KINDS, Site
+from locate.sites.site import KINDS, Site, check_kind
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,8 +90,16 @@ class FlowMap(Result):
         )  # fmt: skip
 
     def best(self, kind: str = "mlp", *, probe: int = 0) -> Site:
-        """The place that carries most by itself; see ``Propagation.best``."""
-        return Site(kind, **place_of_largest(self.data["effect"].sel(probe=probe, direction="gained", kind=kind)))
+        """The place that carries most by itself, in the direction of the total effect; see ``Propagation.best``.
+
+        Raises:
+            SiteError: none carries anything.
+        """
+        effect = self.data["effect"].sel(probe=probe, direction="gained", kind=check_kind(kind))
+        towards = restoring(effect, float(self.data["total"].sel(probe=probe)))
+        if not bool((towards > 0).any()):
+            raise SiteError(f"No state of kind {kind!r} carries the change to probe {probe} by itself. Take another.")
+        return Site(check_kind(kind), **place_of_largest(towards))
 
     def summary(self) -> dict[str, float]:
         """Numbers to compare edits by: of the first probe, the share of arrows to the answer that attention brings.
@@ -101,7 +109,7 @@ class FlowMap(Result):
         """
         table: Any = self.data[["weight", "start", "end", "of"]].to_dataframe()
         own = table[(table["of"] == 0) & (table["end"] == LOGITS)]
-        whole = float(self.data["total"].sel(probe=0))
+        whole = float(self.data["total"].sel(probe=0)) or np.nan
         attention = own.loc[own["start"].str.startswith("attn"), "weight"].sum()
         others = own.loc[~own["start"].str.startswith("attn"), "weight"].sum()
         return {"brought by attention": float(attention) / whole, "brought by MLPs": float(others) / whole}
@@ -131,7 +139,7 @@ class FlowMap(Result):
         return [self.data[["effect", "total"]], arrows]
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
-        own = table[table["effect"].notna() | table["weight"].notna()].reset_index(drop=True)
+        own: Any = table[table["effect"].notna() | table["weight"].notna()].reset_index(drop=True)
         return own.astype(dict.fromkeys(["position", "layer", "arrow"], "Int64"))  # empty for the others
 
     def _sites(self, probe: int) -> dict[str, tuple[int, int | None]]:
@@ -166,13 +174,14 @@ def flow_map(
         change: the edit; or another model of this one's build.
         probes: what to ask, or a request whose fact provides the probes.
         flow: the mediation of these probes, where it was measured before.
-        roles: of the probes that are drawn, the first of each; by default those whose mediation there is.
+        roles: of the probes that are drawn, the first of each that the change reaches; by default those whose mediation
+            there is.
         steps: of integration.
         budget: the most tokens in one pass.
         progress: whether to show bars on anything longer than a second.
 
     Raises:
-        LocateError: no probe of these roles, or a mediation of other probes.
+        LocateError: no probe of these roles that the change reaches, or a mediation of other probes.
         ModelError: the architecture writes to the stream what is neither attention nor an MLP.
 
     >>> found = edit.flow_map(model, update, request, roles="edit")
@@ -206,16 +215,16 @@ def flow_map(
 
 
 def _chosen(flow: Propagation, asked: Sequence[Any], roles: Sequence[str] | str | None) -> list[int]:
-    """The first mediated probe of each role."""
+    """The first mediated probe of each role that the change does anything to."""
     if flow.totals["text"].tolist() != [one.probe.text for one in asked]:
         raise LocateError("flow: it is of other probes than those given. Give the probes that it was measured on.")
     wanted = flow.info["roles"] if roles is None else named_roles(roles)
     first: dict[str, int] = {}
-    for index in flow.mediated:
+    for index in (one for one in flow.mediated if flow.totals.loc[one, "total_effect"]):
         first.setdefault(str(flow.totals.loc[index, "role"]), index)
     found = [index for role, index in first.items() if role in wanted]
     if not found:
-        raise LocateError(f"There is no mediated probe of the roles {', '.join(wanted)} to draw.")
+        raise LocateError(f"There is no mediated probe of the roles {', '.join(wanted)} that the change reaches.")
     return found
 
 

@@ -75,13 +75,15 @@ class WeightFootprint(Result):
         return self.data["singular"] ** 2 / self.data["norm"] ** 2
 
     def summary(self) -> dict[str, float]:
-        """Numbers to compare edits by, means over the changed parameters.
+        """Numbers to compare edits by, means over the changed parameters; relative ones over those that were not 0.
 
         >>> edit.weight_footprint(model, update).summary()["rank"]
         1.0
         """
         names = ("relative_norm", "relative_spectral", "rank", "effective_rank", "effective_columns", "top_5")
-        return {name.replace("_", " "): float(self.data[name].mean()) for name in names}
+        return {
+            name.replace("_", " "): float(self.data[name].where(np.isfinite(self.data[name])).mean()) for name in names
+        }
 
     def plot(self, **options: Any) -> "Figure":
         """Sizes, singular values and alignments; see ``plot_footprint`` beside this module."""

@@ -83,6 +83,8 @@ class Propagation(Result):
     def share(self, probe: int = 0, kind: str | None = None) -> xr.DataArray:
         """A probe's mediated effects as shares of its total effect: of one kind, or of all but single heads.
 
+        A share is above 1 where others work against it; NaN where there is no total effect.
+
         Raises:
             SiteError: there is no such probe, or its mediation was not measured.
         """
@@ -92,13 +94,13 @@ class Propagation(Result):
         if bool(found.isnull().all()):
             role = self.totals.loc[probe, "role"]
             raise SiteError(f"The mediation of probe {probe} ({role}) was not measured; add its role to roles=….")
-        return found / self.totals.loc[probe, "total_effect"]
+        return found / (self.totals.loc[probe, "total_effect"] or np.nan)
 
     def best(self, kind: str = "mlp", *, probe: int = 0, direction: str = "gained") -> Site:
         """The site of a kind that carries most of a probe's effect.
 
         Raises:
-            SiteError: no such kind, probe or direction was measured.
+            SiteError: no such kind, probe or direction was measured, or none of the kind carries anything.
 
         >>> flow.best("mlp", direction="lost").kind
         'mlp'
@@ -106,13 +108,19 @@ class Propagation(Result):
         if direction not in DIRECTIONS:
             raise SiteError(f"direction: must be one of {', '.join(DIRECTIONS)}, found {direction!r}.")
         table = self.share(probe, kind).sel(direction=direction)
+        if not bool((table > 0).any()):
+            raise SiteError(
+                f"No state of kind {kind!r} carries the change to probe {probe} by itself ({direction}), where the "
+                f"total effect is {self.totals.loc[probe, 'total_effect']:.3g}. Take another kind, direction or probe."
+            )
         return Site(HEAD if kind == HEADS else check_mediator(kind), **place_of_largest(table))
 
     def retention(self, *, confidence: float = 0.95, seed: int = 0) -> pd.DataFrame:
         """By role, the effect on its probes as a share of the effect on the edit's own prompt, and how they answer.
 
         Of the effect the mean over probes, with a bootstrap interval where there are several; ``answered`` is the share
-        of probes whose o* ranks above o after the edit, ``first`` that of those whose o* ranks first.
+        of probes whose o* ranks above o after the edit, ``first`` that of those whose o* ranks first. Shares are NaN
+        where the edit has no effect on its own prompt.
 
         Raises:
             SiteError: there is no probe of role ``edit`` to compare with.
@@ -124,7 +132,7 @@ class Propagation(Result):
         if not len(own):
             raise SiteError("There is no probe of role 'edit', which the effect on the others would be a share of.")
         table: Any = self.totals.assign(
-            share=self.totals["total_effect"] / own.mean(), answered=self.totals["edited"] > 0,
+            share=self.totals["total_effect"] / (own.mean() or np.nan), answered=self.totals["edited"] > 0,
             first=self.totals["edited_rank_new"] == 1,
         )  # fmt: skip
         rows: dict[str, dict[str, float]] = {}

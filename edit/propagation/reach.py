@@ -196,7 +196,7 @@ def _lacking(what: str) -> FactError:
     return FactError(f"A flow has not {what}; give those of the same request and probes, in the same order.")
 
 
-def _shares(effects: pd.Series, own: float) -> pd.Series:
+def _shares(effects: Any, own: Any) -> Any:
     """Of the effect on the edit's own prompt; NaN where there is none."""
     return effects / (own or np.nan)
 

@@ -64,7 +64,8 @@ def mediator_reuse(
     Raises:
         FactError: no probe is the edit's own prompt, or none is beside it; or a flow that has not all of them.
         SiteError: fewer than two components only pass the change on, or there are not so many; no random sets.
-        UpdateError: the update does not fit the model or changes nothing, or a flow of another one.
+        UpdateError: the update does not fit the model, or changes nothing or not the edit's own answer; or a flow of
+            another one.
         ModelError: the other model is of another build.
 
     >>> found = edit.mediator_reuse(model, update, request, top=5, samples=4)
@@ -82,6 +83,11 @@ def mediator_reuse(
     for one in tqdm(asked, "re-use of mediators", disable=not progress, delay=1):
         contrast = one.contrast(sides, keep=keep, budget=budget)
         rows.append(one.totals(model, contrast.source, contrast.target))
+        if not rows[0]["total_effect"]:
+            raise UpdateError(
+                f"The change by {sides.described['method']} does nothing to the answer of {one.probe.text!r}, so "
+                "nothing carries it there. Give the prompt that was edited as the probe of role 'edit'."
+            )
         if not mediators:
             mediators = mediators_of(sides, contrast)
         heads = None if flow is None else _heads_of(flow, rows[-1])
@@ -139,10 +145,10 @@ def mediators_of(sides: Sides, contrast: Contrast) -> list[Site]:
                 apart = (rearrange(one != other, "row position head d_head -> head (row position d_head)")).any(-1)
                 found += [Site(HEAD, layer=layer, head=head) for head in apart.nonzero().flatten().tolist()]
     if len(found) < 2:
+        where = f"in layers {', '.join(map(str, sides.layers))}" if sides.layers else "outside of the layers"
         raise SiteError(
-            f"{len(found)} heads and MLPs only pass the change on: it is in layers "
-            f"{', '.join(map(str, sides.layers))}, and what computes with changed weights does not count. Give a "
-            "change of fewer weights, or of earlier layers."
+            f"{len(found)} heads and MLPs only pass the change on: it is {where}, and what computes with changed "
+            "weights does not count. Give a change of fewer weights, or of earlier layers."
         )
     return found
 

@@ -72,7 +72,7 @@ def _draw_together(axes: Any, found: MediatorReuse, answered: np.ndarray, direct
     for value in (0, 1):
         axes.axvline(value, color="0.4", linewidth=0.6, linestyle=":")
     ends = np.concatenate([joint, low, high, [0, 1]])
-    axes.set_xlim(max(-1.5, ends.min() - 0.1), min(2.5, ends.max() + 0.1))
+    axes.set_xlim(max(-1.5, np.nanmin(ends) - 0.1), min(2.5, np.nanmax(ends) + 0.1))
     axes.set_xlabel(f"share {direction}")
     axes.tick_params(axis="y", length=0, labelsize=6.5)
     axes.spines[["top", "right"]].set_visible(False)

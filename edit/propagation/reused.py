@@ -46,17 +46,17 @@ class MediatorReuse(Result):
     @property
     def share(self) -> xr.DataArray:
         """Each mediator's effect as a share of the probe's total effect, dims ``probe, mediator``."""
-        return self.data["effect"] / self._total
+        return self._shares("effect")
 
     @property
     def joint_share(self) -> xr.DataArray:
         """What the chosen mediators carry together, as a share of the total effect, dims ``probe, direction``."""
-        return self.data["joint"] / self._total
+        return self._shares("joint")
 
     @property
     def random_share(self) -> xr.DataArray:
         """The same of random sets, dims ``probe, direction, sample``."""
-        return self.data["random"] / self._total
+        return self._shares("random")
 
     @property
     def names(self) -> list[str]:
@@ -122,6 +122,10 @@ class MediatorReuse(Result):
     def plot(self, **options: Any) -> "Figure":
         """The chosen mediators on every probe; see ``plot_mediator_reuse`` beside this module."""
         return self.draw(**options)
+
+    def _shares(self, name: str) -> xr.DataArray:
+        """NaN on probes that the edit does nothing to."""
+        return self.data[name] / self._total.where(self._total != 0)
 
     @property
     def _total(self) -> xr.DataArray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -168,7 +169,9 @@ class _Job(Job[Any]):
 
     def found(self, result: edit.PropagationReport) -> dict[str, Any]:
         """The numbers of a report."""
-        best = [result.best("mlp", probe=probe) for probe in result.flow.mediated[:1]]
+        best: list[locate.Site] = []
+        with suppress(locate.SiteError):  # where no MLP carries anything
+            best = [result.best("mlp", probe=probe) for probe in result.flow.mediated[:1]]
         return {
             "method": result.flow.info["method"], "layers": list(result.flow.layers),
             "probes": result.totals.to_dict(orient="records"),

@@ -1,5 +1,7 @@
 """Flow maps and contributions: what is drawn is what was measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import locate
 from edit.propagation.sides import Sides
 from locate.circuits.finding import find_circuit
 from locate.circuits.written import written_hooks
+from locate.sites.site import KINDS
 from tests import tiny
 from tests.edit.propagation.test_propagation import LAYER, random_update
 from tests.edit.propagation.test_report import FACT
@@ -98,3 +101,16 @@ def test_a_flow_map_is_of_its_own_mediation():
     with pytest.raises(locate.LocateError, match="no mediated probe of the roles neighbour"):
         edit.flow_map(model, update, edit.probes_for(REQUEST)[:1], flow=flow, roles="neighbour", progress=False)
     assert torch.isfinite(torch.tensor(flow.totals["total_effect"].to_numpy())).all()
+
+
+def test_the_best_place_goes_the_way_of_the_total_effect():
+    """Of an edit that takes from o*, what carries it and not what works against it."""
+    model, request = tiny.bridge("llama"), edit.EditRequest(FACT)
+    ways = set()
+    for one in (request, edit.EditRequest(replace(FACT, target="Rome", target_new="Paris", consequences=()))):
+        probes = edit.probes_for(one)[:1]
+        flow = edit.mediate(model, random_update(model), probes, kinds=KINDS, progress=False)
+        mapped = edit.flow_map(model, random_update(model), probes, flow=flow, steps=1, progress=False)
+        assert [mapped.best(kind) for kind in KINDS] == [flow.best(kind) for kind in KINDS]
+        ways.add(float(np.sign(mapped.data["total"][0])))
+    assert ways == {-1.0, 1.0}

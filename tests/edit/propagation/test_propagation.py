@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -194,6 +195,36 @@ def test_another_model_may_differ_anywhere(fact, kind):
     # Both ways the last state brings all but what the readout's own weights do.
     assert flow.layers == tuple(range(model.cfg.n_layers))
     assert np.isfinite(flow.share(0).values).all()
+
+
+def test_a_probe_that_nothing_reaches_has_no_shares(fact, tmp_path):
+    """The embeddings of the edited prompt's tokens, of which the neighbour has none."""
+    model, asked = tiny.bridge("llama"), edit.probes_for(edit.EditRequest(fact))
+    neighbour = asked[-1]
+    ids = [set(model.tokenizer(one)["input_ids"]) for one in (fact.text, neighbour.text)]
+    other = tiny.hf_model("llama")
+    with torch.no_grad():
+        other.get_input_embeddings().weight[list(ids[0] - ids[1])] += 1.0
+    other = locate.load_model(other, tiny.tokenizer())
+    flow = edit.mediate(model, other, [asked[0], neighbour], roles=("edit", "neighbour"), progress=False)
+    assert flow.totals["total_effect"].tolist() == [flow.totals.loc[0, "total_effect"], 0.0] != [0.0, 0.0]
+    assert flow.best().position is not None
+    assert flow.share(1).isnull().all()
+    with pytest.raises(locate.SiteError, match="No state of kind 'mlp' carries the change to probe 1 by itself"):
+        flow.best(probe=1)
+    assert flow.retention().loc["neighbour", "share"] == 0.0
+    flow.plot(probe=1)
+    turned_probes = [replace(neighbour, role="edit"), replace(asked[0], role="paraphrase")]
+    turned = edit.mediate(model, other, turned_probes,
+                          kinds=["mlp"], progress=False)  # fmt: skip
+    assert turned.retention()["share"].isnull().all()
+    assert np.isnan(turned.summary()["largest mlp, gained"])
+    with pytest.raises(locate.UpdateError, match="does nothing to the answer of 'The Louvre is in'"):
+        edit.mediator_reuse(model, other, turned_probes, progress=False)
+    mapped = edit.flow_map(model, other, [asked[0], neighbour], flow=flow, steps=1, progress=False)
+    assert mapped.texts == (fact.text,)
+    with pytest.raises(locate.LocateError, match="no mediated probe of the roles neighbour that the change reaches"):
+        edit.flow_map(model, other, [asked[0], neighbour], flow=flow, roles="neighbour", progress=False)
 
 
 def test_models_that_do_not_go_together_are_refused(fact):

@@ -183,7 +183,9 @@ def made_up(n, seed=0, probes=2):
         data = xr.Dataset({"score": (("probe", "feature"), scores)}, coords={"feature": list(FEATURES)})
         predictions.append(edit.ReachPrediction(data=data, probes=table, info={"model": "tiny"}))
         edited = [5.0, *(near + 0.1 * draw.normal(size=probes))]
-        totals = pd.DataFrame([{"role": "edit", "text": f"e{seed}.{fact}", "old": "a", "new": "b"}, *rows]).assign(edited=edited)
+        totals = pd.DataFrame([{"role": "edit", "text": f"e{seed}.{fact}", "old": "a", "new": "b"}, *rows]).assign(
+            edited=edited
+        )
         totals["total_effect"] = totals["edited"] + 1
         flows.append(
             edit.Propagation(

@@ -1,5 +1,7 @@
 """The report of propagation, and reports compared."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +61,17 @@ def test_numbers_of_edits_are_averaged_and_paired():
         edit.compare_propagation({**reports, "third": []})
     with pytest.raises(locate.LocateError, match="There are no reports"):
         edit.compare_propagation({})
+
+
+def test_only_edits_of_the_same_prompts_are_paired():
+    one = made_up(np.array([4.0, 1.0, 3.0, -2.0]))
+    other = replace(
+        one, totals=one.totals.assign(text=["other", *one.totals["text"][1:]]), info={**one.info, "model": "b"}
+    )
+    reports = [PropagationReport(flow=flow) for flow in (one, other)]
+    with pytest.raises(locate.LocateError, match="Report 0 of b is of the prompt 'other', that of a of 'text 0'"):
+        edit.compare_propagation({"a": reports, "b": reports[::-1]})
+    assert edit.compare_propagation({"a": reports, "b": reports}).info["model"] == "tiny, b"
 
 
 def test_a_comparison_comes_back_and_is_drawn(tmp_path):
