@@ -11,8 +11,8 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.propagation.sides import Sides
 from edit.requests.answers import with_model_answers
-from edit.requests.probes import Probe, probes_for
-from edit.requests.requests import EditRequest
+from edit.requests.probes import Probe, Probed, as_probed, probes_for
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.contrast.contrast import Contrast
 from locate.engine import FrozenRun
 from locate.errors import FactError
@@ -98,8 +98,9 @@ class Asked:
         return {**row, "total_effect": row["edited"] - row["base"]}
 
 
-def asked_of(sides: Sides, probes: Sequence[Probe] | EditRequest) -> list[Asked]:
-    """How to ask the probes. Of a request, those that cannot be told apart are left out with a warning.
+def asked_of(sides: Sides, probes: Probed) -> list[Asked]:
+    """How to ask the probes. Of a request (or a fact that stands for one) those that cannot be told apart
+    are left out with a warning.
 
     An old answer that is not known is the base model's own.
 
@@ -107,6 +108,7 @@ def asked_of(sides: Sides, probes: Sequence[Probe] | EditRequest) -> list[Asked]
         FactError: there are none; no token tells a probe's answers apart, or those of the edit itself; or the two
             models spell one of them in different tokens.
     """
+    probes = as_probed(probes)
     if isinstance(probes, EditRequest):
         found = _tellable(sides.model, probes)
     else:
@@ -120,7 +122,7 @@ def asked_of(sides: Sides, probes: Sequence[Probe] | EditRequest) -> list[Asked]
     return found
 
 
-def tellable_probes(model: TransformerBridge, request: EditRequest) -> list[Probe]:
+def tellable_probes(model: TransformerBridge, request: Case) -> list[Probe]:
     """A request's probes whose answers a token tells apart; a warning names the others.
 
     Raises:
@@ -129,7 +131,7 @@ def tellable_probes(model: TransformerBridge, request: EditRequest) -> list[Prob
     >>> [probe.role for probe in tellable_probes(model, request)][:1]
     ['edit']
     """
-    return [one.probe for one in _tellable(model, request)]
+    return [one.probe for one in _tellable(model, as_request(request))]
 
 
 def _tellable(model: TransformerBridge, request: EditRequest) -> list[Asked]:

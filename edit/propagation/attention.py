@@ -18,7 +18,7 @@ from edit.propagation.asking import asked_of
 from edit.propagation.attending import KEYS, Sets, exchanged, on_keys, pattern_hooks, subject_tokens
 from edit.propagation.mediation import mediating_hooks, mediation
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import REACHED, Probe
+from edit.requests.probes import REACHED, Probed, as_probed
 from edit.requests.requests import EditRequest
 from locate.contrast.contrast import Contrast
 from locate.errors import FactError, LocateError, UpdateError
@@ -165,7 +165,7 @@ class AttentionDrift(Result):
 def attention_drift(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     subject: str | None = None,
     roles: Sequence[str] | str = REACHED,
@@ -211,10 +211,12 @@ def attention_drift(
     _check_key(by)
     patterns = pattern_hooks(model)
     sides = sides_of(model, change)
-    if subject is None and not isinstance(probes, EditRequest):
-        raise FactError("subject: these probes do not say whom they are about; give subject=…, or a request.")
-    subject = probes.fact.subject if subject is None and isinstance(probes, EditRequest) else subject
-    asked, spans, left_out = subject_tokens(model, asked_of(sides, probes), str(subject), roles)
+    probes = as_probed(probes)
+    if subject is None:
+        if not isinstance(probes, EditRequest):
+            raise FactError("subject: these probes do not say whom they are about; give subject=…, or a request.")
+        subject = probes.fact.subject
+    asked, spans, left_out = subject_tokens(model, asked_of(sides, probes), subject, roles)
     keep = [*patterns, *(mediating_hooks(model, [HEADS]) if effects else [])]
     sets = Sets(counts=tuple(sorted({*masked})), random=random, seed=seed, queries=queries)
     parts = []

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.propagation.asking import Asked, asked_of
 from edit.propagation.circuit import EditCircuit
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import Probe, probes_for
+from edit.requests.probes import Probe, Probed, as_probed, probes_for
 from edit.requests.requests import EditRequest
 from locate.circuits.circuit import Circuit, How
 from locate.circuits.evaluating import Measured, evaluate
@@ -40,7 +40,7 @@ _LOSSES = (0.3, 0.1, 0.03, 0.01)
 def edit_circuit(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     share: float = 0.85,
     method: str = "eap-ig",
@@ -271,7 +271,8 @@ def _edited(sides: Sides, graph: Graph) -> Marked:
     return found
 
 
-def _own(probes: Sequence[Probe] | EditRequest) -> Sequence[Probe]:
+def _own(probes: Probed) -> Sequence[Probe]:
+    probes = as_probed(probes)
     return [one for one in probes_for(probes) if one.role == "edit"] if isinstance(probes, EditRequest) else probes
 
 

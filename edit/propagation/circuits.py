@@ -15,7 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.propagation.likeness import mass_moved, spearman
 from edit.propagation.sides import Changed, sides_of
 from edit.propagation.unrelated import FEW, About, Shift, unrelated_facts, unrelated_pairs
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, as_request
 from locate.circuits.circuit import Circuit
 from locate.circuits.comparing import check_alike
 from locate.circuits.finding import DEFAULT_METHOD, find_circuit
@@ -96,7 +96,7 @@ class CircuitShift(Shift):
 def circuit_shift(
     model: TransformerBridge,
     change: Changed,
-    request: EditRequest,
+    request: Case,
     *,
     null: int | Sequence[Fact] | Sequence[Circuit] = FEW,
     k: int | float = 0.005,
@@ -139,7 +139,8 @@ def circuit_shift(
     >>> circuits_shift.to_dataframe()["part"].unique().tolist()
     ['edges', 'nodes']
     """
-    sides, fact = sides_of(model, change), request.fact
+    sides, request = sides_of(model, change), as_request(request)
+    fact = request.fact
     sides.check_tokens(fact.text)
     how: dict[str, Any] = {"method": method, "steps": steps, "budget": budget, "progress": progress}
     own = replace(fact, target_new=request.target_new, consequences=())

@@ -1,6 +1,6 @@
 """What each part of the model writes to the answer, before and after: the total effect as a sum over parts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,8 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.propagation.asking import asked_of
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import Probe
-from edit.requests.requests import EditRequest
+from edit.requests.probes import Probed
 from locate.errors import SiteError
 from locate.lens.attribution import LogitAttribution, logit_attribution
 from locate.lens.parts import part_name, part_site
@@ -116,7 +115,7 @@ class ContributionShift(Result):
 def contribution_shift(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     by: str = "head",
     budget: int = DEFAULT_BUDGET,

@@ -14,8 +14,7 @@ from edit.propagation.asking import asked_of
 from edit.propagation.mediation import mediate
 from edit.propagation.propagation import Propagation
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import Probe, named_roles
-from edit.requests.requests import EditRequest
+from edit.requests.probes import Probed, named_roles
 from locate.circuits.circuit import Circuit
 from locate.circuits.finding import find_circuit
 from locate.circuits.written import written_hooks
@@ -155,7 +154,7 @@ class FlowMap(Result):
 def flow_map(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     flow: Propagation | None = None,
     roles: Sequence[str] | str | None = None,

@@ -1,6 +1,6 @@
 """What a change does to each parameter: how much, along how many directions, on which columns, and towards what."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,8 +15,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.directions import Directions, participation
 from edit.propagation.asking import Asked, asked_of
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import Probe
-from edit.requests.requests import EditRequest
+from edit.requests.probes import Probed
 from locate.engine import FrozenRun
 from locate.errors import LocateError, ModelError
 from locate.model.anatomy import anatomy, down_module
@@ -97,7 +96,7 @@ class WeightFootprint(Result):
 def weight_footprint(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest | None = None,
+    probes: Probed | None = None,
     *,
     directions: int = 16,
     budget: int = DEFAULT_BUDGET,

@@ -16,8 +16,7 @@ from edit.names import DIRECTIONS, HEAD, HEADS
 from edit.propagation.asking import asked_of
 from edit.propagation.propagation import Propagation, check_mediator
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import REACHED, Probe, named_roles
-from edit.requests.requests import EditRequest
+from edit.requests.probes import REACHED, Probed, named_roles
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import kept_hooks, sweep, sweep_heads
 from locate.errors import SiteError
@@ -31,7 +30,7 @@ MEDIATORS = (*KINDS, HEADS)
 def mediate(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     roles: Sequence[str] | str = REACHED,
     kinds: Sequence[str] | str | None = None,

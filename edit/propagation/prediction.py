@@ -20,7 +20,7 @@ from edit.propagation.asking import Asked, tellable_probes
 from edit.propagation.predicted import FEATURES, ReachPrediction
 from edit.requests.answers import with_model_answers
 from edit.requests.probes import CONSEQUENCES, Probe
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from edit.statistics import KeyStatistics
 from locate.engine import Branch, FrozenRun, Measure, freeze
 from locate.engine.gradients import Tape, backward_passes
@@ -62,7 +62,7 @@ class _Reading:
 @torch.inference_mode(False)
 def predict_reach(
     model: TransformerBridge,
-    request: EditRequest,
+    request: Case,
     probes: Sequence[Probe] | None = None,
     *,
     layer: Where | None = None,
@@ -99,7 +99,7 @@ def predict_reach(
     >>> foreseen.table()["new"].tolist()
     ['Italy', 'Italian']
     """
-    where = ROME().resolve_layer(model, layer)
+    request, where = as_request(request), ROME().resolve_layer(model, layer)
     down_projection(model, where)
     if statistics is not None and statistics.layer != where:
         raise SiteError(f"statistics: are of layer {statistics.layer}; give those of layer {where}, or leave them out.")

@@ -17,8 +17,8 @@ from edit.propagation.asking import asked_of
 from edit.propagation.parts import PARTS, Given, wanted_parts
 from edit.propagation.propagation import Propagation
 from edit.propagation.sides import Changed, sides_of
-from edit.requests.probes import REACHED, Probe
-from edit.requests.requests import EditRequest
+from edit.requests.probes import REACHED, Probed, as_probed
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import DataError, LocateError
 from locate.names import DEFAULT_BUDGET
 from locate.sites.site import Site
@@ -162,9 +162,9 @@ def load_propagation_report(folder: str | Path) -> PropagationReport:
 def propagate(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
-    request: EditRequest | None = None,
+    request: Case | None = None,
     parts: Sequence[str] | str = "all",
     mediate: Sequence[str] | str = REACHED,
     kinds: Sequence[str] | str | None = None,
@@ -181,7 +181,7 @@ def propagate(
     Args:
         model: a raw-mode bridge, with the change applied or not; it is left as it came.
         change: the edit; or another model of this one's build, such as a fine-tune of it.
-        probes: what to ask (see ``probes_for``), or a request whose fact provides the probes.
+        probes: what to ask (see ``probes_for``), or a request, or a fact with a new target, which provides them.
         request: the edit, for the parts that are about the edited fact, where ``probes`` are given one by one.
         parts: names of what is wanted beside totals and mediation (``edit.propagation.parts.PARTS``). With ``"all"``, a
             part that cannot be made of what is given is left out with its reason.
@@ -204,15 +204,17 @@ def propagate(
     names, options = wanted_parts(parts), dict(options or {})
     wanted_parts(list(options))
     sides = sides_of(model, change)
+    probes = as_probed(probes)
     if isinstance(probes, EditRequest):
         request = request or probes
+    about = None if request is None else as_request(request)
     asked = [one.probe for one in asked_of(sides, probes)]
     flow = mediation.mediate(model, sides, asked, roles=mediate, kinds=kinds, budget=budget, progress=progress)
     found: dict[str, Any] = {}
     left_out: dict[str, str] = {}
     for name in tqdm(names, "parts", disable=not progress, delay=1):
         given = Given(
-            sides=sides, probes=asked, request=request, flow=flow, options=options.get(name, {}), progress=progress
+            sides=sides, probes=asked, request=about, flow=flow, options=options.get(name, {}), progress=progress
         )
         try:
             found[name] = PARTS[name].make(given)

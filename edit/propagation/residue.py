@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.propagation.asking import Asked, asked_of
 from edit.propagation.contexts import Context, inviting_contexts, own_contexts
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import Probe, named_roles
+from edit.requests.probes import Probed, as_probed, named_roles
 from edit.requests.requests import EditRequest
 from locate.errors import FactError, ModelError, SiteError
 from locate.facts.answers import tell_apart
@@ -161,7 +161,7 @@ class OldFactResidue(Result):
 def old_fact_residue(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     roles: Sequence[str] | str = _ASKED,
     contexts: Mapping[str, str] | None = None,
@@ -191,6 +191,7 @@ def old_fact_residue(
     """
     sides = sides_of(model, change)
     roles = named_roles(roles)
+    probes = as_probed(probes)
     every = asked_of(sides, probes)
     asked = [one for one in every if one.probe.role in roles]
     if not asked:

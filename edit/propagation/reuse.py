@@ -17,8 +17,7 @@ from edit.propagation.mediation import mediating_hooks, reached
 from edit.propagation.propagation import Propagation
 from edit.propagation.reused import MediatorReuse
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import REACHED, Probe, named_roles
-from edit.requests.requests import EditRequest
+from edit.requests.probes import REACHED, Probed, named_roles
 from locate.contrast.contrast import Contrast
 from locate.contrast.sweep import exchange, sweep, sweep_heads
 from locate.errors import FactError, SiteError, UpdateError
@@ -33,7 +32,7 @@ _MODULES = {"mlp": "mlp", HEAD: "attn"}
 def mediator_reuse(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     top: int | float = 0.02,
     flow: Propagation | None = None,

@@ -16,8 +16,7 @@ from edit.changes.change import Change, within, without
 from edit.changes.directions import Directions
 from edit.propagation.asking import ANSWERS, Asked, asked_of
 from edit.propagation.sides import Changed, Sides, sides_of
-from edit.requests.probes import Probe, named_roles
-from edit.requests.requests import EditRequest
+from edit.requests.probes import Probed, named_roles
 from locate.engine import refreeze
 from locate.errors import FactError, LocateError, UpdateError
 from locate.model.held import HeldWeights
@@ -114,7 +113,7 @@ class Reversal(Result):
 def reversibility(
     model: TransformerBridge,
     change: Changed,
-    probes: Sequence[Probe] | EditRequest,
+    probes: Probed,
     *,
     counts: Sequence[int] = (1, 2, 4, 8, 16),
     ways: Sequence[str] = WAYS,

@@ -14,7 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.propagation.likeness import earth_movers, overlap, spearman
 from edit.propagation.sides import Changed, sides_of
 from edit.propagation.unrelated import FEW, About, Shift, unrelated_facts, unrelated_pairs
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.contrast.corruption import Corruption
 from locate.contrast.metrics import Metric
 from locate.contrast.noise import GaussianNoise
@@ -92,7 +92,7 @@ class TraceShift(Shift):
 def trace_shift(
     model: TransformerBridge,
     change: Changed,
-    request: EditRequest,
+    request: Case,
     *,
     null: int | Sequence[Fact] | Sequence[Trace] = FEW,
     kinds: Sequence[str] = _KINDS,
@@ -139,7 +139,7 @@ def trace_shift(
     >>> list(traced_shift.to_dataframe().columns[:4])
     ['kind', 'measure', 'value', 'comparable']
     """
-    sides = sides_of(model, change)
+    sides, request = sides_of(model, change), as_request(request)
     if k < 1:
         raise LocateError(f"k: must be 1 or more, found {k}.")
     kinds = tuple(check_kind(kind) for kind in ([kinds] if isinstance(kinds, str) else kinds))

@@ -19,7 +19,7 @@ from edit.propagation.propagation import Propagation
 from edit.report.arrow import points_to, why_there
 from edit.report.config import DemoConfig
 from edit.report.report import write_report
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.contrast.noise import GaussianNoise
 from locate.neurons.knowledge import knowledge_neurons
 from locate.neurons.scores import NeuronScores
@@ -119,7 +119,7 @@ class Demo:
 
 def run_demo(
     model: TransformerBridge,
-    request: EditRequest,
+    request: Case,
     folder: str | Path,
     *,
     method: ROME | None = None,
@@ -151,7 +151,7 @@ def run_demo(
 
     >>> demo = edit.run_demo(model, edit.EditRequest(fact, target_new="Rome"), "runs/rome")  # doctest: +SKIP
     """
-    folder = Path(folder)
+    request, folder = as_request(request), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     method = method or ROME()
     layer = method.resolve_layer(model)

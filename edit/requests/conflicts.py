@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import FactError, listed, tell
 from locate.facts.subjects import same_text
 
@@ -16,9 +16,7 @@ from locate.facts.subjects import same_text
 _SAME_KEY = 1 - 1e-5
 
 
-def find_conflicts(
-    requests: Sequence[EditRequest], earlier: Sequence[EditRequest] = ()
-) -> list[tuple[EditRequest, EditRequest]]:
+def find_conflicts(requests: Sequence[Case], earlier: Sequence[Case] = ()) -> list[tuple[EditRequest, EditRequest]]:
     """Pairs of requests about the same subject and relation, the earlier one first.
 
     Two requests ask about the same relation if their prompts do, or if both name it. They conflict whether or not
@@ -33,7 +31,7 @@ def find_conflicts(
     """
     seen: dict[tuple[str, str], EditRequest] = {}
     found = []
-    for index, request in enumerate([*earlier, *requests]):
+    for index, request in enumerate(map(as_request, [*earlier, *requests])):
         keys = _keys(request)
         other = next((seen[key] for key in keys if key in seen), None)
         if other is not None and index >= len(earlier):

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from edit.requests.probes import CONSEQUENCES, Probe
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import FactError
 from locate.facts.files import parse_records, read_records
 
@@ -23,7 +23,7 @@ class _Given(BaseModel):
     chat: bool | None = None
 
 
-def load_probes(source: str | Path | Sequence[Mapping[str, Any]], request: EditRequest | None = None) -> list[Probe]:
+def load_probes(source: str | Path | Sequence[Mapping[str, Any]], request: Case | None = None) -> list[Probe]:
     """Probes from plain dictionaries, or from a JSON, JSONL or CSV file of them.
 
     Each says its ``role`` and ``text``, and where it needs them ``new``, ``old``, ``joined`` and ``chat``. With a
@@ -46,7 +46,8 @@ def load_probes(source: str | Path | Sequence[Mapping[str, Any]], request: EditR
         path, records = Path(source), read_records(Path(source), "probes")
     else:
         path, records = Path("probes"), source
-    return parse_records(path, records, lambda _, record: _probe(record, request))
+    about = None if request is None else as_request(request)
+    return parse_records(path, records, lambda _, record: _probe(record, about))
 
 
 def _probe(record: Any, request: EditRequest | None) -> Probe:

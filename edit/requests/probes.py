@@ -4,8 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import FactError
+from locate.facts.facts import Fact
 from locate.facts.subjects import same_text
 
 Role = Literal[
@@ -89,8 +90,34 @@ def named_roles(names: Iterable[str] | str, option: str = "roles") -> tuple[Role
     return tuple(role for role in ROLES if role in wanted)
 
 
-def probes_for(request: EditRequest) -> list[Probe]:
-    """All probes that a request and its fact provide.
+# What to ask: probes one by one, or an edit, whose fact provides them.
+Probed = Sequence[Probe | Case] | Case
+
+
+def as_probed(given: Probed) -> Sequence[Probe] | EditRequest:
+    """What users give as what to ask: probes as they are, an edit or a fact that stands for one as a request.
+
+    Raises:
+        FactError: there is nothing, several edits, or something else.
+
+    >>> as_probed(fact) == request, as_probed([request]) == request
+    (True, True)
+    """
+    if isinstance(given, EditRequest | Fact):
+        return as_request(given)
+    several = list(given)
+    probes = [one for one in several if isinstance(one, Probe)]
+    edits = [one for one in several if not isinstance(one, Probe)]
+    if not edits:
+        return probes
+    if len(several) == 1:
+        return as_request(edits[0])
+    kinds = ", ".join(dict.fromkeys(type(one).__name__ for one in several))
+    raise FactError(f"probes: give several Probes, or one EditRequest or fact with a new target; found {kinds}.")
+
+
+def probes_for(request: Case) -> list[Probe]:
+    """All probes that a request and its fact provide; a fact stands for its own counterfactual.
 
     Consequences are measured by their own answers, and by those of the fact's own counterfactual alone: they
     say nothing about another one. What is unrelated is measured by the new object against its own answer,
@@ -100,6 +127,7 @@ def probes_for(request: EditRequest) -> list[Probe]:
     >>> [probe.role for probe in probes_for(request)][:2]
     ['edit', 'paraphrase']
     """
+    request = as_request(request)
     fact, new = request.fact, request.target_new
     follows = fact.consequences if new == fact.target_new else ()
     own: list[tuple[Role, Sequence[str]]] = [

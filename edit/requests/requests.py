@@ -134,7 +134,24 @@ class Identity:
     paraphrases: tuple[str, ...] = ()
 
 
-Cases = Sequence[EditRequest | Fact] | EditRequest | Fact
+Case = EditRequest | Fact
+Cases = Sequence[Case] | Case
+
+
+def as_request(case: Case) -> EditRequest:
+    """A case as a request; a fact stands for its own counterfactual.
+
+    Raises:
+        FactError: it has no new target, or is neither a fact nor a request.
+
+    >>> as_request(fact) == request
+    True
+    """
+    if isinstance(case, Fact):
+        return EditRequest(case)
+    if not isinstance(case, EditRequest):
+        raise FactError(f"Give an EditRequest, or a fact with a new target; found {type(case).__name__}.")
+    return case
 
 
 def as_requests(cases: Cases) -> list[EditRequest]:
@@ -149,10 +166,7 @@ def as_requests(cases: Cases) -> list[EditRequest]:
     cases = [cases] if isinstance(cases, EditRequest | Fact) else list(cases)
     if not cases:
         raise FactError("There is nothing to edit; give at least one EditRequest, or a fact with a new target.")
-    for case in cases:
-        if not isinstance(case, EditRequest | Fact):
-            raise FactError(f"Give EditRequests, or facts with a new target; found {type(case).__name__}.")
-    return [case if isinstance(case, EditRequest) else EditRequest(case) for case in cases]
+    return [as_request(case) for case in cases]
 
 
 def _check_answers(name: str, answers: "list[str] | tuple[str, ...]") -> None:

@@ -86,6 +86,30 @@ def test_a_comparison_comes_back_and_is_drawn(tmp_path):
         found.plot(measures=["flow: edits"])
 
 
+ASKING = {
+    "propagate": {"parts": (), "mediate": "edit"}, "mediate": {"roles": "edit", "kinds": ["mlp"]}, "flow_map": {},
+    "attention_drift": {"roles": "edit", "masked": [1], "random": 1, "effects": False}, "edit_circuit": {"random": 0},
+    "contribution_shift": {}, "mediator_reuse": {"top": 2, "samples": 1}, "old_fact_residue": {},
+    "weight_footprint": {}, "reversibility": {"counts": [1]}, "trace_shift": {"null": 0},
+    "circuit_shift": {"null": 0, "method": "eap", "corruption": locate.TokenSwap("The Rome")},
+}  # fmt: skip
+
+
+def test_a_fact_stands_for_its_own_counterfactual_wherever_a_change_is_followed():
+    model = tiny.bridge("llama")
+    update = random_update(model)
+    for name, how in ASKING.items():
+        quiet = {} if name in ("contribution_shift", "weight_footprint") else {"progress": False}
+        found = [getattr(edit, name)(model, update, one, **how, **quiet) for one in (FACT, edit.EditRequest(FACT))]
+        data = [one.flow.data if name == "propagate" else one.data for one in found]
+        xr.testing.assert_identical(*data)
+    assert edit.predict_reach(model, FACT, layer=1, progress=False).info["request"] == edit.EditRequest(FACT).describe()
+    with pytest.raises(locate.FactError, match="several Probes, or one EditRequest"):
+        edit.mediate(model, update, [FACT, FACT])
+    with pytest.raises(locate.FactError, match="no new target"):
+        edit.mediate(model, update, replace(FACT, target_new=None))
+
+
 def test_a_report_comes_back(tmp_path):
     model = tiny.bridge("llama")
     report = edit.propagate(model, random_update(model), edit.EditRequest(FACT), **HOW)
