@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Any, Protocol, Unpack, runtime_checkable
+from typing import Protocol, Unpack, runtime_checkable
 
 import pandas as pd
 from torch import Tensor
@@ -15,7 +15,7 @@ from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
 from edit.evaluation.scoring import agreement
 from edit.methods import EditingMethod
-from edit.methods.where import Where
+from edit.methods.where import Each, each_of
 from edit.requests.requests import Cases, EditRequest, as_requests
 from locate.engine.rows import Budget, in_parts
 
@@ -100,7 +100,7 @@ def evaluate_each(
     method: EditingMethod | Fitting,
     cases: Cases,
     *,
-    layer: Where | None = None,
+    layer: Each | None = None,
     baseline: Baseline | None = None,
     progress: bool = True,
     **settings: Unpack[Settings],
@@ -108,8 +108,9 @@ def evaluate_each(
     """Edit one case at a time on the unedited model, evaluate each edit, and put the results together.
 
     The unedited model is asked once for all cases, and a method of this toolkit optimises the values of all of them
-    together, which changes nothing but speed. ``layer`` is where to edit instead of the method's own layers, as ``fit``
-    takes it; the other settings are those of ``evaluate``. A method of one's own needs no more than ``fit``.
+    together, which changes nothing but speed. ``layer`` is where to edit instead of the method's own layers, as
+    ``fit_each`` takes it: one place, or one for each case, such as their traces. The other settings are those of
+    ``evaluate``. A method of one's own needs no more than ``fit``.
 
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """
@@ -121,7 +122,7 @@ def evaluate_each(
     # Before much is done, so that what cannot be edited is told at once.
     if (check := getattr(method, "check", None)) is not None:
         check(model, requests)
-    updates = _each(model, method, requests, {} if layer is None else {"layer": layer}, progress)
+    updates = _each(model, method, requests, layer, progress)
     updates = chain([next(updates)], updates)  # the first shows whether layers and statistics fit
     if baseline is None:
         baseline = measure(model, requests, asking, progress=progress)
@@ -134,16 +135,22 @@ def evaluate_each(
 
 
 def _each(
-    model: TransformerBridge, method: EditingMethod | Fitting, requests: Sequence[EditRequest], where: dict[str, Any],
+    model: TransformerBridge, method: EditingMethod | Fitting, requests: Sequence[EditRequest], layer: Each | None,
     progress: bool,
 ) -> Iterator[Change]:  # fmt: skip
     """A change for each request by itself, many found together where the method can."""
     together = getattr(method, "fit_each", None)
-    for group in in_parts(requests, _TOGETHER):
-        if together is None:
-            yield from (method.fit(model, [request], progress=False, **where) for request in group)
-        else:
-            yield from together(model, group, progress=progress, **where)
+    places = each_of(layer, len(requests))
+    shared = all(place is layer for place in places)
+    for group in in_parts(range(len(requests)), _TOGETHER):
+        asked, own = [requests[index] for index in group], [places[index] for index in group]
+        if together is not None:
+            where = {} if layer is None else {"layer": layer if shared else own}
+            yield from together(model, asked, progress=progress, **where)
+            continue
+        for request, place in zip(asked, own, strict=True):
+            where = {} if place is None else {"layer": place}
+            yield method.fit(model, [request], progress=False, **where)
 
 
 def _missed(update: Change, request: EditRequest) -> bool:

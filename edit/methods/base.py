@@ -12,7 +12,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from edit.changes.change import Change
 from edit.changes.lowrank import LowRank
 from edit.hyperparameters import Whole, hyperparameters
-from edit.methods.where import Where, layers_at
+from edit.methods.where import Each, Where, each_of, layers_at
 from edit.requests.conflicts import check_conflicts
 from edit.requests.requests import Cases, EditRequest, as_requests
 from edit.statistics import KeyStatistics
@@ -173,22 +173,30 @@ class EditingMethod(Generic[Left]):
         raise NotImplementedError
 
     def fit_each(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
-        progress: bool = True,
-    ) -> Iterator[Left]:  # fmt: skip
+        self, model: TransformerBridge, requests: Cases, *, layer: Each | None = None, progress: bool = True
+    ) -> Iterator[Left]:
         """For each request by itself a change of the model as it is: what ``fit`` gives, one request at a time.
 
-        Methods that optimise values do so for all requests together, which is much faster. Requests may repeat or
-        contradict each other.
+        Methods that optimise values do so for all requests of a layer together, which is much faster. Requests may
+        repeat or contradict each other.
+
+        Args:
+            model: a raw-mode bridge.
+            requests: what to change; a fact stands for its own counterfactual.
+            layer: where to edit instead of the method's own layers, as ``fit`` takes it; or for each request a place
+                of its own: sites, results of ``locate`` such as traces, or lists of layers.
+            progress: whether to show bars.
 
         Raises:
             FactError, SiteError, NumericsError: as ``fit``.
 
-        >>> len(list(edit.ROME(layer=4).fit_each(model, [request])))
-        1
+        >>> updates = edit.FineTuning(steps=2).fit_each(model, [request, request], layer=[trace, [4]])
+        >>> [update.info["layer"] for update in updates] == [trace.best().layer, 4]
+        True
         """
-        for request in requests:
-            yield self.fit(model, request, layer=layer, progress=progress)
+        asked = as_requests(requests)
+        for request, at in zip(asked, each_of(layer, len(asked)), strict=True):
+            yield self.fit(model, request, layer=at, progress=progress)
 
     def check(self, model: TransformerBridge, requests: Sequence[EditRequest]) -> None:
         """Whether the method can make all of these edits of the unedited model.

@@ -21,6 +21,29 @@ class Located(Protocol):
 
 
 Where = int | Site | Located | Sequence[int]
+# Where to edit each of several requests: at one place, or at one of its own each.
+Each = Where | Sequence[Site | Located | Sequence[int]]
+
+
+def each_of(where: Each | None, requests: int) -> list[Any]:
+    """Where to edit each of several requests by itself.
+
+    Args:
+        where: for all of them, as ``layers_at`` takes it; or one place for each: sites, results of ``locate`` such as
+            traces, or lists of layers. (Plain numbers are the layers of all.)
+        requests: how many there are.
+
+    Raises:
+        SiteError: there are more or fewer places than requests.
+
+    >>> each_of(4, 2), each_of([[4], [5]], 2), each_of([3, 4], 2)
+    ([4, 4], [[4], [5]], [[3, 4], [3, 4]])
+    """
+    if not isinstance(where, Sequence) or isinstance(where, str) or all(isinstance(one, Integral) for one in where):
+        return [where] * requests
+    if len(where) != requests:
+        raise SiteError(f"layer: {len(where)} places for {requests} requests; give one for each, or one for all.")
+    return list(where)
 
 
 def layers_at(model: TransformerBridge, where: Where, span: int = 1) -> tuple[int, ...]:

@@ -17,9 +17,9 @@ from edit.methods.base import EarlierEdits, EditingMethod, Fitted, Job, Written,
 from edit.methods.rewriting.given import given_statistics, warn_of_others
 from edit.methods.rewriting.rewriting import Rewriting, matrix_of, stored
 from edit.methods.rewriting.solves import Factors, Problem
-from edit.methods.where import Where
+from edit.methods.where import Each, Where, each_of
 from edit.names import SAMPLED
-from edit.requests.requests import EditRequest
+from edit.requests.requests import Cases, EditRequest, as_requests
 from edit.statistics import KeyStatistics, collect_statistics
 from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
@@ -47,10 +47,11 @@ class Prepared:
     statistics: Mapping[int, KeyStatistics]
     values: Sequence[Value] = ()
 
-    def alone(self, index: int, value: Value) -> "Prepared":
-        """One of the requests by itself, with its value."""
-        job = replace(self.job, requests=[self.job.requests[index]], progress=False)
-        return replace(self, job=job, contexts=[self.contexts[index]], values=[value])
+    def alone(self, index: int, value: Value, where: Where | None, layers: Sequence[int]) -> "Prepared":
+        """One of the requests by itself, with its value, at the layers of its own."""
+        job = replace(self.job, requests=[self.job.requests[index]], layer=where, progress=False)
+        statistics = {layer: self.statistics[layer] for layer in layers}
+        return replace(self, job=job, contexts=[self.contexts[index]], values=[value], statistics=statistics)
 
 
 def _known(precision: Any) -> Any:
@@ -120,25 +121,26 @@ class LocateThenEdit(Rewriting):
 
     @torch.inference_mode(False)
     def fit_each(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
+        self, model: TransformerBridge, requests: Cases, *, layer: Each | None = None,
         values: Sequence[Value] | None = None, progress: bool = True,
     ) -> Iterator[WeightUpdate]:  # fmt: skip
         """See ``EditingMethod.fit_each``; ``values`` are those of ``values_for``, where they are known already."""
-        job = Job(model=model, requests=requests, layer=layer, progress=progress)
-        at, layers = self.value_layer(model, layer), self.edited_layers(model, layer)
+        job = Job(model=model, requests=as_requests(requests), progress=progress)
+        places = each_of(layer, len(job.requests))
+        edited, at = self._layers_of(model, places)
         prepared = self._prepared(job, together=False)
-        prepared = replace(prepared, statistics=self._statistics(job, layers))
+        every = tuple(sorted({one for layers in edited for one in layers}))
+        prepared = replace(prepared, statistics=self._statistics(job, every))
         if values is None:
-            values = self._values(job, prepared.contexts, at)
+            values = self._values_at(job, prepared.contexts, at)
         else:
             self._check_values(values, prepared.contexts, at)
         for index, value in enumerate(values):
-            yield self.write(prepared.alone(index, value)).update
+            yield self.write(prepared.alone(index, value, places[index], edited[index])).update
 
     def values_for(
-        self, model: TransformerBridge, requests: Sequence[EditRequest], *, layer: Where | None = None,
-        progress: bool = True,
-    ) -> list[Value]:  # fmt: skip
+        self, model: TransformerBridge, requests: Cases, *, layer: Each | None = None, progress: bool = True
+    ) -> list[Value]:
         """The values that ``fit_each`` would write, to hand to other methods that optimise the same objective.
 
         Methods share values where they agree in the place and layer of the optimisation, the objective and the
@@ -151,8 +153,9 @@ class LocateThenEdit(Rewriting):
         >>> len(method.values_for(model, [request]))
         1
         """
-        job = Job(model=model, requests=requests, layer=layer, progress=progress)
-        return self._values(job, self._prepared(job, together=False).contexts, self.value_layer(model, layer))
+        job = Job(model=model, requests=as_requests(requests), progress=progress)
+        _, at = self._layers_of(model, each_of(layer, len(job.requests)))
+        return self._values_at(job, self._prepared(job, together=False).contexts, at)
 
     def statistics_at(
         self, model: TransformerBridge, layers: Sequence[int], *, progress: bool = True
@@ -227,6 +230,20 @@ class LocateThenEdit(Rewriting):
             check_answered(job.model, requests, contexts, budget=self.budget)
         return Prepared(job=replace(job, requests=requests), contexts=contexts, prefixes=prefixes, statistics={})
 
+    def _layers_of(
+        self, model: TransformerBridge, places: Sequence[Where | None]
+    ) -> tuple[list[tuple[int, ...]], list[int]]:
+        """Of each place the layers that are edited, and the one at which values are optimised first."""
+        return [self.edited_layers(model, one) for one in places], [self.value_layer(model, one) for one in places]
+
+    def _values_at(self, job: Job, contexts: Sequence[Contexts], layers: Sequence[int]) -> list[Value]:
+        """The values of requests that each have a layer, those of one layer together."""
+        found: dict[int, Value] = {}
+        for layer in sorted({*layers}):
+            own = [index for index, one in enumerate(layers) if one == layer]
+            found |= zip(own, self._values(job, [contexts[index] for index in own], layer), strict=True)
+        return [found[index] for index in range(len(layers))]
+
     def _values(self, job: Job, contexts: Sequence[Contexts], layer: int) -> list[Value]:
         values = optimise_values(
             job.model, contexts, layer, self.value_objective(), place=self.place, budget=self.budget,
@@ -235,14 +252,14 @@ class LocateThenEdit(Rewriting):
         warn_of_missed(values)
         return values
 
-    def _check_values(self, known: Sequence[Value], contexts: Sequence[Contexts], layer: int) -> None:
+    def _check_values(self, known: Sequence[Value], contexts: Sequence[Contexts], layers: Sequence[int]) -> None:
         """Whether values that were given are of these requests, and were found where this method would find them."""
         if len(known) != len(contexts):
             raise FactError(
                 f"values: one per request is needed, found {len(known)} for {len(contexts)} requests. "
                 "Find them with values_for(model, requests)."
             )
-        for value, context in zip(known, contexts, strict=True):
+        for value, context, layer in zip(known, contexts, layers, strict=True):
             if (value.label, value.layer, value.place) != (context.label, layer, self.place):
                 raise FactError(
                     f"values: for {context.label!r} at layer {layer} ({self.place}) there is one found for "

@@ -590,10 +590,13 @@ def test_each_by_itself_is_what_fit_gives_for_one(name, llama, prepared):
         method = ROME(layer=2, objective=OBJECTIVE, prefixes=PREFIXES, corpus=other.corpus, statistics_tokens=1500)
     again = EditRequest(TOWER, "London")
     before = prints(llama)
-    found = list(method.fit_each(llama, [*REQUESTS, again], progress=False))
+    # The last two are edited at one layer, the others at one of their own each.
+    places = [Site("mlp", layer=2), [1], *[Site("mlp", layer=2)] * (len(REQUESTS) - 1)]
+    found = list(method.fit_each(llama, [*REQUESTS, again], layer=places, progress=False))
     assert prints(llama) == before
-    for update, request in zip(found, [*REQUESTS, again], strict=True):
-        alone = method.fit(llama, request, progress=False)
+    for update, request, place in zip(found, [*REQUESTS, again], places, strict=True):
+        alone = method.fit(llama, request, layer=place, progress=False)
+        assert update.parameters == alone.parameters
         assert [edited["request"] for edited in update.info["edits"]] == [request.describe()]
         layer = alone.info["layers"][-1]
         assert (dense(llama, update, layer) - dense(llama, alone, layer)).norm() < 2e-3 * dense(
@@ -615,6 +618,8 @@ def test_methods_with_one_objective_share_its_values(name, llama, prepared):
             assert torch.equal(update.delta(parameter), own.delta(parameter))
     with pytest.raises(FactError, match=r"found 1 for 3 requests\. Find them with values_for"):
         list(other.fit_each(llama, REQUESTS, values=values[:1], progress=False))
+    with pytest.raises(SiteError, match="2 places for 3 requests"):
+        list(other.fit_each(llama, REQUESTS, layer=[[1], [2]], progress=False))
 
 
 def test_values_of_something_else_are_refused(llama, prepared):
