@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import edit
+from benchmarks.reach import CROSSING, carried
 from benchmarks.single_edits import METHODS
 from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
@@ -43,7 +44,8 @@ def main() -> None:
     asked = parser.parse_args()
     drawn = {
         "circuit": lambda: circuit_sizes(asked.circuit), "reach": lambda: reached(asked.reach),
-        "foretold": lambda: foretold(asked.reach), "claims": lambda: claims(asked.claims),
+        "carried": lambda: carriers(asked.reach), "foretold": lambda: foretold(asked.reach),
+        "claims": lambda: claims(asked.claims),
     }  # fmt: skip
     for name, draw in drawn.items():
         with mpl.rc_context(STYLE):
@@ -95,6 +97,34 @@ def reached(folder: Path) -> Figure:
     panels[0].axvline(0, color="0.6", linewidth=0.6, zorder=0)
     panels[1].set(xlabel="share of probes where o* ranks above o")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def carriers(folder: Path) -> Figure:
+    """Where the effect goes over to the last token, and what carries most of it behind the edited layer."""
+    figure = plt.figure(figsize=(_WIDTH, 2.2), layout="constrained")
+    layers, shares = figure.subplots(1, 2, width_ratios=(2, 3))
+    labels = ["attention, gained", "attention, lost", "MLP, gained", "MLP, lost"]
+    for place, name in enumerate(METHODS):
+        table = carried(list(_flows(folder, name).values()))
+        colour, marker = _LOOK[name]
+        own = table.loc[CROSSING]
+        layers.hlines(place, own["low"], own["high"], color=colour, linewidth=1)
+        layers.plot(own["mean"], place, color=colour, marker=marker, markersize=3.5, linewidth=0)
+        kinds = {"attention": "largest attention output at the last token", "MLP": "largest MLP output behind the edit"}
+        for row, label in enumerate(labels):
+            kind, direction = label.split(", ")
+            own = table.loc[f"{kinds[kind]}, {direction}"]
+            at = row + 0.14 * (place - 2)
+            shares.hlines(at, own["low"], own["high"], color=colour, linewidth=1)
+            shares.plot(own["mean"], at, color=colour, marker=marker, markersize=3.5, linewidth=0,
+                        label=name if row == 0 else None)  # fmt: skip
+    layers.set(xlabel="layer from which the last token\ncarries half of the effect", xlim=(0, 30), yticks=[])
+    shares.set(xlabel="largest share of the effect in one output", xlim=(0, 1), yticks=range(4), yticklabels=labels)
+    for axes in (layers, shares):
+        axes.invert_yaxis()
+    figure.legend(*shares.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     sns.despine(figure)
     return figure
 

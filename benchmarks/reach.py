@@ -31,6 +31,7 @@ from locate.sites.site import KINDS
 from locate.store.folders import RunFolder
 
 _HALF = 0.5
+CROSSING = "layer from which the last token carries half"
 _OUTCOMES = ("answered", "said", "total_effect", "of_edit")
 # What is asked of an edit for each of its prompt's kinds: paraphrases and neighbours are many.
 _MOST = {"paraphrase": 2, "neighbour": 2, "same subject": 2}
@@ -123,7 +124,7 @@ def _report(run: RunFolder, facts: list[locate.Fact], methods: list[str]) -> Non
         print(f"\n{name}: how far it reaches")
         print(_reach(flows).to_string(index=False))
         print(f"{name}: what carries it on the edit's own prompt")
-        print(_carried(list(flows.values())).to_string())
+        print(carried(list(flows.values())).to_string())
         both = [key for key in flows if key in foreseen]
         for towards in ("share", "margin"):
             judged = edit.judge_reach([foreseen[key] for key in both], [flows[key] for key in both], towards=towards)
@@ -153,14 +154,14 @@ def _reach(flows: dict[str, Any]) -> pd.DataFrame:
     return _by_role(tables, _OUTCOMES)
 
 
-def _carried(flows: list[edit.Propagation]) -> pd.DataFrame:
+def carried(flows: list[edit.Propagation]) -> pd.DataFrame:
     """Where the effect goes over to the last token, and the largest single shares behind the edited layers."""
     rows = []
     for one in flows:
         last, behind = len(one.tokens[0]) - 1, max(one.layers) + 1
         share = one.share(0).isel(position=slice(last + 1))
         there = share.sel(kind="resid", direction="gained", position=last)
-        row = {"layer from which the last token carries half": float((there < _HALF).sum())}
+        row = {CROSSING: float((there < _HALF).sum())}
         for direction in DIRECTIONS:
             own = share.sel(direction=direction, layer=slice(behind, None))
             attention = own.sel(kind="attn", position=last)
