@@ -57,6 +57,15 @@ def listed(items: Sequence[str], most: int = 5) -> str:
     return "\n".join(f"  {item}" for item in [*items[:most], *more])
 
 
+def counted(n: int, noun: str) -> str:
+    """So many of something, in words that fit the number.
+
+    >>> counted(1, "fact"), counted(2, "fact")
+    ('1 fact', '2 facts')
+    """
+    return f"{n} {noun if n == 1 else f'{noun}s'}"
+
+
 def tell(message: str) -> None:
     """Warn at the line of the user's that led here, however deep in this toolkit it was noticed.
 

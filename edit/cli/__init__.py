@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from edit.cli.commands import circuit, demo, doctor, edit, location_report, neurons, patch, propagate, stats, trace
+from edit.cli.commands import (
+    circuit,
+    demo,
+    doctor,
+    edit,
+    evaluate,
+    location_report,
+    neurons,
+    patch,
+    propagate,
+    stats,
+    trace,
+)
+from edit.cli.kit.output import end_on_request
 
 app = typer.Typer(
     help="Find where a language model keeps a fact, change it, and watch the change travel to the answer.",
@@ -23,6 +36,7 @@ app.command("patch")(patch.run)
 app.command("neurons")(neurons.run)
 app.command("circuit")(circuit.run)
 app.command("edit")(edit.run)
+app.command("evaluate")(evaluate.run)
 app.command("propagate")(propagate.run)
 app.command("location-report")(location_report.run)
 app.command("stats")(stats.run)
@@ -46,5 +60,6 @@ def options(
 
 
 def main() -> None:
-    """Entry point of the console script: exit codes 0 (done), 1 (failed), 2 (bad usage or input)."""
+    """Entry point of the console script: 0 (done), 1 (failed), 2 (bad usage or input), 130 and 143 (stopped)."""
+    end_on_request()
     app()

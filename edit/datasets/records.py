@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator
 
 from locate.errors import DataError
-from locate.facts.files import parse_records, read_records
+from locate.facts.records import parse_records, read_records
 from locate.facts.subjects import AbsentSubject, find_subject
 
 T = TypeVar("T")

@@ -15,7 +15,7 @@ from edit.evaluation.fluency import ngram_entropy, sample_texts
 from edit.evaluation.generation import exact_match, generate_greedily
 from edit.evaluation.scoring import Pair, Score, See, encode_pair, score_targets
 from edit.requests.requests import EditRequest
-from locate.errors import FactError, listed
+from locate.errors import FactError, counted, listed
 from locate.facts.answers import first_difference
 from locate.facts.prompts import token_strings, worded
 
@@ -170,7 +170,7 @@ def check_questions(model: TransformerBridge, requests: Sequence[EditRequest]) -
         except FactError as error:
             wrong.append(f"{requests[question.case].describe()}, {question.probe}: {error}")
     if wrong:
-        raise FactError(f"{len(wrong)} prompt(s) cannot be asked. Nothing was changed.\n{listed(wrong)}")
+        raise FactError(f"{counted(len(wrong), 'prompt')} cannot be asked. Nothing was changed.\n{listed(wrong)}")
 
 
 def ask(

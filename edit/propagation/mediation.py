@@ -1,6 +1,6 @@
 """Which states carry a change: each of them exchanged in turn between base and edited model, both ways, exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -72,11 +72,15 @@ def mediate(
     roles = named_roles(roles)
     keep = mediating_hooks(model, kinds)
     rows, effects = [], []
-    for one in tqdm(asked, "propagation", disable=not progress, delay=1):
-        contrast = one.contrast(sides, keep=keep if one.probe.role in roles else (), budget=budget)
-        rows.append(one.totals(model, contrast.source, contrast.target))
-        if one.probe.role in roles:
-            effects.append(mediation(contrast, kinds).expand_dims(probe=[len(rows) - 1]))
+    followed = sum(one.probe.role in roles for one in asked)
+    total = len(asked) + followed * 2 * _groups(kinds)
+    with tqdm(total=total, desc="propagation", unit="sweep", disable=not progress, delay=1) as bar:
+        for one in asked:
+            contrast = one.contrast(sides, keep=keep if one.probe.role in roles else (), budget=budget)
+            rows.append(one.totals(model, contrast.source, contrast.target))
+            bar.update()
+            if one.probe.role in roles:
+                effects.append(mediation(contrast, kinds, bar.update).expand_dims(probe=[len(rows) - 1]))
     longest = max(one.length for one in asked)
     every = {"probe": np.arange(len(asked)), "position": np.arange(longest)}
     data = xr.concat(effects, "probe", join="outer") if effects else nothing(model, kinds)
@@ -133,12 +137,15 @@ def reached(contrast: Contrast) -> range:
     return range(next((layer for layer in range(n) if one[layer + 1] is not other[layer + 1]), n), n)
 
 
-def mediation(contrast: Contrast, kinds: Sequence[str] = MEDIATORS) -> xr.Dataset:
+def mediation(
+    contrast: Contrast, kinds: Sequence[str] = MEDIATORS, swept: Callable[[], object] = lambda: None
+) -> xr.Dataset:
     """How much of the contrast's difference each state carries by itself.
 
     Args:
         contrast: edited (the target) against base, whose runs have kept ``mediating_hooks``.
         kinds: of states; ``heads`` is each head's output at all positions at once, ``attn_head`` at each by itself.
+        swept: called after each sweep.
 
     Returns:
         ``mediation`` (dims ``direction, kind, position, layer``), ``heads`` (dims ``direction, layer, head``) and
@@ -163,10 +170,12 @@ def mediation(contrast: Contrast, kinds: Sequence[str] = MEDIATORS) -> xr.Datase
         if plain:
             found = sweep(direction, plain, measure, positions=positions, layers=layers)  # kind position layer row 1
             parts[0].append(_whole(sign * (own - found.cpu().mean(-2))[..., 0], layers, axis=2))
+            swept()
         for index, (kind, places) in enumerate({HEADS: [None], HEAD: positions}.items(), start=1):
             if kind in kinds:
                 found = sweep_heads(direction, measure, positions=places, layers=layers)  # position layer head row 1
                 parts[index].append(_whole(sign * (own - found.cpu().mean(-2))[..., 0], layers, axis=1))
+                swept()
     coords = {"direction": list(DIRECTIONS), "position": np.arange(len(positions)), "layer": np.arange(n)}
     data = xr.Dataset(coords=coords)
     if plain:
@@ -177,6 +186,11 @@ def mediation(contrast: Contrast, kinds: Sequence[str] = MEDIATORS) -> xr.Datase
     if HEAD in kinds:
         data[HEAD] = ("direction", "position", "layer", "head"), _array(parts[2])
     return data
+
+
+def _groups(kinds: Sequence[str]) -> int:
+    """Sweeps in each direction."""
+    return bool(_plain(kinds)) + (HEADS in kinds) + (HEAD in kinds)
 
 
 def _plain(kinds: Sequence[str]) -> list[Kind]:

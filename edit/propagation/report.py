@@ -212,7 +212,8 @@ def propagate(
     flow = mediation.mediate(model, sides, asked, roles=mediate, kinds=kinds, budget=budget, progress=progress)
     found: dict[str, Any] = {}
     left_out: dict[str, str] = {}
-    for name in tqdm(names, "parts", disable=not progress, delay=1):
+    for name in (bar := tqdm(names, "parts", disable=not progress, delay=1)):
+        bar.set_description(f"parts: {name}", refresh=False)
         given = Given(
             sides=sides, probes=asked, request=about, flow=flow, options=options.get(name, {}), progress=progress
         )

@@ -32,7 +32,7 @@ from edit.report.report import write_page
 from edit.requests.requests import Cases, EditRequest, as_requests
 from locate.contrast.corruption import Corruption
 from locate.engine.rows import in_parts
-from locate.errors import FactError
+from locate.errors import FactError, counted
 from locate.facts.keys import case_keys
 from locate.model.weights import model_fingerprint
 from locate.plots import save_figure
@@ -145,7 +145,7 @@ def location_report(
     with RunFolder.open(folder, _description(model, asked, methods, how, most, only_known)) as run:
         changes = _Changes(model, asked, run, progress)
         for name, method in methods.items():
-            report(f"Editing {len(asked)} facts by {name}")
+            report(f"Editing {counted(len(asked), 'fact')} by {name}")
             changes.by(name, method)
         report("Comparing what tracing finds for related prompts")
         similarity = _similarity(model, asked, run, how, most, only_known, progress, left_out)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from edit.requests.requests import Case, EditRequest, as_request
-from locate.errors import FactError, listed, tell
+from locate.errors import FactError, counted, listed, tell
 from locate.facts.subjects import same_text
 
 # The cosine of two keys above which rounding alone tells them apart.
@@ -57,8 +57,8 @@ def check_conflicts(requests: Sequence[EditRequest], earlier: Sequence[EditReque
         for old, new in conflicts
     ]
     raise FactError(
-        f"{len(conflicts)} request(s) are about the same subject and relation as another one. Nothing was changed. "
-        f"Keep one of each, or remove the earlier edit first:\n{listed(pairs)}"
+        f"Found {counted(len(conflicts), 'request')} about the same subject and relation as another one. Nothing was "
+        f"changed. Keep one of each, or remove the earlier edit first:\n{listed(pairs)}"
     )
 
 
@@ -84,9 +84,9 @@ def warn_of_shared_keys(
         for new, old in alike.nonzero()
     ]
     tell(
-        f"{len(pairs)} pair(s) of edits share one key, so that they cannot both have their own value: their prompts "
-        "are the same up to the end of the subject. Of such edits the model may keep one, or none whole. Put the "
-        f"subject after other words, or edit one of them:\n{listed(pairs)}"
+        f"Found {counted(len(pairs), 'pair')} of edits at one key, where they cannot both have their own value: their "
+        "prompts are the same up to the end of the subject. Of such edits the model may keep one, or none whole. Put "
+        f"the subject after other words, or edit one of them:\n{listed(pairs)}"
     )
 
 

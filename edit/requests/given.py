@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from edit.requests.probes import CONSEQUENCES, Probe
 from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import FactError
-from locate.facts.files import parse_records, read_records
+from locate.facts.records import parse_records, read_records
 
 
 class _Given(BaseModel):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from edit.requests.conflicts import find_conflicts
 from edit.requests.requests import EditRequest
-from locate.errors import listed, tell
+from locate.errors import counted, listed, tell
 from locate.store.hashes import fingerprint
 
 
@@ -44,8 +44,9 @@ class Replacements:
                 gone.append(request)
         if gone:
             tell(
-                f"{len(gone)} request(s) are left out, as in a script that is run again, because later edits of this "
-                f"session replaced them. Ask again for what is to come back:\n{listed([r.describe() for r in gone])}"
+                f"Left out {counted(len(gone), 'request')}, as in a script that is run again, because later edits "
+                "of this session replaced what was asked. Ask again for what is to come back:\n"
+                f"{listed([r.describe() for r in gone])}"
             )
         return [request for request in requests if request not in gone]
 

@@ -19,7 +19,7 @@ from edit.requests.requests import Cases, EditRequest, Identity, as_requests
 from edit.sessions.batches import Batch, Memory, left_out
 from edit.sessions.checkpoints import Checkpoints, description
 from edit.sessions.replacements import Replacements
-from locate.errors import FactError, UpdateError
+from locate.errors import FactError, UpdateError, counted
 from locate.model.weights import fingerprint, hf_parameters
 
 
@@ -187,7 +187,7 @@ class EditSession:
         """
         self._check_open()
         if not 1 <= n <= len(self.requests):
-            raise UpdateError(f"There are {len(self.requests)} edits in this session; {n} cannot be undone.")
+            raise UpdateError(f"This session has {counted(len(self.requests), 'edit')}; {n} cannot be undone.")
         gone = self.requests[-n:]
         batches, left = list(self._batches), n
         while left and len(batches[-1].requests) <= left:

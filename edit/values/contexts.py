@@ -14,7 +14,7 @@ from locate.engine import DEFAULT_BUDGET
 from locate.engine.decode import Sampler, continued
 from locate.engine.readout import only_logits_at
 from locate.engine.rows import Budget, Extent, aligned, padded, passes
-from locate.errors import FactError, listed
+from locate.errors import FactError, counted, listed
 from locate.facts.answers import first_difference
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text, token_strings
 from locate.model.context import check_room
@@ -310,6 +310,6 @@ def check_answered(
             "change. Choose another new target, or drop the request."
         )
     raise FactError(
-        f"{len(known)} requests ask for what the model already answers, so there is nothing to change. Nothing was "
-        f"changed. Choose other new targets, or drop them:\n{listed([request.describe() for request in known])}"
+        f"{counted(len(known), 'request')} for what the model already answers, so there is nothing to change. Nothing "
+        f"was changed. Choose other new targets, or drop them:\n{listed([request.describe() for request in known])}"
     )

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.contrast.corruption import Corrupted
-from locate.errors import FactError, LocateError
+from locate.errors import FactError, LocateError, counted
 from locate.facts.facts import Fact
 from locate.facts.files import bundled_facts
 from locate.facts.prompts import Prompt, encode_fact, token_strings
@@ -65,8 +65,8 @@ class TokenSwap:
         if len(chosen) < self.samples:
             start, end = prompt.subject_span
             raise FactError(
-                f"TokenSwap needs {self.samples} other subject(s) of {end - start} tokens for {fact.subject!r} "
-                f"({token_strings(model, prompt.tokens[start:end])}), found {list(chosen)}. "
+                f"TokenSwap needs {counted(self.samples, 'other subject')} of {counted(end - start, 'token')} for "
+                f"{fact.subject!r} ({token_strings(model, prompt.tokens[start:end])}), found {list(chosen)}. "
                 "Name one that fits, or give a larger pool of facts."
             )
         return Corrupted(tokens=torch.stack([other.tokens for other in chosen.values()]), subjects=tuple(chosen))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from locate.engine.branch import Branch, carried_by, check_branches
 from locate.engine.run import FrozenRun
-from locate.errors import ModelError, SiteError
+from locate.errors import ModelError, SiteError, counted
 from locate.model.parameters import frozen_parameters
 from locate.model.running import running
 
@@ -51,8 +51,8 @@ def jacobians(
         )
     if len(run.tokens) != 1 or not position <= int(run.at[1][0]):
         raise SiteError(
-            f"Jacobians are of one row that is read at or after position {position}; found {len(run.tokens)} row(s), "
-            f"read at {run.at[1].tolist()}."
+            f"Jacobians are of one row that is read at or after position {position}; found "
+            f"{counted(len(run.tokens), 'row')}, read at {run.at[1].tolist()}."
         )
     check_branches([_branch(run, position, min(layers), 1)], position, run.tokens.shape, run.n_layers)
     if not run.resumable:

@@ -1,72 +1,58 @@
-"""Facts and other records from files."""
+"""Facts from files."""
 
-import csv
-import io
 import json
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from locate.errors import DataError, FactError, listed
+from locate.errors import DataError, FactError
 from locate.facts.facts import Fact
-from locate.facts.subjects import AbsentSubject
+from locate.facts.records import field_problem, parse_each, read_records, wrong
+from locate.facts.subjects import AbsentSubject, find_subject
 
-T = TypeVar("T")
+# In a cell of a CSV file: texts with | between them or a JSON list, and what only JSON can say.
+_TEXTS = ("subject_aliases", "paraphrases", "neighbours")
+_NESTED = ("other_relations", "consequences", "ranks")
 
 
 def load_facts(path: str | Path) -> list[Fact]:
     """Read facts from a JSON, JSONL or CSV file, checking every record.
 
-    CSV files carry the plain text columns only (``prompt, subject, target`` and, where wanted,
-    ``target_new, id, relation``).
+    A prompt may be written out instead of having a ``{}``: the last time that the subject occurs in it counts. In a
+    CSV file a cell of several texts (``paraphrases``, ``neighbours``, ``subject_aliases``) has ``|`` between them, or
+    is a JSON list; ``other_relations``, ``consequences`` and ``ranks`` are JSON.
 
     Raises:
         DataError: the file is missing or not of that form, or a record is bad: the message
-            names the file, the record's index and the field.
+            names the file, the line, the record (both counted from 1) and the field.
 
     >>> facts = load_facts("my_facts.json")                                  # doctest: +SKIP
     """
-    adapter = TypeAdapter(Fact)
-    return parse_records(Path(path), read_records(Path(path)), lambda _, record: adapter.validate_python(record))
+    facts, problems = read_facts(path)
+    if problems:
+        raise wrong(Path(path), problems, len(facts) + len(problems))
+    return facts
 
 
-def parse_records(path: Path, records: Sequence[Any], parse: Callable[[int, Any], T]) -> list[T]:
-    """Every record by ``parse(index, record)``; the bad ones are collected into one error.
-
-    A record whose subject does not occur in its prompt is left out with a warning, which names it likewise.
+def read_facts(path: str | Path) -> tuple[list[Fact], list[str]]:
+    """The facts of a file that can be read, and for each other record what is wrong with it, with its place and field.
 
     Raises:
-        DataError: a record is bad: the message names the file, the record's index and the field. Or none fits.
+        DataError: as ``load_facts``, but of records only where all are bad.
 
-    >>> parse_records(Path("ages.json"), [{"age": "7"}], lambda _, record: int(record["age"]))
-    [7]
+    >>> facts, problems = read_facts("my_facts.json")
+    >>> len(facts), problems
+    (1, [])
     """
-    parsed: list[T] = []
-    problems: list[str] = []
-    absent: list[str] = []
-    for index, record in enumerate(records):
-        try:
-            parsed.append(parse(index, record))
-        except ValidationError as error:
-            problems += [f"record {index}, {field_problem(problem)}" for problem in error.errors()]
-        except AbsentSubject as error:
-            absent.append(f"record {index}, {error}")
-        except FactError as error:
-            problems.append(f"record {index}, {error}")
-    if problems or len(absent) == len(records):
-        problems += absent
-        raise DataError(f"{path}: {len(problems)} problem(s) in {len(records)} records:\n{listed(problems, 10)}")
-    if absent:
-        warnings.warn(
-            f"{path}: left out {len(absent)} of {len(records)} records, whose subjects do not occur in their prompts:\n"
-            f"{listed(absent, 10)}",
-            stacklevel=4,
-        )
-    return parsed
+    path = Path(path)
+    records, cells = read_records(path), path.suffix.lower() == ".csv"
+    parsed = parse_each(records, lambda _, record: _fact(_from_cells(record) if cells else record))
+    if not parsed.values:
+        raise wrong(path, parsed.problems, len(records))
+    return list(parsed.values.values()), parsed.problems
 
 
 def parse_fact(record: Any, where: str) -> Fact:
@@ -79,9 +65,11 @@ def parse_fact(record: Any, where: str) -> Fact:
     'Rome is in'
     """
     try:
-        return TypeAdapter(Fact).validate_python(record)
+        return _fact(record)
     except ValidationError as error:
         raise DataError(f"{where}, {field_problem(error.errors()[0])}") from error
+    except FactError as error:
+        raise DataError(f"{where}, {error}") from error
 
 
 def bundled_facts(relation: str | None = None, *, known_to: str | None = None) -> list[Fact]:
@@ -131,54 +119,30 @@ def _bundled_path() -> Path:
     return inside if inside.exists() else inside.parent.parent / "data" / "facts.json"
 
 
-def field_problem(problem: Any) -> str:
-    """A field of a record and what is wrong with it, of one of a ``ValidationError``'s errors."""
-    field_name = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{field_name}: {message}" if field_name else message
+def _fact(record: Any) -> Fact:
+    """A fact of a record, whose prompt may be written out."""
+    prompt, subject = (record.get(name) for name in ("prompt", "subject")) if isinstance(record, dict) else (None, None)
+    if isinstance(prompt, str) and isinstance(subject, str) and subject.strip() and "{}" not in prompt:
+        try:
+            start, end = find_subject(prompt, subject)
+        except AbsentSubject as error:
+            hint = "" if "{}" in str(error) else " Write {} in the subject's place, or the subject as it stands there."
+            raise FactError(f"{error}{hint}") from error
+        record = {**record, "prompt": f"{prompt[:start]}{{}}{prompt[end:]}", "subject": prompt[start:end]}
+    return TypeAdapter(Fact).validate_python(record)
 
 
-def read_records(path: Path, what: str = "facts") -> Sequence[Any]:
-    """The records of a JSON, JSONL or CSV file, unchecked; ``what`` they are is said in messages.
+def _from_cells(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record of a CSV file with its lists."""
+    return {name: _cell(name, text) for name, text in record.items()}
 
-    Raises:
-        DataError: the file is missing, not readable as what its name says, or holds no list of records.
 
-    >>> [record["subject"] for record in read_records(Path("my_facts.json"))]
-    ['Rome']
-    """
-    if not path.is_file():
-        raise DataError(f"There is no {what} file {str(path)!r}.")
+def _cell(name: str, text: Any) -> Any:
+    if name in _TEXTS and not text.lstrip().startswith("["):
+        return [part.strip() for part in text.split("|") if part.strip()]
+    if name not in (*_TEXTS, *_NESTED):
+        return text
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        match path.suffix.lower():
-            case ".json":
-                records = json.loads(text)
-            case ".jsonl":
-                records = _read_lines(path, text)
-            case ".csv":
-                rows = csv.DictReader(io.StringIO(text, newline=""))
-                records = [{key: value for key, value in row.items() if value} for row in rows]
-            case other:
-                raise DataError(f"{path}: unknown file type {other!r}; {what} come as .json, .jsonl or .csv.")
-    except (json.JSONDecodeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not readable as {path.suffix[1:].upper()}: {error}") from error
-    if isinstance(records, dict):  # a file with a single fact
-        records = [records]
-    if not isinstance(records, list) or not records:
-        found = "an empty one" if records == [] else type(records).__name__
-        raise DataError(f"{path}: expected a non-empty list of {what}, found {found}.")
-    return records
-
-
-def _read_lines(path: Path, text: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not readable as JSON: {error.msg} at column {error.colno}"
-                ) from error
-    return records
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise FactError(f"{name}: not readable as JSON: {error.msg} at column {error.colno} of {text!r}") from error

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from locate.errors import DataError, FactError
 from locate.facts.facts import Fact
-from locate.facts.files import field_problem, parse_records
+from locate.facts.records import field_problem, parse_records
 
 # Some of the published files write an accent as the escape of an escape.
 _ESCAPED = re.compile(r"\\u([0-9a-fA-F]{4})")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.errors import FactError
+from locate.errors import FactError, counted
 from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, answer_strings, encode_fact, encode_target, token_strings
@@ -77,7 +77,7 @@ def negatives_of(asked: AskedFact, others: Sequence[AskedFact]) -> list[int]:
     ]  # fmt: skip
     if not found:
         raise FactError(
-            f"{asked.fact.text!r} has no negative: of {len(others)} other fact(s) none has another answer"
+            f"{asked.fact.text!r} has no negative: of {counted(len(others), 'other fact')} none has another answer"
             f"{f' and the relation {relation!r}' if relation else ''}. Give some that have, or leave negatives out."
         )
     return found

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from locate.errors import SiteError
+from locate.errors import SiteError, counted
 from locate.figures.style import STYLE, add_headline, fitted, shown_text
 from locate.neurons.scores import NeuronScores
 
@@ -43,7 +43,7 @@ def plot_neurons(
     >>> figure = locate.plots.plot_neurons(neurons, n=20)
     """
     if not 0 <= fact < neurons.data.sizes["fact"]:
-        raise SiteError(f"There is no fact {fact}: these scores are of {neurons.data.sizes['fact']} fact(s).")
+        raise SiteError(f"There is no fact {fact}: these scores are of {counted(neurons.data.sizes['fact'], 'fact')}.")
     table = neurons.scores.isel(fact=fact)
     layers, values = table["layer"].values, np.nan_to_num(table.values)
     order = np.argsort(-np.abs(values), axis=None, kind="stable")[:n]

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from locate.errors import SiteError
+from locate.errors import SiteError, counted
 from locate.figures.style import STYLE, add_headline, add_units, heat_map, shown_text, token_label
 from locate.neurons.gained import LogprobGain
 
@@ -31,7 +31,7 @@ def plot_value_heads(
     >>> figure = locate.plots.plot_value_heads(gain)
     """
     if not 0 <= fact < gain.data.sizes["fact"]:
-        raise SiteError(f"There is no fact {fact}: these gains are of {gain.data.sizes['fact']} fact(s).")
+        raise SiteError(f"There is no fact {fact}: these gains are of {counted(gain.data.sizes['fact'], 'fact')}.")
     tokens = gain.info["tokens"][fact]
     values = gain.heads.isel(fact=fact).values[:, :, : len(tokens)]
     there = ~np.isnan(values).all(1, keepdims=True)

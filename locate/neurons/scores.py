@@ -10,7 +10,7 @@ import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locate.errors import LocateError, SiteError
+from locate.errors import LocateError, SiteError, counted
 from locate.results import Result, place_of_largest
 from locate.sites.site import Site
 
@@ -135,7 +135,7 @@ class NeuronScores(Result):
 
     def _check(self, fact: int) -> None:
         if not 0 <= fact < self.data.sizes["fact"]:
-            raise SiteError(f"There is no fact {fact}: these scores are of {self.data.sizes['fact']} fact(s).")
+            raise SiteError(f"There is no fact {fact}: these scores are of {counted(self.data.sizes['fact'], 'fact')}.")
 
     def _need(self, name: str) -> xr.DataArray:
         if name not in self.data:
@@ -163,9 +163,10 @@ class NeuronScores(Result):
             "none counts for the answer, since no attribution is above 0" if share == 0 and largest <= 0
             else f"the most that any neuron has is {share:.0%} of the prompts. Lower the share, or the threshold"
         )  # fmt: skip
+        passing = counted(found, "neuron") if found else "No neuron"
         return (
-            f"{found or 'No'} neuron(s) of {str(self.data['fact'].values[fact])!r} pass {self.info['threshold']} of "
-            f"the largest attribution for {of}{negative}; {remedy}."
+            f"{passing} of {str(self.data['fact'].values[fact])!r} with {self.info['threshold']} of the largest "
+            f"attribution for {of}{negative}; {remedy}."
         )
 
     def _tables(self) -> Sequence[xr.Dataset]:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from transformer_lens.model_bridge import TransformerBridge
 
-from locate.errors import FactError, LocateError, SiteError, tell
+from locate.errors import FactError, LocateError, SiteError, counted, tell
 from locate.facts.facts import Fact
 from locate.model.weights import down_projection
 from locate.neurons.scores import NeuronScores
@@ -94,7 +94,7 @@ def _refined(facts: Sequence[Fact], neurons: NeuronScores, share: float) -> dict
     if not found and error is not None:
         raise error
     if empty:
-        tell(f"{len(empty)} of {len(facts)} facts have no refined neurons and are left out, such as {empty[0]!r}.")
+        tell(f"Left out {len(empty)} of {counted(len(facts), 'fact')}, without refined neurons, such as {empty[0]!r}.")
     return found
 
 

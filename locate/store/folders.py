@@ -26,6 +26,7 @@ class CaseRecord:
         file: its result's file, relative to the run folder.
         found: what was found, as plain data.
         error: why it failed, where it did.
+        of: a fingerprint of what was worked on, where it may be changed from one run to the next.
 
     >>> CaseRecord(case="louvre-city", found={"clean": 0.7}).failed
     False
@@ -35,6 +36,7 @@ class CaseRecord:
     file: str | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
+    of: str | None = None
 
     @property
     def failed(self) -> bool:
@@ -117,11 +119,11 @@ class RunFolder:
         """The cases that failed, by key."""
         return {key: record for key, record in self._records.items() if record.failed}
 
-    def pending(self, keys: Iterable[str], *, retry_failed: bool = False) -> list[str]:
-        """The cases that are still to be worked on: not recorded, or recorded with a file that is gone.
+    def pending(self, keys: Iterable[str] | Mapping[str, str], *, retry_failed: bool = False) -> list[str]:
+        """The cases that are still to be worked on: not recorded, recorded of something else, or without their file.
 
         Args:
-            keys: of all cases.
+            keys: of all cases; with the fingerprint of each, where cases may be changed from one run to the next.
             retry_failed: whether those that failed count.
 
         >>> with RunFolder.open("runs/pending", {}) as run:
@@ -129,15 +131,45 @@ class RunFolder:
         ...     run.pending(["a", "b"])
         ['b']
         """
-        return [key for key in keys if not self._settled(key, retry_failed)]
+        of = keys if isinstance(keys, Mapping) else dict.fromkeys(keys)
+        return [key for key in of if not self._settled(key, of[key], retry_failed)]
 
-    def record(self, key: str, found: Mapping[str, Any] | None = None, *, file: str | Path | None = None) -> None:
+    def changed(self, of: Mapping[str, str]) -> list[str]:
+        """The cases that are recorded of something else than these fingerprints say.
+
+        >>> with RunFolder.open("runs/changed", {}) as run:
+        ...     run.record("a", of="1")
+        ...     run.changed({"a": "2"}), run.changed({"a": "1", "b": "1"})
+        (['a'], [])
+        """
+        return [key for key, one in of.items() if key in self._records and self._records[key].of != one]
+
+    def dropped(self, keys: Iterable[str]) -> list[str]:
+        """The cases that are recorded and not among these.
+
+        >>> with RunFolder.open("runs/dropped", {}) as run:
+        ...     run.record("a")
+        ...     run.dropped(["b"])
+        ['a']
+        """
+        wanted = set(keys)
+        return [key for key in self._records if key not in wanted]
+
+    def record(
+        self,
+        key: str,
+        found: Mapping[str, Any] | None = None,
+        *,
+        file: str | Path | None = None,
+        of: str | None = None,
+    ) -> None:
         """Note that a case is finished. Its file reaches the disk before the note does.
 
         Args:
             key: of the case.
             found: what was found, as plain data.
             file: with its result, within the run folder.
+            of: a fingerprint of the case; see ``pending``.
 
         Raises:
             DataError: the file is not within the run folder, or is not there.
@@ -153,9 +185,9 @@ class RunFolder:
                 raise DataError(f"The result of {key!r} must be a file within {self.path}, found {str(file)!r}.")
             name = Path(file).relative_to(self.path).as_posix()
             _sync(Path(file))
-        self._append(CaseRecord(case=key, file=name, found=dict(found or {})))
+        self._append(CaseRecord(case=key, file=name, found=dict(found or {}), of=of))
 
-    def record_failure(self, key: str, error: Exception) -> None:
+    def record_failure(self, key: str, error: Exception, *, of: str | None = None) -> None:
         """Note that a case failed, and why.
 
         >>> with RunFolder.open("runs/failure", {}) as run:
@@ -163,11 +195,11 @@ class RunFolder:
         >>> run.failed["a"].error
         'FactError: The subject covers no token.'
         """
-        self._append(CaseRecord(case=key, error=f"{type(error).__name__}: {error}"))
+        self._append(CaseRecord(case=key, error=f"{type(error).__name__}: {error}", of=of))
 
-    def _settled(self, key: str, retry_failed: bool) -> bool:
+    def _settled(self, key: str, of: str | None, retry_failed: bool) -> bool:
         record = self._records.get(key)
-        if record is None:
+        if record is None or (of is not None and record.of != of):
             return False
         if record.failed:
             return not retry_failed

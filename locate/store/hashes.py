@@ -14,11 +14,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def fingerprint(facts: Iterable[Any]) -> str:
-    """A hash of the content of facts, or of other plain dataclasses.
+def fingerprint(facts: Iterable[Any], beside: Any = None) -> str:
+    """A hash of the content of facts, or of other plain dataclasses; with plain data beside them, where there is any.
 
     >>> fingerprint(facts[:1]) == fingerprint(facts[:2])
     False
     """
-    content = json.dumps([asdict(fact) for fact in facts], sort_keys=True)
+    plain: list[Any] = [asdict(fact) for fact in facts]
+    content = json.dumps(plain if beside is None else [*plain, beside], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -14,7 +14,7 @@ from locate.contrast.metrics import Metric
 from locate.contrast.pairs import make_pairs
 from locate.errors import DataError, FactError
 from locate.facts.facts import Fact, as_tuple
-from locate.facts.files import parse_records, read_records
+from locate.facts.records import parse_records, read_records
 from locate.store.files import save_json
 
 _STORED_AS, _FORMAT = "paired prompts", 1

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import locate
 from edit.cli.kit.command import command
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, RUN, BudgetOption, ModelOption, read_amount
 from edit.cli.kit.output import Outcome
-from locate.errors import DataError
+from edit.cli.kit.speaking import Voice
+from locate.errors import DataError, counted
 from locate.names import DEFAULT_BUDGET, DEFAULT_MODEL
 
 Task = Literal["ioi", "greater-than", "gender-pronoun", "subject-verb-agreement", "factual-recall"]
@@ -81,7 +82,7 @@ class PairOptions:
             n = len(every) - self.held_out if self.pairs is None else self.pairs
             if not 1 <= n <= len(every) - self.held_out:
                 raise DataError(
-                    f"{self.prompts} has {len(every)} pairs, and --pairs {self.pairs or 1} and --held-out "
+                    f"{self.prompts} has {counted(len(every), 'pair')}, and --pairs {self.pairs or 1} and --held-out "
                     f"{self.held_out} were asked for. Ask for fewer."
                 )
         else:
@@ -140,7 +141,7 @@ def run(
     budget: BudgetOption = DEFAULT_BUDGET,
     out: Annotated[Path, typer.Option(help="Folder for the results.", rich_help_panel=RUN)] = Path("runs/circuit"),
     *,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Find the circuit that carries an answer: score every edge between heads and MLPs, and keep the best.
 
@@ -158,7 +159,7 @@ def run(
     edge_method(method)
     if metric is not None:
         as_metrics(metric)
-    bridge = locate.load_model(model)
+    bridge = load_model(model, console)
     pairs, tested = asked.make(bridge)
     options: dict[str, Any] = {"metric": metric, "budget": budget}
     whole = locate.find_circuit(bridge, pairs, method=method, steps=steps, **options)
@@ -185,11 +186,12 @@ def run(
     return Outcome(value=found, shown=[*_lines(found), *tables], results=files)
 
 
-def _of_one_length(pairs: Any, model: Any, console: Console) -> Any:
+def _of_one_length(pairs: Any, model: Any, console: Voice) -> Any:
     """The pairs of the most common length, over which there is a mean."""
     largest = max((group.pairs for group in pairs.by_length(model)), key=len)
     if len(largest) < len(pairs):
-        console.print(f"The mean is over prompts of one length: tested on {len(largest)} of {len(pairs)} pairs.")
+        tested = f"{len(largest)} of {counted(len(pairs), 'pair')}"
+        console.print(f"The mean is over prompts of one length: tested on {tested}.")
     return largest
 
 
@@ -234,7 +236,7 @@ def _tested(curve: locate.Faithfulness) -> dict[str, Any]:
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
     ends = f"{found['clean']:.3f}, corrupted {found['corrupted']:.3f}"
-    yield f"{found['task']}, {found['pairs']} pairs: {found['metric']} {ends}"
+    yield f"{found['task']}, {counted(found['pairs'], 'pair')}: {found['metric']} {ends}"
     yield (
         f"{found['edges']} of {found['of']} edges between {found['nodes']} components are kept, {found['on_a_path']} "
         "of them on a path from the embedding to the logits"
@@ -242,7 +244,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if (tested := found["faithfulness"]) is not None:
         beside = f"; of random circuits {tested['random_cmd']:.3f}" if "random_cmd" in tested else ""
         yield (
-            f"tested on {found['tested_on']} pairs: CMD {tested['cmd']:.3f} ({tested['cmd_low']:.3f} to "
+            f"tested on {counted(found['tested_on'], 'pair')}: CMD {tested['cmd']:.3f} ({tested['cmd_low']:.3f} to "
             f"{tested['cmd_high']:.3f}), CPR {tested['cpr']:.3f}{beside}"
         )
 

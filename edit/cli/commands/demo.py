@@ -6,15 +6,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import edit
 import locate
 from edit.cli.kit.command import command
 from edit.cli.kit.facts import OneFact
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import RUN, NewOption
 from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
 from locate.names import DEFAULT_MODEL
 
 
@@ -34,7 +35,7 @@ def run(
         Path | None, typer.Option(help="A TOML or JSON file with these settings.", rich_help_panel=RUN)
     ] = None,
     *,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Locate a fact, change it, and watch the change travel to the answer; write figures and a report."""
     from edit.report.config import read_config
@@ -47,7 +48,7 @@ def run(
     settings = settings.given(request.fact, target_new=request.target_new, model=model, layer=layer, out=folder)
     console.print(request.describe(), style="bold")
     result = edit.run_demo(
-        locate.load_model(settings.model), request, folder,
+        load_model(settings.model, console), request, folder,
         method=edit.ROME(layer=settings.layer, corpus=settings.corpus),
         corruption=locate.GaussianNoise(scale=settings.noise, samples=settings.samples, seed=settings.seed),
         window=settings.window, config=settings, report=lambda line: console.print(f"  {line} …"),

@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 import edit
-import locate
 from edit.cli.kit.command import command
 from edit.cli.kit.facts import OneFact
 from edit.cli.kit.methods import MethodOptions
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import MANY, RUN, FactsOption, LimitOption, ModelOption, NewOption
 from edit.cli.kit.output import Outcome
-from locate.errors import DataError, FactError, listed
+from edit.cli.kit.requests import FormOption, TaughtOption, one_request, requests_in
+from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import COLUMNS, answers_table
+from locate.errors import DataError
 from locate.names import DEFAULT_MODEL
-
-Form = Literal["facts", "counterfact", "zsre"]
-Taught = Literal["alt", "answers"]
 
 # Of a method that makes edits one after the other in any case: so many are kept at a time.
 _KEPT = 10
-_COLUMNS = ["model", "probe", "prompt", "generation", "tokens_new", "tokens_true", "probability_new",
-            "probability_true", "success"]  # fmt: skip
 
 
 @command
@@ -33,19 +29,8 @@ def run(
     which: OneFact,
     target_new: NewOption = None,
     facts: FactsOption = None,
-    form: Annotated[
-        Form,
-        typer.Option(
-            "--format", help="Of the file: this toolkit's facts, CounterFact, or MEND's zsRE.", rich_help_panel=MANY
-        ),
-    ] = "facts",
-    taught: Annotated[
-        Taught,
-        typer.Option(
-            help="Of zsRE: the record's alternative answer (MEND's edits), or its right one (those of ROME and MEMIT).",
-            rich_help_panel=MANY,
-        ),
-    ] = "alt",
+    form: FormOption = "facts",
+    taught: TaughtOption = "alt",
     limit: LimitOption = None,
     batch_size: Annotated[
         int | None,
@@ -80,7 +65,7 @@ def run(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a model that --export finds there.", rich_help_panel=RUN)
     ] = False,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Fit one edit or a file of them, save them as one weight update, and evaluate on the final model.
 
@@ -105,44 +90,20 @@ def run(
 
     place = None if export is None else check_target(export, overwrite)
     if facts is None:
-        request = _request(which.read(), target_new)
+        request = one_request(which.read(), target_new)
         file = _check_file(out or Path("runs/update.safetensors"))
         _check_apart(file, place)
-        bridge = locate.load_model(model)
+        bridge = load_model(model, console)
         return _edit_one(bridge, how.with_statistics(method, bridge), request, file, place)
-    requests = _requests(facts, form, taught, limit)
+    requests = requests_in(facts, form, taught, limit)
     folder = out or Path(f"runs/edit-{facts.stem}-{how.method}")
     _check_apart(folder, place)
-    bridge = locate.load_model(model)
+    bridge = load_model(model, console)
     many = ManyEdits(
         model=bridge, method=how.with_statistics(method, bridge), folder=folder, export=place, batch_size=batch_size,
         kept=_KEPT, console=console,
     )  # fmt: skip
     return many.run(requests, how.method, model, skip_answered)
-
-
-def _request(fact: locate.Fact, target_new: str | None) -> edit.EditRequest:
-    if target_new is not None and not target_new.strip():
-        raise DataError("--target-new is empty; give the new object's text.")
-    if not (target_new or fact.target_new):
-        raise DataError(f"{fact.text!r} needs a new object: give --target-new TEXT.")
-    return edit.EditRequest(fact, target_new or "")
-
-
-def _requests(facts: Path, form: Form, taught: Taught, limit: int | None) -> list[edit.EditRequest]:
-    if form == "counterfact":
-        return edit.load_counterfact(facts, limit=limit)
-    if form == "zsre":
-        return edit.load_zsre(facts, limit=limit, target_new=taught)
-    requests, wrong = [], []
-    for index, one in enumerate(locate.load_facts(facts)[:limit]):
-        try:
-            requests.append(edit.EditRequest(one))
-        except FactError as error:
-            wrong.append(f"record {index}: {error}")
-    if wrong:
-        raise DataError(f"{facts}: {len(wrong)} facts cannot be edited.\n{listed(wrong)}")
-    return requests
 
 
 def _check_file(out: Path) -> Path:
@@ -170,15 +131,10 @@ def _edit_one(model: Any, method: Any, request: edit.EditRequest, file: Path, ex
     update.save(file)
     if export is not None:
         edit.export(model, update, export, overwrite=True)
-    answers: Any = edit.evaluate(model, update, [request]).rows[_COLUMNS]
+    answers: Any = edit.evaluate(model, update, [request]).rows[COLUMNS]
     rows: list[dict[str, Any]] = answers.to_dict(orient="records")
     told = {
         "request": request.describe(), "method": update.method, "update": str(file),
         "norm": {name: update.norm(name) for name in update.parameters}, "rows": rows,
     }  # fmt: skip
-    table = Table("probe", "prompt", "answer", "new object's tokens", "P(first)", title=request.describe())
-    for row in rows:
-        if row["model"] == "edited":
-            said = row["probe"], row["prompt"], row["generation"].strip(), row["tokens_new"]
-            table.add_row(*said, f"{row['probability_new']:.3f}")
-    return Outcome(value=told, shown=[table], results=[file])
+    return Outcome(value=told, shown=[answers_table(rows, request.describe())], results=[file])

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import edit
 import locate
 from edit.cli.kit.command import command, command_line
 from edit.cli.kit.corruptions import CorruptionOptions
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import (
     MANY,
     METHOD,
@@ -26,8 +26,9 @@ from edit.cli.kit.options import (
     read_numbers,
 )
 from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
 from edit.names import SAMPLED
-from locate.errors import DataError, listed, suggest
+from locate.errors import DataError, counted, listed, suggest
 from locate.names import DEFAULT_MODEL
 
 _FACTS = 30
@@ -80,7 +81,7 @@ def run(
         Path | None,
         typer.Option(help="Folder for the results, in which a run that was stopped goes on.", rich_help_panel=RUN),
     ] = None,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Analyse where a model keeps facts and where edits of them work, and say whether published findings reappear.
 
@@ -94,19 +95,20 @@ def run(
 
     from edit.report.location import location_report, usual_methods
 
-    bridge = locate.load_model(model)
+    bridge = load_model(model, console)
     corruption = corrupted.over_facts(corruption, bridge, known)
     usual: dict[str, Any] = {
         name: replace(method, corpus=corpus, statistics_tokens=tokens) if method.uses_statistics else method
         for name, method in usual_methods(bridge, layer).items()
     }
     folder = out or Path(f"runs/location-report-{'shipped' if facts is None else facts.stem}")
+    console.kept = f"What is finished is kept in {folder}, where the same command goes on."
     made = location_report(
         bridge, requests, folder, methods=_wanted(usual, methods), most=min(most, bridge.cfg.n_layers - 1), steps=steps,
         layers=None if layers is None else read_numbers(layers, "--layers"), corruption=corruption, window=window,
         command=command_line(), report=lambda line: console.print(f"  {line} …", soft_wrap=True),
     )  # fmt: skip
-    table = Table("looked at", "found", "published", title=f"{len(requests)} facts")
+    table = Table("looked at", "found", "published", title=counted(len(requests), "fact"))
     for one in made.findings:
         table.add_row(one.title, f"{one.text} {one.verdict}", one.published)
     told = {
@@ -129,7 +131,8 @@ def _chosen(facts: Path | None, limit: int | None, model: str) -> list[locate.Fa
 
 def _requests(facts: list[locate.Fact], file: Path | None) -> list[edit.EditRequest]:
     if wrong := [fact.text for fact in facts if fact.target_new is None]:
-        raise DataError(f"{file}: {len(wrong)} facts have no new object (target_new) to edit to.\n{listed(wrong)}")
+        without = counted(len(wrong), "fact")
+        raise DataError(f"{file}: {without} without a new object (target_new) to edit to.\n{listed(wrong)}")
     return [edit.EditRequest(fact) for fact in facts]
 
 

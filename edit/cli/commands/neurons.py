@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import locate
 from edit.cli.kit.command import command
 from edit.cli.kit.facts import Facts
 from edit.cli.kit.jobs import Job, Together
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, Place
 from edit.cli.kit.output import Outcome
-from locate.errors import DataError, SiteError
+from edit.cli.kit.speaking import Voice
+from locate.errors import DataError, SiteError, counted
 
 Method = Literal["integrated", "gradient", "relp", "gain"]
 _SETS, _TEST = "Sets", "Test"
@@ -81,7 +82,7 @@ def run(
     sets: SetOptions,
     test: TestOptions,
     place: Place,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Find the MLP neurons that a fact's answer depends on, for one fact or for each of many.
 
@@ -101,7 +102,7 @@ def run(
         "method": method, **integral, "threshold": sets.threshold, "negatives": sets.negatives, "seed": test.seed,
     }  # fmt: skip
     job = _Neurons(
-        model=locate.load_model(place.model), described=described, console=console, method=method, integral=integral,
+        model=load_model(place.model, console), described=described, console=console, method=method, integral=integral,
         sets=sets, test=test, budget=place.budget, facts={fact.text: fact for fact in chosen.facts},
         reference=chosen.reference,
     )  # fmt: skip
@@ -125,6 +126,11 @@ class _Neurons(Job):
     @property
     def label(self) -> str:
         return "attributing"
+
+    def depends(self, fact: locate.Fact) -> Any:
+        from locate.store.hashes import fingerprint
+
+        return fingerprint(self._negatives(fact)) if self.sets.negatives else None
 
     def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[locate.NeuronScores]:
         return [self._attributed(fact, {"budget": self.budget, "progress": progress}) for fact in facts]
@@ -155,8 +161,8 @@ class _Neurons(Job):
         for one in found["top"]:
             yield f"  layer {one['layer']:>3}, neuron {one['neuron']:>6}: {one['score']:+.4f}"
         if "refined" in found:
-            of = f"more than {self.sets.share:.0%} of {found['prompts']} prompts"
-            yield f"refined set: {len(found['refined'])} neurons that pass for {of}"
+            of = f"more than {self.sets.share:.0%} of {counted(found['prompts'], 'prompt')}"
+            yield f"refined set: {counted(len(found['refined']), 'neuron')} above the threshold for {of}"
         for one in found.get("heads", [])[:3]:
             yield f"  head {one['layer']}.{one['head']} from {one['token'].strip()!r}: {one['score']:+.4f}"
 
@@ -196,9 +202,13 @@ class _Neurons(Job):
         if self.method in _FIRST_ORDER:
             return locate.neuron_attribution(self.model, fact, method=_FIRST_ORDER[self.method], **options)
         if self.sets.negatives:
-            others = [one for one in self.reference if one.relation == fact.relation and one.target != fact.target]
-            options["negatives"] = others[: self.sets.negatives]
+            options["negatives"] = self._negatives(fact)
         return locate.knowledge_neurons(self.model, fact, **self.integral, **options)
+
+    def _negatives(self, fact: locate.Fact) -> list[locate.Fact]:
+        """Other facts of its relation, with other answers."""
+        others = [one for one in self.reference if one.relation == fact.relation and one.target != fact.target]
+        return others[: self.sets.negatives]
 
     def _overlap(self, results: list[locate.NeuronScores], folder: Path) -> dict[str, Any]:
         """How far the facts have the same neurons."""
@@ -228,7 +238,7 @@ class _Neurons(Job):
         if not sets:
             raise SiteError("--verify: no fact has refined neurons. Lower --threshold or --share.")
         if empty:
-            note = f"Note: {empty} facts have no refined neurons and are left out of the test."
+            note = f"Note: {counted(empty, 'fact')} without refined neurons, left out of the test."
             self.console.print(note, style="yellow")
         unrelated: Any = _UNRELATED
         if len(facts) == 1:

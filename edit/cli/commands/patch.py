@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import locate
@@ -16,6 +15,7 @@ from edit.cli.kit.command import command
 from edit.cli.kit.corruptions import CorruptionOptions
 from edit.cli.kit.facts import Facts, read_fact
 from edit.cli.kit.jobs import Job, Together
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import (
     CORRUPTION,
     METHOD,
@@ -30,7 +30,8 @@ from edit.cli.kit.options import (
     read_positions,
 )
 from edit.cli.kit.output import Outcome
-from locate.errors import DataError, LocateError
+from edit.cli.kit.speaking import Voice
+from locate.errors import DataError, LocateError, counted
 from locate.sites.table import PATCH_SITES
 
 _TOP = 5
@@ -76,7 +77,11 @@ def run(
     precision: PrecisionOption = "model",
     corrupt: Annotated[
         str | None,
-        typer.Option(metavar="TEXT", help="Another prompt, of as many tokens.", rich_help_panel=CORRUPTION),
+        typer.Option(
+            metavar="TEXT",
+            help="Another prompt, of as many tokens. Where both are written out, --subject is what only the first has.",
+            rich_help_panel=CORRUPTION,
+        ),
     ] = None,
     corrupt_fact: Annotated[
         str | None,
@@ -85,7 +90,7 @@ def run(
     *,
     corrupted: CorruptionOptions,
     place: Place,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Patch states of a clean run into a corrupted one (or the other way), one site at a time.
 
@@ -94,7 +99,7 @@ def run(
     the same in all of them (mean.csv and a figure), and summary.json. A run that was stopped goes on where it was
     when the same command is given again.
     """
-    chosen = which.choose(place.model, console)
+    chosen = which.choose(place.model, console, against=corrupt)
 
     from locate.contrast.measures import as_metrics
     from locate.model.anatomy import check_layer
@@ -117,14 +122,14 @@ def run(
         estimator(method)
     if metric is not None:
         as_metrics(metric)
-    model = locate.load_model(place.model)
+    model = load_model(place.model, console)
     patch_site(model, sites, options["by"])
     for layer in options["layers"] or ():
         check_layer(model, layer)
     against = corrupted.over_facts(against, model, chosen.reference)
     job = _Patching(
-        model=model, described={**options, "corruption": _describe(against)}, console=console, against=against,
-        how={**options, "budget": place.budget},
+        model=model, described={**options, "corruption": _describe(against, corrupted)}, console=console,
+        against=against, corrupted=corrupted, how={**options, "budget": place.budget},
     )  # fmt: skip
     return job.run(chosen, which, model=place.model, out=place.out)
 
@@ -143,12 +148,10 @@ def _against(
     return corrupted.make("swap", reference) if corrupt is None else corrupt
 
 
-def _describe(against: Any) -> dict[str, Any]:
-    from locate.contrast.corruption import describe
-
+def _describe(against: Any, corrupted: CorruptionOptions) -> dict[str, Any]:
     if isinstance(against, str):
         return {"prompt": against}
-    return {"fact": asdict(against)} if isinstance(against, locate.Fact) else describe(against)
+    return {"fact": asdict(against)} if isinstance(against, locate.Fact) else corrupted.described(against)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -158,11 +161,15 @@ class _Patching(Job):
     folder: ClassVar[str] = "patches"
 
     against: Any
+    corrupted: CorruptionOptions
     how: dict[str, Any]
 
     @property
     def label(self) -> str:
         return f"patching {self.how['sites']}"
+
+    def depends(self, fact: locate.Fact) -> Any:
+        return self.corrupted.drawn(self.against, self.model, fact)
 
     def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[locate.Patches]:
         return [locate.patch(self.model, fact, self.against, **self.how, progress=progress) for fact in facts]
@@ -219,7 +226,7 @@ def _scored(site: dict[str, Any]) -> str:
 
 
 def _table(average: locate.AveragePatches, dims: list[str]) -> Table:
-    table = Table(*dims, "score", "standard error", title=f"Largest mean scores, {average.n_facts} facts")
+    table = Table(*dims, "score", "standard error", title=f"Largest mean scores, {counted(average.n_facts, 'fact')}")
     for row in average.top(_TOP).to_dict(orient="records"):
         places = [str(row[dim]) for dim in dims]
         table.add_row(*places, f"{row['score']:.3f}", f"{row['standard_error']:.3f}")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import edit
@@ -19,10 +18,12 @@ from edit.cli.kit.command import command, command_line
 from edit.cli.kit.facts import Facts
 from edit.cli.kit.jobs import Job, Together
 from edit.cli.kit.methods import MethodOptions
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, Place, read_names
 from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
 from edit.names import CONTENTS
-from locate.errors import DataError
+from locate.errors import DataError, counted
 
 _CHANGE = "Change"
 _NONE = "none"
@@ -98,7 +99,7 @@ def run(
     change: ChangeOptions,
     asked: PartOptions,
     place: Place,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Follow an edit from the changed weights to the answers: what it does to each probe, what carries it, and how.
 
@@ -120,7 +121,7 @@ def run(
         raise DataError(
             f"{wrong[0]!r} needs a new object to edit to: give --target-new TEXT, or target_new in the file."
         )
-    bridge = locate.load_model(place.model)
+    bridge = load_model(place.model, console)
     if method is not None:
         method = how.with_statistics(method, bridge)
     from edit.propagation.mediation import mediators
@@ -210,7 +211,7 @@ class _Job(Job[Any]):
             writer.writerow(["measure", *table.columns])
             writer.writerows([name, *row] for name, row in zip(table.index, table.values.tolist(), strict=True))
         save_figure(found.plot(), folder, "comparison")
-        shown = Table("measure", "mean", "95% interval", "facts", title=f"{len(results)} edits")
+        shown = Table("measure", "mean", "95% interval", "facts", title=counted(len(results), "edit"))
         for name, row in table.iterrows():
             shown.add_row(str(name), f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", f"{row['n']:.0f}")
         return Together(summary={"measures": table.to_dict(orient="index")}, shown=[shown])
@@ -224,7 +225,7 @@ class _Job(Job[Any]):
 
     def _changed(self, request: edit.EditRequest, progress: bool) -> Any:
         if self.change.edited is not None:
-            return locate.load_model(self.change.edited)
+            return load_model(self.change.edited, self.console)
         if self.change.update is not None:
             return edit.load_update(self.change.update)
         return self.method.fit(self.model, [request], progress=progress)

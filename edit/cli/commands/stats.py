@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import edit
-import locate
 from edit.cli.kit.command import command
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, RUN, CorpusOption, ModelOption, TokensOption, read_numbers
-from edit.cli.kit.output import Outcome, progress_bar
+from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
 from edit.cli.kit.statistics import SUFFIX, add_up, statistics_files
 from edit.names import SAMPLED
 from locate.errors import DataError
@@ -51,7 +51,7 @@ def run(
         ),
     ] = None,
     *,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Collect the key statistics of layers (the C of ROME, MEMIT and AlphaEdit), or add up shards of them.
 
@@ -73,17 +73,17 @@ def run(
             raise DataError("--shard needs --out: a file or folder to merge the shards from.")
         chosen, part = read_numbers(layers, "--layers"), _read_shard(shard)
         _check_out(out, len(set(chosen)))
-        found = edit.collect_statistics(
-            locate.load_model(model), chosen, corpus=corpus, tokens=tokens, seed=seed, shard=part
-        )
+        bridge = load_model(model, console)
+        console.kept = "What is collected is kept, and the same command goes on."
+        found = edit.collect_statistics(bridge, chosen, corpus=corpus, tokens=tokens, seed=seed, shard=part)
     _check_out(out, len(found))
     saved = {layer: one.save(path) for layer, one in found.items() if (path := _place(out, one)) is not None}
     rows: list[dict[str, Any]] = []
-    with progress_bar(console, shown=spectrum) as progress:
-        for layer in progress.track(found, description="eigenvalues"):
-            file = str(saved[layer]) if saved else None
-            described = asdict(edit.spectrum(found[layer])) if spectrum else {}
-            rows.append({**_row(found[layer]), **described, "file": file})
+    console.doing = "eigenvalues"
+    for layer in found:
+        file = str(saved[layer]) if saved else None
+        described = asdict(edit.spectrum(found[layer])) if spectrum else {}
+        rows.append({**_row(found[layer]), **described, "file": file})
     return Outcome(value=rows, shown=[_table(rows, spectrum)], results=list(saved.values()))
 
 

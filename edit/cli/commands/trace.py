@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import locate
@@ -16,6 +15,7 @@ from edit.cli.kit.command import command
 from edit.cli.kit.corruptions import CorruptionOptions
 from edit.cli.kit.facts import Facts
 from edit.cli.kit.jobs import Job, Together
+from edit.cli.kit.models import load_model
 from edit.cli.kit.options import (
     METHOD,
     DirectionOption,
@@ -27,7 +27,8 @@ from edit.cli.kit.options import (
     read_positions,
 )
 from edit.cli.kit.output import Outcome
-from locate.errors import DataError
+from edit.cli.kit.speaking import Voice
+from locate.errors import DataError, counted
 from locate.sites.site import KINDS, TRACED, check_traced
 
 
@@ -57,7 +58,7 @@ def run(
     *,
     corrupted: CorruptionOptions,
     place: Place,
-    console: Console,
+    console: Voice,
 ) -> Outcome:
     """Trace where the model recalls a fact, or each of many facts and on average.
 
@@ -67,7 +68,6 @@ def run(
     """
     chosen = which.choose(place.model, console)
 
-    from locate.contrast.corruption import describe
     from locate.contrast.measures import as_metrics
     from locate.contrast.sweep import check_window
 
@@ -77,13 +77,13 @@ def run(
         "direction": direction, "severed": severed, "positions": read_positions(positions), "precision": precision,
     }  # fmt: skip
     as_metrics(options["metric"])
-    model = locate.load_model(place.model)
+    model = load_model(place.model, console)
     if window is not None:
         check_window(window, model.cfg.n_layers)
     corruption = corrupted.over_facts(corruption, model, chosen.reference)
     job = _Traces(
-        model=model, described={**options, "corruption": describe(corruption)}, console=console,
-        how={**options, "corruption": corruption, "budget": place.budget},
+        model=model, described={**options, "corruption": corrupted.described(corruption)}, console=console,
+        corrupted=corrupted, how={**options, "corruption": corruption, "budget": place.budget},
     )  # fmt: skip
     return job.run(chosen, which, model=place.model, out=place.out)
 
@@ -103,6 +103,7 @@ class _Traces(Job):
     folder: ClassVar[str] = "traces"
 
     how: dict[str, Any]
+    corrupted: CorruptionOptions
 
     @property
     def label(self) -> str:
@@ -112,6 +113,9 @@ class _Traces(Job):
         from locate.tracing.batches import group_facts
 
         return group_facts(self.model, facts, self.how["corruption"].samples)
+
+    def depends(self, fact: locate.Fact) -> Any:
+        return self.corrupted.drawn(self.how["corruption"], self.model, fact)
 
     def compute(self, facts: list[locate.Fact], *, progress: bool) -> Sequence[locate.Trace]:
         return locate.causal_trace(self.model, facts, **self.how, progress=progress)
@@ -202,7 +206,7 @@ def _peaks(average: locate.AverageTrace) -> dict[str, Any]:
 def _table(average: locate.AverageTrace, peaks: dict[str, Any]) -> Table:
     table = Table(
         "kind", "token", "layer", "effect", "interval",
-        title=f"Largest average indirect effects on {average.metric}, {average.n_facts} facts",
+        title=f"Largest average indirect effects on {average.metric}, {counted(average.n_facts, 'fact')}",
     )  # fmt: skip
     for kind, roles in peaks["peaks"].items():
         for role, peak in roles.items():

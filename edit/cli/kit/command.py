@@ -9,10 +9,9 @@ from dataclasses import fields, is_dataclass
 from inspect import Parameter, Signature, signature
 from typing import Any, get_type_hints
 
-from rich.console import Console
-
 from edit.cli.kit.options import JsonOption
 from edit.cli.kit.output import Outcome, readable_errors
+from edit.cli.kit.speaking import Voice
 
 
 def command(run: Callable[..., Outcome]) -> Callable[..., None]:
@@ -27,7 +26,7 @@ def command(run: Callable[..., Outcome]) -> Callable[..., None]:
     consoles: list[str] = []
     options: list[Parameter] = []
     for name, parameter in signature(run).parameters.items():
-        if hints[name] is Console:
+        if hints[name] is Voice:
             consoles.append(name)
         elif is_dataclass(hints[name]):
             groups[name] = hints[name]

@@ -10,7 +10,7 @@ import typer
 
 import locate
 from edit.cli.kit.options import CORRUPTION
-from locate.errors import DataError
+from locate.errors import DataError, LocateError
 
 CorruptionName = Literal["gaussian", "uniform", "zero", "mean", "resample", "multivariate", "swap"]
 
@@ -25,6 +25,8 @@ _CLASSES: dict[CorruptionName, str] = {
     "swap": "TokenSwap",
 }
 _OF_FACTS = "facts"
+# Fields with facts that it draws on.
+_DRAWN = ("reference", "pool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +111,30 @@ class CorruptionOptions:
         if "pool" in taken and self.swap is None:
             given["pool"] = (*reference, *(fact for fact in locate.bundled_facts() if fact not in reference))
         return made(**given)
+
+    def described(self, made: Any) -> dict[str, Any]:
+        """What was made, as plain data, without what it takes from facts: see ``drawn``."""
+        from locate.contrast.corruption import describe
+
+        plain = describe(made)
+        return {name: _OF_FACTS if self.std == name == "std" else plain[name] for name in plain if name not in _DRAWN}
+
+    def drawn(self, made: Any, model: Any, fact: locate.Fact) -> Any:
+        """What a corruption takes from other facts for this one, as plain data; None where that is nothing.
+
+        Of a subject that is swapped it is the other subject alone, so that more facts to choose from change nothing
+        where they change no choice.
+        """
+        from locate.store.hashes import fingerprint
+
+        if getattr(made, "pool", None) is not None:
+            try:
+                return made.corrupt(model, fact, locate.encode_fact(model, fact)).subjects
+            except LocateError as error:
+                return str(error)
+        reference = getattr(made, "reference", None)
+        std = made.std if self.std == _OF_FACTS else None
+        return None if reference is None and std is None else [std, fingerprint(reference or ())]
 
     def over_facts(self, made: Any, model: Any, reference: Sequence[locate.Fact]) -> Any:
         """What was made, scaled by the standard deviation over all these facts' subjects where that was asked for."""

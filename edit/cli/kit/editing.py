@@ -1,23 +1,22 @@
 """Many edits in a run folder: a session that a run which was stopped goes on with, and its evaluation."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
 from transformer_lens.model_bridge import TransformerBridge
 
 import edit
 from edit.cli.kit.jobs import describe_run
 from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import scores_table
 from edit.evaluation.asking import check_questions
 from edit.methods import EditingMethod
 from edit.requests.conflicts import check_conflicts
 from edit.values.contexts import already_answered, build_contexts
-from locate.errors import DataError, FactError, NumericsError, listed
+from locate.errors import DataError, FactError, NumericsError, counted, listed
 from locate.store.files import save_json, to_plain
 from locate.store.folders import RunFolder
 
@@ -42,7 +41,7 @@ class ManyEdits:
     export: Path | None
     batch_size: int | None
     kept: int
-    console: Console
+    console: Voice
 
     def run(self, requests: list[edit.EditRequest], name: str, model: str, skip_answered: bool) -> Outcome:
         """Make the edits, going on where a run was stopped.
@@ -68,8 +67,9 @@ class ManyEdits:
         # be left out of a run that it has stopped, and others may follow.
         description = describe_run("edit", model, self.model, {"method": name, "batch_size": size})
         with RunFolder.open(self.folder, description):
+            self.console.kept = f"Batches that are finished are kept in {self.folder}, where the same command goes on."
             update = self._edit(requests, size)
-            self.console.print(f"Evaluating {len(requests)} edits on the final model.", soft_wrap=True)
+            self.console.print(f"Evaluating {counted(len(requests), 'edit')} on the final model.", soft_wrap=True)
             evaluation = edit.evaluate(self.model, update, requests)
             evaluation.save(self.folder / "evaluation.csv")
             scores: Any = evaluation.summary().to_dict(orient="index")
@@ -82,7 +82,7 @@ class ManyEdits:
             file = save_json(self.folder / "summary.json", summary)
             if self.export is not None:
                 edit.export(self.model, update, self.export, overwrite=True)
-        table = _table(scores, f"{len(requests)} edits by {update.method}, on the final model")
+        table = scores_table(scores, f"{counted(len(requests), 'edit')} by {update.method}, on the final model")
         return Outcome(value=summary, shown=[table], results=[file])
 
     def _edit(self, requests: Sequence[edit.EditRequest], batch_size: int | None) -> edit.WeightUpdate:
@@ -91,7 +91,7 @@ class ManyEdits:
             self._check_asked(session, requests)
             if done := len(session.requests):
                 self.console.print(
-                    f"Going on in {self.folder}: {done} of {len(requests)} edits are made.", soft_wrap=True
+                    f"Going on in {self.folder}: {done} of {counted(len(requests), 'edit')} made.", soft_wrap=True
                 )
             try:
                 update = session.edit(requests, batch_size=batch_size)
@@ -99,9 +99,10 @@ class ManyEdits:
                 if not session.requests:
                     raise
                 session.update.save(file)
+                stands = counted(len(session.requests), "edit")
                 raise NumericsError(
-                    f"{error} The {len(session.requests)} edits before it stand, as {file}. Leave out what cannot be "
-                    "edited, and the same command goes on there."
+                    f"{error} What stands before it ({stands}) is kept as {file}. Leave out what cannot be edited, "
+                    "and the same command goes on there."
                 ) from error
         update.save(file)
         return update
@@ -115,7 +116,8 @@ class ManyEdits:
         kept, left_out = [one for one, known in pairs if not known], [one for one, known in pairs if known]
         if left_out:
             self.console.print(
-                f"Left out {len(left_out)} of {len(requests)} facts, whose new targets the model answers already.",
+                f"Left out {len(left_out)} of {counted(len(requests), 'fact')}, whose new targets the model answers "
+                "already.",
                 soft_wrap=True,
             )
         if not kept:
@@ -130,15 +132,6 @@ class ManyEdits:
         asked = {request.change(paraphrases=paraphrases) for request in requests}
         if others := [one for one in session.requests if one.change(paraphrases=paraphrases) not in asked]:
             raise DataError(
-                f"{self.folder} holds {len(others)} edit(s) that are not among these {len(requests)} facts. Give "
+                f"{self.folder} holds {counted(len(others), 'edit')} of other facts than these {len(requests)}. Give "
                 f"another folder, or these facts as well:\n{listed([one.describe() for one in others])}"
             )
-
-
-def _table(scores: dict[str, dict[str, float]], title: str) -> Table:
-    table = Table("metric", "edited [95% interval]", "unedited", title=title)
-    for name, row in scores.items():
-        known = not math.isnan(row["edited low"])
-        interval = f" [{row['edited low']:.1f}, {row['edited high']:.1f}]" if known else ""
-        table.add_row(name, f"{row['edited']:.1f}{interval}", f"{row['unedited']:.1f}")
-    return table

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import locate
 from edit.cli.kit.options import MANY, ONE, FactsOption, LimitOption
-from locate.errors import DataError
+from edit.cli.kit.speaking import Voice
+from locate.errors import DataError, counted, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +34,13 @@ class Chosen:
         cases: the facts.
         reference: where a corruption that needs other facts takes them from.
         name: of the set, where a run over several facts was asked for; None for a single fact.
+        bad: what is wrong with records of the file that are no facts, each with its place.
     """
 
     cases: tuple[Case, ...]
     reference: tuple[locate.Fact, ...]
     name: str | None
+    bad: tuple[str, ...] = ()
 
     @property
     def facts(self) -> list[locate.Fact]:
@@ -76,14 +81,23 @@ class OneFact:
         """Whether any of them is."""
         return any((self.fact, self.prompt, self.subject, self.target, self.joined, self.chat))
 
-    def read(self, target_new: str | None = None, *, usual: locate.Fact | None = None) -> locate.Fact:
+    def read(
+        self, target_new: str | None = None, *, usual: locate.Fact | None = None, against: str | None = None
+    ) -> locate.Fact:
         """The fact of ``--fact``, or of ``--prompt``, ``--subject`` and ``--target``; else the usual one.
+
+        Args:
+            target_new: another object.
+            usual: where nothing is given.
+            against: another prompt; the subject is what only this one has, where it is not given.
 
         Raises:
             DataError: half a fact, two facts, or one that cannot be read.
         """
         spelled = {"--prompt": self.prompt, "--subject": self.subject, "--target": self.target}
         if any(spelled.values()):
+            if against is not None and self.prompt and not self.subject and "{}" not in self.prompt:
+                spelled["--subject"] = _difference(self.prompt, against)
             missing = [name for name, value in spelled.items() if not value]
             if missing or self.fact:
                 what = f"{' and '.join(missing)} missing" if missing else "--fact given as well"
@@ -125,12 +139,13 @@ class Facts(OneFact):
         bool, typer.Option("--retry-failed", help="Try facts again that failed before.", rich_help_panel=MANY)
     ] = False
 
-    def choose(self, model: str, console: Console) -> Chosen:
+    def choose(self, model: str, console: Voice, *, against: str | None = None) -> Chosen:
         """One fact, those of a file, or those that ship, of which those that the model knows where that is noted.
 
         Args:
             model: whose knowledge counts.
             console: for a note where it is not known what the model knows.
+            against: another prompt; see ``read``.
 
         Raises:
             DataError: options that exclude each other, a bad record, or nothing left.
@@ -140,7 +155,7 @@ class Facts(OneFact):
         if self.facts is None and not self.shipped:
             if self.relation is not None or self.limit is not None:
                 raise DataError("--relation and --limit choose among several facts: give --facts FILE or --shipped.")
-            fact = self.read(self.target_new)
+            fact = self.read(self.target_new, against=against)
             reference = tuple(locate.bundled_facts())
             return Chosen(cases=(Case(key=case_keys([fact])[0], fact=fact),), reference=reference, name=None)
         if self.facts is not None and self.shipped:
@@ -150,7 +165,7 @@ class Facts(OneFact):
                 "A single fact and several exclude each other: leave out --facts and --shipped, or the fact."
             )
         name = "shipped" if self.facts is None else self.facts.stem
-        everything = locate.bundled_facts() if self.facts is None else locate.load_facts(self.facts)
+        everything, bad = (locate.bundled_facts(), ()) if self.facts is None else good_facts(self.facts, console)
         cases = [Case(key=key, fact=fact) for key, fact in zip(case_keys(everything), everything, strict=True)]
         if self.relation is not None:
             if self.relation not in (relations := {fact.relation for fact in everything}):
@@ -160,9 +175,9 @@ class Facts(OneFact):
             name = f"{name}-{self.relation}"
         if self.shipped:
             cases = self._known(cases, everything, model, console)
-        return Chosen(cases=tuple(cases[: self.limit]), reference=tuple(everything), name=name)
+        return Chosen(cases=tuple(cases[: self.limit]), reference=tuple(everything), name=name, bad=bad)
 
-    def _known(self, cases: list[Case], everything: list[locate.Fact], model: str, console: Console) -> list[Case]:
+    def _known(self, cases: list[Case], everything: list[locate.Fact], model: str, console: Voice) -> list[Case]:
         """The cases that the model knows; all where that is not noted."""
         if not any(model in fact.ranks for fact in everything):
             console.print(f"Note: which shipped facts {model!r} knows is not noted, so all are taken.", style="yellow")
@@ -170,6 +185,57 @@ class Facts(OneFact):
         if not (known := [case for case in cases if case.fact.ranks.get(model) == 1]):
             raise DataError(f"--relation: {model!r} knows no shipped fact of the relation {self.relation!r}.")
         return known
+
+
+def _difference(prompt: str, other: str) -> str:
+    """The words of a prompt between those that it begins and ends with as another one does.
+
+    Raises:
+        DataError: there are none.
+    """
+    own, others = prompt.split(), other.split()
+    start = _shared(own, others)
+    end = len(own) - _shared(own[start:][::-1], others[start:][::-1])
+    if start == end:
+        raise DataError(
+            f"--corrupt: {other!r} has all words of {prompt!r}, so that these show no subject. Give --subject, or "
+            "another prompt."
+        )
+    words = list(re.finditer(r"\S+", prompt))[start:end]
+    return prompt[words[0].start() : words[-1].end()]
+
+
+def _shared(one: Sequence[str], other: Sequence[str]) -> int:
+    """How many words two lists begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def good_facts(path: Path, console: Voice) -> tuple[list[locate.Fact], tuple[str, ...]]:
+    """The facts of a file, and what is wrong with its other records, which is said at once.
+
+    Raises:
+        DataError: it cannot be read, or no record is a fact.
+    """
+    from locate.facts.files import read_facts
+
+    facts, bad = read_facts(path)
+    if bad:
+        console.print(
+            f"Note: {path}: {counted(len(bad), 'record')} of {len(facts) + len(bad)} left out:\n{listed(bad, 10)}",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    return facts, tuple(bad)
+
+
+def mend(bad: Sequence[str]) -> str | None:
+    """What to do about bad records, at the end of a run without them."""
+    if not bad:
+        return None
+    what = "it" if len(bad) == 1 else "them"
+    return (
+        f"Left out: {counted(len(bad), 'bad record')} of the file. Mend {what} there, and the same command goes on "
+        f"with what is new.\n{listed(bad)}"
+    )
 
 
 def read_fact(source: str, option: str) -> locate.Fact:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from rich.console import Console
 from rich.table import Table
 
 import locate
-from edit.cli.kit.facts import Case, Chosen, Facts
-from edit.cli.kit.output import Outcome, progress_bar
-from locate.errors import LocateError, listed
+from edit.cli.kit.facts import Case, Chosen, Facts, mend
+from edit.cli.kit.output import Outcome
+from edit.cli.kit.speaking import Voice
+from locate.errors import LocateError, counted, listed
 
 Result = TypeVar("Result")
 
@@ -51,7 +51,7 @@ class Job(Generic[Result]):
 
     model: Any
     described: dict[str, Any] = field(default_factory=dict)
-    console: Console
+    console: Voice
 
     @property
     def label(self) -> str:
@@ -86,6 +86,9 @@ class Job(Generic[Result]):
         """Indices of facts that are computed together; by default each by itself."""
         return [[index] for index in range(len(facts))]
 
+    def depends(self, fact: locate.Fact) -> Any:
+        """What a fact's result depends on beside itself and the options, such as facts of the same file; plain data."""
+
     def run(self, chosen: Chosen, options: Facts, *, model: str, out: Path | None) -> Outcome:
         """Do it.
 
@@ -100,12 +103,13 @@ class Job(Generic[Result]):
         """
         if chosen.name is None:
             return self._one(chosen.cases[0].fact, out or Path("runs") / self.name)
-        description = describe_run(self.name, model, self.model, self.described, facts=chosen.facts)
+        description = describe_run(self.name, model, self.model, self.described)
         return self._many(chosen, options, description, out or Path(f"runs/{self.name}-{chosen.name}"))
 
     def _one(self, fact: locate.Fact, out: Path) -> Outcome:
         (result,) = self.compute([fact], progress=True)
         path = self._save(result, out / f"{self.file}.nc")
+        self.console.doing = "drawing"
         self.draw(result, out, self.file)
         found = self._found(result)
         return Outcome(value=found, shown=list(self.lines(result, found)), results=[path])
@@ -115,13 +119,12 @@ class Job(Generic[Result]):
         from locate.store.folders import RunFolder
 
         with RunFolder.open(out, description) as run:
-            keys = [case.key for case in chosen.cases]
+            keys = {case.key: self._fingerprint(case.fact) for case in chosen.cases}
             pending = set(run.pending(keys, retry_failed=options.retry_failed))
-            if settled := len(keys) - len(pending):
-                self.console.print(
-                    f"Going on in {run.path}: {settled} of {len(keys)} facts are finished.", soft_wrap=True
-                )
-            self._work_off(run, [case for case in chosen.cases if case.key in pending])
+            self._tell_of_earlier(run, keys, pending)
+            self.console.kept = f"What is finished is kept in {run.path}, where the same command goes on."
+            self._work_off(run, [case for case in chosen.cases if case.key in pending], keys)
+            self.console.doing = "drawing and adding up"
             done, failed = run.done, run.failed
             results = {key: self.load(run.path / str(done[key].file)) for key in keys if key in done}
             if options.figures or len(keys) == 1:
@@ -130,27 +133,53 @@ class Job(Generic[Result]):
             together = self.together(list(results.values()), run.path)
             summary = to_plain({
                 **description,
+                "facts": {"count": len(keys)},
                 "done": len(results),
+                "bad_records": list(chosen.bad),
                 "failed": [{"case": key, "error": failed[key].error} for key in keys if key in failed],
                 "cases": [{"case": key, "file": done[key].file, **done[key].found} for key in results],
                 **together.summary,
             })  # fmt: skip
             file = save_json(run.path / "summary.json", summary)
-        return Outcome(value=summary, shown=together.shown, results=[file], failed=_failure(summary))
+        failures = "\n".join(filter(None, (_failure(summary), mend(chosen.bad)))) or None
+        return Outcome(value=summary, shown=together.shown, results=[file], failed=failures)
 
-    def _work_off(self, run: Any, cases: Sequence[Case]) -> None:
+    def _fingerprint(self, fact: locate.Fact) -> str:
+        from locate.store.hashes import fingerprint
+
+        return fingerprint([fact], self.depends(fact))
+
+    def _tell_of_earlier(self, run: Any, keys: Mapping[str, str], pending: Collection[str]) -> None:
+        """What there is of earlier runs in the folder, and what of it does not count any more."""
+        changed = run.changed(keys)
+        if settled := len(keys) - len(pending):
+            since = f", {len(changed)} changed since" if changed else ""
+            self.console.print(
+                f"Going on in {run.path}: {settled} of {counted(len(keys), 'fact')} finished{since}.", soft_wrap=True
+            )
+        elif changed:
+            self.console.print(f"{run.path}: {counted(len(changed), 'fact')} changed since.", soft_wrap=True)
+        if dropped := run.dropped(keys):
+            others = f"{counted(len(dropped), 'fact')} that this command does not name"
+            self.console.print(
+                f"{run.path} has results of {others}, which stay there and do not count:\n{listed(dropped)}",
+                soft_wrap=True,
+            )
+
+    def _work_off(self, run: Any, cases: Sequence[Case], of: Mapping[str, str]) -> None:
         """Compute the cases, recording each once its result is on disk, or why it failed."""
+        from tqdm import tqdm
+
         groups = [[cases[index] for index in group] for group in self.groups([case.fact for case in cases])]
-        with progress_bar(self.console) as progress:
-            bar = progress.add_task(self.label, total=len(cases))
+        with tqdm(total=len(cases), desc=self.label, unit="fact") as bar:
             for group in groups:
                 for case, result in self._attempt(group):
                     if isinstance(result, LocateError):
-                        run.record_failure(case.key, result)
+                        run.record_failure(case.key, result, of=of[case.key])
                     else:
                         file = self._save(result, run.path / self.folder / f"{case.key}.nc")
-                        run.record(case.key, self._found(result), file=file)
-                    progress.advance(bar)
+                        run.record(case.key, self._found(result), file=file, of=of[case.key])
+                    bar.update()
 
     def _attempt(self, group: Sequence[Case]) -> Iterator[tuple[Case, Any]]:
         """Each case with its result, or its error: where several fail together, they are tried one by one."""
@@ -174,25 +203,20 @@ class Job(Generic[Result]):
         return to_plain(self.found(result))
 
 
-def describe_run(
-    command: str, model: str, bridge: Any, options: dict[str, Any], *, facts: Sequence[Any] | None = None
-) -> dict[str, Any]:
-    """Everything that a run depends on; a folder with another description is another run's.
+def describe_run(command: str, model: str, bridge: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that all cases of a run depend on; a folder with another description is another run's.
 
     Args:
         command: whose run it is.
         model: its name.
         bridge: the model itself.
         options: of the command.
-        facts: of the run; None where they may change from one call to the next.
     """
     from locate.model.weights import model_fingerprint
-    from locate.store.hashes import fingerprint
 
     return {
         "command": command,
         "model": {"name": model, "fingerprint": model_fingerprint(bridge)},
-        **({} if facts is None else {"facts": {"count": len(facts), "fingerprint": fingerprint(facts)}}),
         "options": options,
     }
 
@@ -203,6 +227,7 @@ def _failure(summary: dict[str, Any]) -> str | None:
         return None
     errors = listed([f"{one['case']}: {one['error']}" for one in failed])
     return (
-        f"Failed: {len(failed)} of {summary['facts']['count']} facts; the results of the others are kept. "
-        f"Once the cause is mended, the same command with --retry-failed tries them again.\n{errors}"
+        f"Failed: {len(failed)} of {counted(summary['facts']['count'], 'fact')}; the results of the others are kept. "
+        "What is mended in the file is tried again by the same command; where the cause lay elsewhere, add "
+        f"--retry-failed.\n{errors}"
     )

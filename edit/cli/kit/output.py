@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,10 +14,13 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from edit.cli.kit.speaking import Voice, speaking
 from locate.errors import LocateError, NumericsError
+
+# As shells count: 128 and the signal.
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,7 +48,7 @@ class Outcome:
                 console.print(one)
             for one in self.results:
                 if isinstance(one, Table):
-                    make_console(stderr=False).print(one)
+                    Console(markup=False, highlight=False, emoji=False).print(one)
                 else:
                     print(one)
         if self.failed is not None:
@@ -53,38 +57,40 @@ class Outcome:
 
 
 @contextmanager
-def readable_errors() -> Iterator[Console]:
+def readable_errors() -> Iterator[Voice]:
     """A user's mistake is one readable message and exit code 2, not a traceback; gives the console for messages."""
-    console = make_console(stderr=True)
+    with speaking() as console:
 
-    def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"Note: {message}", style="yellow", soft_wrap=True)
+        def show(message: Warning | str, *_: Any, **__: Any) -> None:
+            console.print(f"Note: {message}", style="yellow", soft_wrap=True)
 
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("default", module=r"(locate|edit)\b.*")
-            warnings.showwarning = show
-            yield console
-    except NumericsError as error:
-        console.print(f"Failed: {error}", style="red", soft_wrap=True)
-        raise typer.Exit(1) from None
-    except (LocateError, OSError) as error:
-        console.print(f"Error: {error}", style="red", soft_wrap=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        console.print("Stopped.")
-        raise typer.Exit(1) from None
-
-
-def make_console(*, stderr: bool) -> Console:
-    """A console that prints foreign text as it is: square brackets in prompts and generations are no markup."""
-    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("default", module=r"(locate|edit)\b.*")
+                warnings.showwarning = show
+                yield console
+        except NumericsError as error:
+            console.print(f"Failed: {error}", style="red", soft_wrap=True)
+            raise typer.Exit(1) from None
+        except (LocateError, OSError) as error:
+            console.print(f"Error: {error}", style="red", soft_wrap=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt as stop:
+            console.print(f"Stopped. {console.kept}", soft_wrap=True)
+            raise typer.Exit(_TERMINATED if isinstance(stop, Terminated) else _INTERRUPTED) from None
 
 
-def progress_bar(console: Console, *, shown: bool = True) -> Progress:
-    """A bar that counts, beside results on stdout."""
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    return Progress(*columns, console=console, redirect_stdout=False, disable=not shown)
+class Terminated(KeyboardInterrupt):
+    """A request to end, which ends a command as Ctrl-C does."""
+
+
+def end_on_request() -> None:
+    """Make SIGTERM end what goes on as Ctrl-C does: what is finished is kept, and how to go on is said."""
+
+    def end(*_: object) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _print_json(value: Any) -> None:

@@ -67,8 +67,8 @@ def warn_of_others(energies: Mapping[str, float], before: Mapping[str, float]) -
     """
     other = [at for at in energies if at in before and abs(energies[at] / before[at] - 1) > _ROUNDING]
     if other:
+        layers = f"layer{'s' if len(other) > 1 else ''} {', '.join(other)}"
         tell(
-            f"The key statistics of layer(s) {', '.join(other)} are not those that this session began with: the text "
-            "has changed, or was sampled anew on another device. Later batches are made with these. Give "
-            "statistics=… to be sure of them."
+            f"The key statistics of {layers} are not those that this session began with: the text has changed, or was "
+            "sampled anew on another device. Later batches are made with these. Give statistics=… to be sure of them."
         )

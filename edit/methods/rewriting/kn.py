@@ -14,7 +14,7 @@ from edit.methods.base import Fitted, Job, checked
 from edit.methods.rewriting.rewriting import Rewriting, stored
 from edit.methods.where import Where, layers_at
 from edit.requests.requests import EditRequest
-from locate.errors import FactError, NumericsError, listed
+from locate.errors import FactError, NumericsError, counted, listed
 from locate.facts.prompts import answer_strings, encode_fact, encode_target
 from locate.model.weights import down_projection
 from locate.neurons.knowledge import knowledge_neurons
@@ -75,8 +75,9 @@ class KN(Rewriting):
         alike = [request for request in requests if len(set(_first_tokens(model, request))) < 2]
         if alike:
             raise FactError(
-                f"KN writes the targets' first tokens, and both targets of {len(alike)} request(s) begin with one. "
-                f"Nothing was changed. Use another method, or drop them:\n{listed([one.describe() for one in alike])}"
+                f"KN writes the targets' first tokens, and both targets of {counted(len(alike), 'request')} begin "
+                "with one. Nothing was changed. Use another method, or drop them:\n"
+                f"{listed([one.describe() for one in alike])}"
             )
 
     def fit_with(self, job: Job) -> Fitted[WeightUpdate]:

@@ -5,12 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import locate
-from edit.cli import app
+from tests.edit.cli.conftest import said
 
-runner = CliRunner()
 CAPITALS = [
     {"prompt": "The capital of {} is", "subject": subject, "target": target}
     for subject, target in (("France", "Paris"), ("Italy", "Rome"))
@@ -19,14 +17,8 @@ FEW = ["--pairs", "3", "--method", "eap", "--top", "20"]
 
 
 @pytest.fixture
-def circuit(stand_in, cache_apart):
-    def invoke(*arguments, expect=0):
-        result = runner.invoke(app, ["circuit", "--model", str(stand_in), *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
+def circuit(locate_edit, stand_in, cache_apart):
+    return locate_edit("circuit", model=stand_in)
 
 
 @pytest.fixture
@@ -38,10 +30,6 @@ def pairs_file(tmp_path):
     answers = [(cities[one], cities[other]) for one, other in zip(names, names[1:] + names[:1], strict=True)]
     pairs = locate.tasks.PairedPrompts.of(clean, corrupt, answers=answers, name="capitals")
     return pairs.save(tmp_path / "capitals.json")
-
-
-def said(result):
-    return " ".join(result.stderr.split())
 
 
 def test_a_task_gives_a_circuit_and_its_figure(circuit, stand_in, tmp_path):

@@ -16,6 +16,7 @@ from edit.methods import KN, MEMIT
 from edit.statistics import collect
 from locate.errors import NumericsError
 from locate.facts.prompts import encode_target, encode_text
+from tests.edit.cli.conftest import said
 from tests.edit.conftest import FACTS
 
 runner = CliRunner()
@@ -37,13 +38,10 @@ def quick(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def edit(model_folder, quick):
+def edit(locate_edit, quick):
     def invoke(*arguments, expect=0):
         own = [] if {"kn", "ft"} & {*arguments} else quick
-        result = runner.invoke(app, ["edit", "--model", model_folder, *own, *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
+        return locate_edit("edit", *own)(*arguments, expect=expect)
 
     return invoke
 
@@ -86,10 +84,10 @@ def test_the_same_command_goes_on_where_it_was_stopped(edit, facts_file, tmp_pat
         return real(self, job)
 
     monkeypatch.setattr(MEMIT, "fit_with", dying)
-    edit(*arguments, expect=1)
+    assert "same command goes on." in edit(*arguments, expect=130).stderr
     fits[:] = [None] * 4
     result = edit(*arguments)
-    assert "2 of 4 edits are made" in " ".join(result.stderr.split())
+    assert "2 of 4 edits made" in " ".join(result.stderr.split())
     assert len(fits) == 6
 
 
@@ -98,7 +96,7 @@ def test_a_folder_belongs_to_one_set_of_batches_and_holds_no_other_edits(edit, f
     edit(*common)
     for other, message in (
         (["--batch-size", 1], "belongs to another run"),
-        (["--limit", 2], "holds 2 edit(s) that are not among these 2 facts. Give another folder"),
+        (["--limit", 2], "holds 2 edits of other facts than these 2. Give another folder"),
     ):
         assert message in " ".join(edit(*common, *other, expect=2).output.split())
     edit(*common)
@@ -115,11 +113,27 @@ def test_an_edit_that_fails_leaves_what_stands_and_may_be_left_out(edit, facts_f
 
     monkeypatch.setattr(MEMIT, "fit_with", failing)
     message = " ".join(edit("--facts", facts_file(), *common, expect=1).output.split())
-    assert "it diverges; nothing was changed. The 2 edits before it stand, as" in message
+    assert "it diverges; nothing was changed. What stands before it (2 edits) is kept as" in message
     assert len(load_update(tmp_path / "r" / "update.safetensors").info["batches"]) == 2
     result = edit("--facts", facts_file([*FACTS[:2], *FACTS[3:]]), *common)
-    assert "2 of 3 edits are made" in " ".join(result.stderr.split())
+    assert "2 of 3 edits made" in " ".join(result.stderr.split())
     assert len(load_update(tmp_path / "r" / "update.safetensors").info["batches"]) == 3
+
+
+def test_a_saved_update_is_evaluated(edit, locate_edit, facts_file, tmp_path):
+    evaluate = locate_edit("evaluate")
+    file = tmp_path / "kn.safetensors"
+    one = ["--fact", json.dumps(FACTS[0])]
+    made = json.loads(edit(*one, "--method", "kn", "--out", file, "--json").stdout)
+    found = json.loads(evaluate("--update", file, *one, "--out", tmp_path / "one", "--json").stdout)
+    assert found["rows"] == made["rows"]
+    result = evaluate("--update", file, "--facts", facts_file(), "--out", tmp_path / "all")
+    assert result.stdout.split() == [str(tmp_path / "all" / "evaluation.csv")]
+    assert "4 edits by KN" in said(result)
+    assert json.loads((tmp_path / "all" / "summary.json").read_text())["edits"] == 4
+    assert pd.read_csv(tmp_path / "all" / "evaluation.csv")["case"].nunique() == 4
+    missing = evaluate("--update", tmp_path / "none.safetensors", *one, expect=2)
+    assert "There is no" in said(missing)
 
 
 @pytest.mark.slow("the command runs many times in this file")
@@ -201,8 +215,8 @@ def test_facts_without_a_new_target_are_all_named(edit, facts_file, tmp_path):
     bare = [{name: value for name, value in one.items() if name != "target_new"} for one in FACTS[:2]]
     result = edit("--facts", facts_file([FACTS[2], *bare]), "--layers", "1", "--out", tmp_path / "run", expect=2)
     message = " ".join(result.output.split())
-    assert "cities.json: 2 facts cannot be edited. record 1: target_new: the request for" in message
-    assert "record 2: target_new" in message
+    assert "cities.json: 2 facts cannot be edited. record 2, target_new: the request for" in message
+    assert "record 3, target_new" in message
 
 
 @pytest.mark.parametrize("method", ["pmet", "emmet", "rome", "rome-original", "ft"])
@@ -247,17 +261,17 @@ def test_prompts_that_cannot_be_asked_are_told_before_any_edit(edit, facts_file,
         patch.setattr(MEMIT, "fit_with", lambda *_, **__: pytest.fail("it began"))
         common = ["--method", "memit", "--layers", "1", "--out", tmp_path / "run"]
         message = " ".join(edit("--facts", facts_file(wrong), *common, expect=2).output.split())
-    assert "2 prompt(s) cannot be asked. Nothing was changed." in message
+    assert "2 prompts cannot be asked. Nothing was changed." in message
     assert "The Louvre is located in the city of: Paris → Rome, neighbourhood: The target" in message
     assert "paraphrase: The text 'Big Ben lies in" in message
     # The folder is nobody's yet, and a prompt that is only asked may change later.
     edit("--facts", facts_file(FACTS[:2]), *common)
     again = edit("--facts", facts_file([{**FACTS[0], "neighbours": ["Big Ben is in"]}, FACTS[1]]), *common)
-    assert "2 of 2 edits are made" in " ".join(again.stderr.split())
+    assert "2 of 2 edits made" in " ".join(again.stderr.split())
     assert set(pd.read_csv(tmp_path / "run" / "evaluation.csv")["probe"]) == {"efficacy", "neighbourhood"}
     one = ["--fact", json.dumps({**FACTS[0], "neighbours": ["Big Ben is in "]}), "--method", "memit", "--layers", "1"]
     result = edit(*one, "--out", tmp_path / "one.safetensors", expect=2)
-    assert "1 prompt(s) cannot be asked" in " ".join(result.output.split())
+    assert "1 prompt cannot be asked" in " ".join(result.output.split())
 
 
 def test_what_is_answered_already_is_refused_or_left_out(edit, facts_file, tmp_path, model_folder):
@@ -302,7 +316,7 @@ def test_statistics_of_shards_are_used(facts_file, tmp_path, model_folder, quick
     )
     again = runner.invoke(app, [*common, *given])
     assert again.exit_code == 0, again.output
-    assert "4 of 4 edits are made" in " ".join(again.stderr.split())
+    assert "4 of 4 edits made" in " ".join(again.stderr.split())
     some = [str(path) for layer in (1, 2) for path in (tmp_path / "shards").glob(f"layer-{layer}-shard-0-*")]
     partly = [*common, *(word for path in some for word in ("--statistics", path)), "--out", str(tmp_path / "partly")]
     assert "layer 1 are of shards 0/2 alone" in " ".join(runner.invoke(app, partly).stderr.split())
@@ -340,13 +354,13 @@ def test_a_run_that_a_mistake_ended_may_be_another(edit, facts_file, tmp_path, q
     # Now it has edits.
     assert "belongs to another run" in " ".join(edit(*common, "--layers", "2", expect=2).output.split())
     few = edit("--facts", facts_file(FACTS[:2]), *out, "--layers", "1", expect=2)
-    assert "holds 2 edit(s) that are not among these 2 facts" in " ".join(few.output.split())
+    assert "holds 2 edits of other facts than these 2" in " ".join(few.output.split())
 
 
 def test_what_kn_cannot_tell_apart_is_told_before_any_edit(edit, facts_file, tmp_path):
     alike = {**FACTS[1], "target_new": "London in France"}
     common = ["--method", "kn", "--batch-size", 1, "--out", tmp_path / "run"]
     message = " ".join(edit("--facts", facts_file([FACTS[0], alike]), *common, expect=2).output.split())
-    assert "both targets of 1 request(s) begin with one. Nothing was changed" in message
+    assert "both targets of 1 request begin with one. Nothing was changed" in message
     assert "Big Ben is located in the city of: London → London in France" in message
     edit("--facts", facts_file(FACTS[:1]), *common)

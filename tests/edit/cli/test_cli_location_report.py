@@ -3,13 +3,10 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
-from edit.cli import app
 from edit.cli.commands import location_report
 from tests.edit.conftest import FACTS
 
-runner = CliRunner()
 FULL = [
     {**fact, "relation": fact["subject"], "paraphrases": ["{} stands in"], "neighbours": ["Big Ben is in"]}
     for fact in FACTS[1:3]
@@ -17,16 +14,9 @@ FULL = [
 
 
 @pytest.fixture
-def report(model_folder, tmp_path, monkeypatch):
+def report(locate_edit, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
-
-    def invoke(*arguments, expect=0):
-        result = runner.invoke(app, ["location-report", "--model", model_folder, *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
+    return locate_edit("location-report")
 
 
 def test_a_file_of_facts_gives_a_folder_that_is_gone_on_with(report, facts_file, tmp_path, monkeypatch):

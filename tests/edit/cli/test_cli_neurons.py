@@ -5,29 +5,18 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import locate
-from edit.cli import app
+from locate.errors import counted
+from tests.edit.cli.conftest import said
 
-runner = CliRunner()
 ONE = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
 QUICK = ["--rule", "right", "--steps", "2"]
 
 
 @pytest.fixture
-def neurons(model_folder):
-    def invoke(*arguments, expect=0):
-        result = runner.invoke(app, ["neurons", "--model", model_folder, *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
-
-
-def said(result):
-    return " ".join(result.stderr.split())
+def neurons(locate_edit):
+    return locate_edit("neurons")
 
 
 def test_one_fact_gives_scores_a_figure_and_the_test(neurons, model_folder, tmp_path):
@@ -49,7 +38,10 @@ def test_one_fact_gives_scores_a_figure_and_the_test(neurons, model_folder, tmp_
     assert effects.data.sizes["set"] == 3
     assert found["effects"][0]["effect"] == pytest.approx(effects.summary()["effect"][0])
     shown = said(neurons(*ONE, *QUICK, "--out", tmp_path / "shown"))
-    assert f"refined set: {len(scores.refined())} neurons that pass for more than 50% of 1 prompts" in shown
+    assert (
+        f"refined set: {counted(len(scores.refined()), 'neuron')} above the threshold for more than 50% of 1 prompt"
+        in shown
+    )
 
 
 def test_a_file_gives_scores_overlap_and_a_summary_and_goes_on(neurons, facts_file, tmp_path, monkeypatch):
@@ -72,7 +64,7 @@ def test_a_file_gives_scores_overlap_and_a_summary_and_goes_on(neurons, facts_fi
     monkeypatch.setattr(locate, "neuron_attribution", lambda *args, **options: made.append(args))
     again = neurons(*arguments, "--json")
     assert made == []
-    assert "4 of 4 facts are finished" in said(again)
+    assert "4 of 4 facts finished" in said(again)
     assert json.loads(again.stdout)["overlap"] == summary["overlap"]
 
 

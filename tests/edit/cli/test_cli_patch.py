@@ -6,30 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import locate
-from edit.cli import app
+from tests.edit.cli.conftest import said
 from tests.edit.conftest import FACTS, UNMATCHED
 
-runner = CliRunner()
 ONE = ["--prompt", "{} is located in the city of", "--subject", "The Louvre", "--target", "Paris"]
 HEADS = ["--sites", "attn_head_z"]
 
 
 @pytest.fixture
-def patch(model_folder):
-    def invoke(*arguments, expect=0):
-        result = runner.invoke(app, ["patch", "--model", model_folder, *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
-
-
-def said(result):
-    return " ".join(result.stderr.split())
+def patch(locate_edit):
+    return locate_edit("patch")
 
 
 def test_a_file_gives_patches_and_their_mean(patch, facts_file, tmp_path):
@@ -86,13 +74,13 @@ def test_a_stopped_run_goes_on_without_patching_again(patch, facts_file, tmp_pat
     out, file = tmp_path / "run", facts_file()
     with monkeypatch.context() as patched:
         patched.setattr(locate, "patch", counted)
-        result = patch("--facts", file, "--out", out, *HEADS, expect=1)
+        result = patch("--facts", file, "--out", out, *HEADS, expect=130)
         assert "Stopped." in result.stderr
         assert made == ["The Louvre", "Big Ben"]
         made[:] = ["already", "stopped", "once"]
         result = patch("--facts", file, "--out", out, *HEADS)
         assert made[3:] == ["The Colosseum", "The Eiffel Tower"]
-        assert "2 of 4 facts are finished" in said(result)
+        assert "2 of 4 facts finished" in said(result)
         patch("--facts", file, "--out", out, *HEADS)
         assert len(made) == 5
     result = patch("--facts", file, "--out", out, "--sites", "attn_head_v", expect=2)
@@ -103,7 +91,7 @@ def test_a_fact_that_fails_is_reported_and_the_others_kept(patch, facts_file, tm
     out, file = tmp_path / "run", facts_file([UNMATCHED, *FACTS[:2]])
     result = patch("--facts", file, "--out", out, *HEADS, "--json", expect=1)
     assert "Failed: 1 of 3 facts; the results of the others are kept." in said(result)
-    assert "unmatched: FactError: TokenSwap needs 1 other subject(s) of 120 tokens" in said(result)
+    assert "unmatched: FactError: TokenSwap needs 1 other subject of 120 tokens" in said(result)
     summary = json.loads(result.stdout)
     assert [one["case"] for one in summary["failed"]] == ["unmatched"]
     assert summary["mean_score"]["facts"] == 2
@@ -197,7 +185,7 @@ MISTAKES = {
     "range": (["--layers", "3-1"], "--layers: expected numbers or ranges such as 0-3,7; found '3-1'"),
     "screen": (["--screen", "2.5"], "--screen: give a whole number of sites or a share between 0 and 1, found 2.5"),
     "metric": (["--metric", "loss"], "There is no metric 'loss'; there are probability,"),
-    "unmatched": (["--subject", UNMATCHED["subject"]], "TokenSwap needs 1 other subject(s)"),
+    "unmatched": (["--subject", UNMATCHED["subject"]], "TokenSwap needs 1 other subject"),
 }  # fmt: skip
 
 
@@ -208,8 +196,32 @@ def test_a_mistake_is_one_message_and_exit_code_2(case, patch, tmp_path):
     assert message in said(result)
 
 
-def test_a_bad_record_is_named_with_its_file_index_and_field(patch, tmp_path):
+def test_a_bad_record_is_named_with_its_file_line_and_field(patch, tmp_path):
     file = tmp_path / "facts.jsonl"
     file.write_text("\n".join(json.dumps(one) for one in (FACTS[0], {**FACTS[1], "subject": ""})))
-    result = patch("--facts", file, "--out", tmp_path / "run", expect=2)
-    assert "facts.jsonl: 1 problem(s) in 2 records: record 1, subject: is empty" in said(result)
+    result = patch("--facts", file, "--out", tmp_path / "run", *HEADS, expect=1)
+    assert "facts.jsonl: 1 record of 2 left out: line 2, record 2, subject: is empty" in said(result)
+
+
+def test_two_prompts_written_out_show_their_subject(patch, tmp_path):
+    prompts = ["--prompt", "The Louvre is located in the city of", "--corrupt", "The Big Ben is located in the city of"]
+    given = [*HEADS, "--target", "Paris", "--out"]
+    patch(*prompts, *given, tmp_path / "two", expect=2)  # of other lengths
+    prompts[3] = "The Colosseum is located in the city of"
+    patch(*prompts, *given, tmp_path / "two")
+    patch(*prompts, "--subject", "Louvre", *given, tmp_path / "named")
+    two, named = (locate.load_patches(tmp_path / name / "patches.nc") for name in ("two", "named"))
+    assert two.info["subject"] == "Louvre"
+    np.testing.assert_array_equal(two.scores, named.scores)
+    prompts[3] = "The great Louvre is located in the city of"
+    assert "so that these show no subject. Give --subject" in said(patch(*prompts, *given, tmp_path, expect=2))
+
+
+def test_more_subjects_to_swap_change_nothing_where_they_change_no_choice(patch, facts_file, tmp_path, monkeypatch):
+    made, real = [], locate.patch
+    monkeypatch.setattr(locate, "patch", lambda *given, **how: made.append(given[1].subject) or real(*given, **how))
+    # Big Ben has another subject to be swapped for once the file has one of its relation and length.
+    facts = [FACTS[0], *(one | {"relation": "x"} for one in (FACTS[1], FACTS[3]))]
+    for most in (2, 3):
+        patch("--facts", facts_file(facts[:most]), "--out", tmp_path / "run", *HEADS)
+    assert made == ["The Louvre", "Big Ben", "Big Ben", "The Eiffel Tower"]

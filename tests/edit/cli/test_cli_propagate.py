@@ -4,14 +4,12 @@ import json
 
 import pandas as pd
 import pytest
-from typer.testing import CliRunner
 
 import edit
 import locate
-from edit.cli import app
 from tests import tiny
+from tests.edit.cli.conftest import said
 
-runner = CliRunner()
 ONE = [
     "--prompt",
     "{} is located in the city of",
@@ -26,18 +24,8 @@ QUICK = ["--method", "ft", "--layer", "1"]
 
 
 @pytest.fixture
-def propagate(model_folder):
-    def invoke(*arguments, expect=0):
-        result = runner.invoke(app, ["propagate", "--model", model_folder, *map(str, arguments)])
-        assert result.exit_code == expect, result.output
-        assert "Traceback" not in result.output
-        return result
-
-    return invoke
-
-
-def said(result):
-    return " ".join(result.stderr.split())
+def propagate(locate_edit):
+    return locate_edit("propagate")
 
 
 def test_an_update_gives_a_report_with_its_page(propagate, model_folder, tmp_path):
@@ -91,7 +79,7 @@ def test_a_file_is_averaged_and_goes_on(propagate, facts_file, tmp_path):
     own = [case["summary"]["flow: edit"] for case in summary["cases"]]
     assert summary["measures"]["flow: edit"]["mean"] == pytest.approx(sum(own) / 2)
     assert comparison.data.sizes["fact"] == 2
-    assert "2 of 2 facts are finished" in said(propagate(*arguments, "--json"))
+    assert "2 of 2 facts finished" in said(propagate(*arguments, "--json"))
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,9 @@ def test_reads_reference_texts_by_relation_and_object(write):
     assert references.corpus == ("aa", "bb", "dd", "cc")
     assert [references.about(request) for request in requests] == [("aa", "bb", "dd")] * 2 + [()]
     for record, facts, message in (
-        ({"relation_id": "P19", "samples": []}, original, "record 0, target_id: Field required"),
+        ({"relation_id": "P19", "samples": []}, original, "record 1, target_id: Field required"),
         (snippets("P19", "Q1"), original, "has no text for any of the 3 facts in"),
-        (snippets("P19", "Q1", "aa"), write(FLAT, name="flat.json"), "record 0, requested_rewrite: Field required"),
+        (snippets("P19", "Q1", "aa"), write(FLAT, name="flat.json"), "record 1, requested_rewrite: Field required"),
     ):
         with pytest.raises(DataError, match=message):
             load_reference_texts(write(record), facts)
@@ -168,7 +168,7 @@ def test_a_bad_counterfact_record_is_named(write, record, message):
     path = write(FLAT, record)
     with pytest.raises(DataError) as caught:
         load_counterfact(path)
-    assert str(caught.value).startswith(f"{path}: 1 problem(s) in 2 records:\n  record 1, ")
+    assert str(caught.value).startswith(f"{path}: 1 problem in 2 records:\n  line 1, record 2, ")
     assert message in str(caught.value)
 
 
@@ -187,7 +187,7 @@ def test_a_bad_zsre_record_is_named(write, record, kind, message):
     path = write(ZSRE, ZSRE, record)
     with pytest.raises(DataError) as caught:
         load_zsre(path, target_new=kind)
-    assert str(caught.value).startswith(f"{path}: 1 problem(s) in 3 records:\n  record 2, ")
+    assert str(caught.value).startswith(f"{path}: 1 problem in 3 records:\n  line 1, record 3, ")
     assert message in str(caught.value)
 
 
@@ -205,18 +205,18 @@ def test_a_record_without_its_subject_is_left_out_aloud(write, load, good, bad, 
         assert len(load(path)) == 2
     (said,) = map(str, [one.message for one in caught])
     assert said.startswith(
-        f"{path}: left out 1 of 3 records, whose subjects do not occur in their prompts:\n  record 1, "
+        f"{path}: left out 1 of 3 records, whose subjects do not occur in their prompts:\n  line 1, record 2, "
     )
     assert message in said
-    with pytest.raises(DataError, match=r"1 problem\(s\) in 1 records:\n  record 0, subject: "):
+    with pytest.raises(DataError, match=r"1 problem in 1 record:\n  line 1, record 1, subject: "):
         load(write(without(good, **bad)))
 
 
 def test_all_bad_records_are_told_at_once(write):
     path = write(*[without(FLAT, "subject")] * 12, FLAT)
-    with pytest.raises(DataError, match=r"12 problem\(s\) in 13 records") as caught:
+    with pytest.raises(DataError, match=r"12 problems in 13 records") as caught:
         load_counterfact(path)
-    assert "record 9, subject" in str(caught.value)
+    assert "record 10, subject" in str(caught.value)
     assert "… and 2 more" in str(caught.value)
 
 
@@ -224,7 +224,7 @@ def test_all_bad_records_are_told_at_once(write):
 def test_a_limit_reads_the_first_records(write, load, record):
     path = write(record, without(record, subject="another"), {})
     assert len(load(path, limit=1)) == 1
-    with pytest.raises(DataError, match="record 2"):
+    with pytest.raises(DataError, match="record 3"):
         load(path)
     with pytest.raises(DataError, match="limit: must be 1 or more, found 0"):
         load(path, limit=0)

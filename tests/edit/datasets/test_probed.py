@@ -205,12 +205,12 @@ def test_other_sets_give_what_their_requests_do(read):
 @pytest.mark.parametrize(
     ("kind", "record", "message"),
     [
-        ("knowedit", {**KNOWEDIT, "target_new": " "}, "data.json: 1 problem.*\n  record 0, target_new: is empty"),
+        ("knowedit", {**KNOWEDIT, "target_new": " "}, "json: 1 problem in 1 record:\n  line 1, record 1, target_new"),
         ("knowedit", {**KNOWEDIT, "locality": {"Forgetfulness": [{"prompt": "x"}]}},
-         r"record 0, locality\.Forgetfulness\.0\.ground_truth: Field required"),
+         r"record 1, locality\.Forgetfulness\.0\.ground_truth: Field required"),
         ("knowedit", {**KNOWEDIT, "ground_truth": "Norway"}, "1 edits whose new object is the present one"),
-        ("mquake", {**MQUAKE, "questions": None}, "record 0, questions: Input should be a valid list"),
-        ("rippleedits", {**RIPPLE, "edit": {}}, r"record 0, edit\.prompt: Field required"),
+        ("mquake", {**MQUAKE, "questions": None}, "record 1, questions: Input should be a valid list"),
+        ("rippleedits", {**RIPPLE, "edit": {}}, r"record 1, edit\.prompt: Field required"),
         ("rippleedits", {**RIPPLE, "edit": stated("Mill.", "Q9")}, "does not tell where the object begins"),
         ("ripple", {}, "benchmark: must be one of knowedit, mquake, .*, found 'ripple'"),
     ],

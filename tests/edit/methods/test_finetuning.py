@@ -139,7 +139,7 @@ def test_bad_input(monkeypatch):
         edit.FineTuning().fit(tiny.bridge("mixtral"), REQUESTS, layer=1, progress=False)
     model = tiny.bridge("llama", scale=30.0)
     learned = edit.FineTuning(layer=1, steps=3, learning_rate=1.0).fit(model, REQUESTS, progress=False)
-    with learned.applied(model), pytest.raises(FactError, match="3 requests ask for what the model already answers"):
+    with learned.applied(model), pytest.raises(FactError, match="3 requests for what the model already answers"):
         edit.FineTuning().fit(model, REQUESTS, progress=False)
     monkeypatch.setattr(descent, "_DIVERGED", -100.0)
     with pytest.raises(NumericsError, match=r"diverges: the mean loss is .* Lower the learning rate"):

@@ -41,14 +41,14 @@ def test_what_is_left_out_is_the_edits(tmp_path):
         (
             {"role": "hop", "text": "a", "new": "b"},
             None,
-            "1 problem.*\n  record 1, role: must be one",
+            "1 problem.*\n  line 1, record 2, role: must be one",
         ),
-        ({"role": "edit", "text": " ", "new": "b"}, None, "record 1, text: is empty in a probe of role 'edit'"),
-        ({"role": "edit", "text": "a"}, None, "record 1, new: a probe of role 'edit' must say its new answer"),
-        ({"role": "one-hop", "text": "a"}, REQUEST, "record 1, new: a probe of role 'one-hop' must say"),
-        ({"role": "edit", "new": "b"}, None, "record 1, text: Field required"),
-        ({"role": "edit", "text": "a", "target": "b"}, None, "record 1, target: Extra inputs"),
-        ("edit", None, "record 1, Input should be a valid dictionary"),
+        ({"role": "edit", "text": " ", "new": "b"}, None, "record 2, text: is empty in a probe of role 'edit'"),
+        ({"role": "edit", "text": "a"}, None, "record 2, new: a probe of role 'edit' must say its new answer"),
+        ({"role": "one-hop", "text": "a"}, REQUEST, "record 2, new: a probe of role 'one-hop' must say"),
+        ({"role": "edit", "new": "b"}, None, "record 2, text: Field required"),
+        ({"role": "edit", "text": "a", "target": "b"}, None, "record 2, target: Extra inputs"),
+        ("edit", None, "record 2, Input should be a valid dictionary"),
     ],
 )
 def test_bad_probes_are_named(probe, request_, message, tmp_path):

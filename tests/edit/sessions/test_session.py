@@ -316,7 +316,7 @@ def test_what_the_unedited_model_answers_is_refused_before_anything_changes(name
     with edit.EditSession(llama, own) as session, saying(llama, "Paris"):
         with pytest.raises(FactError, match=r"The Louvre.*the model already answers 'Paris', so there is nothing"):
             session.edit([REQUESTS[0], known[0]], batch_size=1, progress=False)
-        with pytest.raises(FactError, match=r"2 requests ask for what the model already answers[\s\S]*Big Ben"):
+        with pytest.raises(FactError, match=r"2 requests for what the model already answers[\s\S]*Big Ben"):
             session.edit([REQUESTS[0], *known], batch_size=1, progress=False)
         with pytest.raises(FactError, match="already answers"):
             own.fit(llama, known, progress=False)

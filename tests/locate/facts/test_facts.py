@@ -1,12 +1,14 @@
 """Facts, and the files that they come in."""
 
 import copy
+import csv
 import json
+import re
 
 import pytest
 
 from locate import Consequence, DataError, Fact, FactError, OtherRelation, bundled_facts, load_facts
-from locate.facts.files import parse_fact
+from locate.facts.files import parse_fact, read_facts
 
 GOOD = {
     "prompt": "{} is in",
@@ -129,6 +131,58 @@ def test_a_byte_order_mark_is_no_part_of_the_data(tmp_path, suffix):
     assert load_facts(path) == [Fact(**GOOD)]
 
 
+def test_records_are_placed_by_line_in_every_form(tmp_path):
+    (tmp_path / "facts.json").write_text('[\n {"prompt":\n  "{} is in"},\n\n {}]')
+    (tmp_path / "facts.jsonl").write_text('{"prompt": "{} is in"}\n\n{oops\n')
+    (tmp_path / "facts.csv").write_text('prompt,subject,target\n"{} is\nin",Rome,\n"{} is in",,Italy\n')
+    for name, places in ((".json", (2, 5)), (".jsonl", (1, 3)), (".csv", (2, 4))):
+        with pytest.raises(DataError) as caught:
+            load_facts(tmp_path / f"facts{name}")
+        assert re.findall(r"\n  line (\d+), record (\d+), ", str(caught.value)) == [
+            (str(places[0]), "1"), (str(places[1]), "2"),
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1} {"b": 1}]', '[{"a": 1},]', '[{"a": 1}', "[1] 2", "[,1]"])
+def test_what_is_no_json_is_no_list_of_records(tmp_path, text):
+    (tmp_path / "facts.json").write_text(text)
+    with pytest.raises(DataError, match="not readable as JSON"):
+        load_facts(tmp_path / "facts.json")
+
+
+def test_good_records_can_be_read_without_the_bad_ones(tmp_path):
+    path = write(tmp_path / "facts.json", [GOOD, {**GOOD, "target": " ", "id": 1}, OTHER])
+    facts, problems = read_facts(path)
+    assert facts == [Fact(**GOOD), Fact(**OTHER)]
+    assert [problem[:34] for problem in problems] == ["line 1, record 2, target: is empty"[:34]]
+
+
+def test_a_prompt_may_be_written_out_with_its_subject(tmp_path):
+    written = {**GOOD, "prompt": GOOD["prompt"].replace("{}", GOOD["subject"])}
+    for name in ("facts.json", "facts.jsonl", "facts.csv"):
+        assert load_facts(write(tmp_path / name, [written])) == [Fact(**GOOD)]
+    assert parse_fact(written, "here") == Fact(**GOOD)
+
+
+def test_csv_cells_hold_lists(tmp_path):
+    path = tmp_path / "facts.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["prompt", "subject", "target", "paraphrases", "neighbours", "other_relations", "ranks"])
+        rows.writerow(["{} is in", "Rome", "Italy", "{} lies in|Where is {}? In", '["Pisa is in | near"]',
+                       '[{"prompt": "{} is a", "target": "city"}]', '{"m": 2}'])  # fmt: skip
+    assert load_facts(path) == [
+        Fact(
+            prompt="{} is in", subject="Rome", target="Italy", paraphrases=("{} lies in", "Where is {}? In"),
+            neighbours=("Pisa is in | near",), other_relations=(OtherRelation(prompt="{} is a", target="city"),),
+            ranks={"m": 2},
+        )
+    ]  # fmt: skip
+    path.write_text(path.read_text().replace('{""m"": 2}', "{m: 2}"))
+    with pytest.raises(DataError, match=r"line 2, record 1, ranks: not readable as JSON: .* at column 2 of '\{m: 2\}'"):
+        load_facts(path)
+
+
 def test_a_file_with_a_single_fact_is_read(tmp_path):
     assert load_facts(write(tmp_path / "fact.json", GOOD)) == [Fact(**GOOD)]
 
@@ -143,14 +197,15 @@ def test_a_file_with_a_single_fact_is_read(tmp_path):
             {**GOOD, "consequences": [{"prompt": "{}", "target": "x"}]},
             r"consequences\.0\.target_before: Field required",
         ),
-        ({**GOOD, "prompt": "It is in"}, "prompt: needs exactly one {}"),
+        ({**GOOD, "prompt": "{} is {}"}, "prompt: needs exactly one {}"),
+        ({**GOOD, "prompt": "It is in"}, r"subject: '.*' does not occur in the prompt 'It is in'\. Write {} in the"),
         ({**GOOD, "subject_aliases": [" "]}, r"subject_aliases\[0\]: is empty"),
         ("The Louvre", ""),
     ],
 )
 def test_bad_records_are_reported_with_file_index_and_field(tmp_path, bad, field):
     path = write(tmp_path / "mine.json", [GOOD, OTHER, bad])
-    with pytest.raises(DataError, match=rf"mine\.json: 1 problem\(s\) in 3 records:\n  record 2, {field}"):
+    with pytest.raises(DataError, match=rf"mine\.json: 1 problem in 3 records:\n  line 1, record 3, {field}"):
         load_facts(path)
 
 
@@ -159,9 +214,9 @@ def test_every_bad_record_is_counted_and_ten_are_shown(tmp_path):
     with pytest.raises(DataError) as caught:
         load_facts(path)
     message = str(caught.value)
-    assert "12 problem(s) in 13 records" in message
-    assert message.count("\n  record ") == 10
-    assert "record 1, target: is empty" in message
+    assert "12 problems in 13 records" in message
+    assert message.count("\n  line 1, record ") == 10
+    assert "record 2, target: is empty" in message
     assert "… and 2 more" in message
 
 
@@ -169,12 +224,12 @@ def test_every_bad_record_is_counted_and_ten_are_shown(tmp_path):
     ("name", "content", "message"),
     [
         ("facts.json", b"[{", r"facts\.json: not readable as JSON"),
-        ("facts.jsonl", b'\n{"prompt": 1}\n{', r"facts\.jsonl, line 3: not readable as JSON: .* at column 2"),
+        ("facts.jsonl", b'\n{"prompt": 1}\n{', r"line 3, record 2, not readable as JSON: .* at column 2"),
         ("facts.json", b"\xff\xfe\x00", r"facts\.json: not readable as JSON"),
         ("facts.json", b"[]", "expected a non-empty list of facts"),
         ("facts.json", b"7", "expected a non-empty list of facts, found int"),
         ("facts.csv", b"", "expected a non-empty list of facts"),
-        ("facts.csv", b"prompt,subject,target\n{} is in,Rome,Italy,extra\n", "record 0"),
+        ("facts.csv", b"prompt,subject,target\n{} is in,Rome,Italy,extra\n", "line 2, record 1, has 1 cell more"),
         ("facts.pkl", b"x", r"unknown file type '\.pkl'; facts come as \.json, \.jsonl or \.csv"),
     ],
 )

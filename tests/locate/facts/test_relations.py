@@ -37,8 +37,8 @@ def test_a_relation_has_its_facts_and_templates(tmp_path):
     ("changed", "said"),
     [
         ({"samples": []}, "samples is empty"),
-        ({"samples": [{"subject": "Italy"}]}, "record 0, object: Field required"),
-        ({"samples": [{"subject": "Italy", "object": " "}]}, "record 0, target: is empty"),
+        ({"samples": [{"subject": "Italy"}]}, "record 1, object: Field required"),
+        ({"samples": [{"subject": "Italy", "object": " "}]}, "record 1, target: is empty"),
         ({"prompt_templates": ["The capital is"]}, "exactly one {}"),
         ({"name": None}, "name: Input should be a valid string"),
     ],

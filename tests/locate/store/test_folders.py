@@ -174,27 +174,47 @@ def test_damaged_folders_are_explained(tmp_path):
         RunFolder.open(folder, RUN)
 
 
-def test_keys_are_ids_or_index_and_content():
+def test_keys_are_ids_or_subject_and_content():
     unnamed = replace(FACT, id=None)
     keys = case_keys([FACT, unnamed, unnamed, replace(FACT, id="../etc/Zoë"), replace(FACT, id="")])
     assert keys[0] == "rome"
     tail = fingerprint([unnamed])[:8]
-    assert keys[1:3] == [f"0001-{tail}", f"0002-{tail}"]
+    assert keys[1:3] == [f"Rome-{tail}", f"Rome-{tail}-2"]
     assert keys[3].startswith("etc-Zo-")
-    assert keys[4].startswith("0004-")
+    assert keys[4].startswith("Rome-")
     assert all("/" not in key and len(key) <= 100 for key in keys)
 
 
 def test_ids_that_name_the_same_file_are_refused():
-    message = "Records 0 and 2 have the ids 'rome' and 'Rome'. Ids name the files of results, so they must differ"
+    message = "Two facts have the ids 'rome' and 'Rome'. Ids name the files of results, so they must differ"
     with pytest.raises(DataError) as caught:
         case_keys([FACT, replace(FACT, id="other"), replace(FACT, id="Rome")])
     assert message in str(caught.value)
 
 
+def test_the_names_of_facts_do_not_depend_on_what_stands_before_them():
+    unnamed = [replace(FACT, id=None, target=target) for target in ("Italy", "Lazio", "Europe")]
+    assert case_keys(unnamed)[1:] == case_keys(unnamed[1:])
+
+
+def test_a_case_of_something_else_is_worked_on_again(tmp_path):
+    with RunFolder.open(tmp_path, RUN) as run:
+        run.record("kept", of="1")
+        run.record("mended", of="1")
+        run.record_failure("failed", DataError("x"), of="1")
+        run.record("dropped", of="1")
+    with RunFolder.open(tmp_path, RUN) as run:
+        now = {"kept": "1", "mended": "2", "failed": "1", "new": "1"}
+        assert run.pending(now) == ["mended", "new"]
+        assert run.pending(now, retry_failed=True) == ["mended", "failed", "new"]
+        assert run.changed(now) == ["mended"]
+        assert run.dropped(now) == ["dropped"]
+
+
 def test_the_fingerprint_is_of_the_content():
     assert fingerprint([FACT]) == fingerprint([replace(FACT)])
     assert fingerprint([FACT]) != fingerprint([replace(FACT, target="France")])
+    assert fingerprint([FACT], ["other facts"]) != fingerprint([FACT])
 
 
 def test_a_folder_in_which_nothing_was_finished_may_be_another_runs(tmp_path):

@@ -109,11 +109,11 @@ def test_pairs_come_back_as_they_were_saved(pairs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"pairs": []}, r"record 0, pairs: .*at least 1 item"),
+        ({"pairs": []}, r"record 1, pairs: .*at least 1 item"),
         ({"kind": "patches"}, "holds 'patches' of format 1, not 'paired prompts' of 1"),
-        ({"extra": 1}, "record 0, extra"),
-        ({"pairs": [{"clean": {}, "corrupt": {}}]}, r"record 0, clean\.prompt: Field required"),
-        ({"pairs": [{"clean": {"prompt": "x", "subject": "y", "target": "z"}}]}, "0, clean: prompt: needs exactly"),
+        ({"extra": 1}, "record 1, extra"),
+        ({"pairs": [{"clean": {}, "corrupt": {}}]}, r"record 1, clean\.prompt: Field required"),
+        ({"pairs": [{"clean": {"prompt": "x", "subject": "y", "target": "z"}}]}, "1, clean: prompt: needs exactly"),
     ],
 )  # fmt: skip
 def test_damaged_files_are_refused_by_pair_and_field(pairs, tmp_path, change, problem):
