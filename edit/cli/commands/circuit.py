@@ -16,6 +16,7 @@ from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, RUN, BudgetOption, ModelOption, read_amount
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import between, shown
 from locate.errors import DataError, counted
 from locate.names import DEFAULT_BUDGET, DEFAULT_MODEL
 
@@ -244,8 +245,8 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     if (tested := found["faithfulness"]) is not None:
         beside = f"; of random circuits {tested['random_cmd']:.3f}" if "random_cmd" in tested else ""
         yield (
-            f"tested on {counted(found['tested_on'], 'pair')}: CMD {tested['cmd']:.3f} ({tested['cmd_low']:.3f} to "
-            f"{tested['cmd_high']:.3f}), CPR {tested['cpr']:.3f}{beside}"
+            f"tested on {counted(found['tested_on'], 'pair')}: CMD {tested['cmd']:.3f} "
+            f"({between(tested['cmd_low'], tested['cmd_high'])}), CPR {tested['cpr']:.3f}{beside}"
         )
 
 
@@ -254,7 +255,7 @@ def _edges_table(found: dict[str, Any]) -> Table:
     side = "below" if found["clean"] > found["corrupted"] else "above"
     table = Table("from", "to", "score", "standard error", title=f"Largest scores; {side} 0 works for the answer")
     for edge in found["top"]:
-        table.add_row(edge["writer"], edge["reader"], f"{edge['score']:.4f}", f"{edge['standard_error']:.4f}")
+        table.add_row(edge["writer"], edge["reader"], f"{edge['score']:.4f}", shown(edge["standard_error"], ".4f"))
     return table
 
 
@@ -264,6 +265,6 @@ def _sizes_table(found: dict[str, Any]) -> Table:
     table = Table("edges", "share", "faithfulness", "interval", *(["random"] if by_chance else []))
     for row in sizes:
         cells = [str(row["size"]), f"{row['size'] / found['of']:.2%}", f"{row['faithfulness']:.3f}"]
-        cells.append(f"{row['low']:.3f} to {row['high']:.3f}")
+        cells.append(between(row["low"], row["high"]))
         table.add_row(*cells, *([f"{row['random']:.3f}"] if by_chance else []))
     return table

@@ -18,6 +18,7 @@ from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, Place
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import between, shown
 from locate.errors import DataError, SiteError, counted
 
 Method = Literal["integrated", "gradient", "relp", "gain"]
@@ -263,9 +264,9 @@ def _written(effects: locate.NeuronEffects, folder: Path) -> list[dict[str, Any]
 def _table(told: list[dict[str, Any]]) -> Table:
     table = Table("factor", "prompts", "facts", "own set", "random sets", "difference", "p", title="Change of log p")
     for row in told:
-        ends = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+        ends = f"{row['difference']:+.3f} ({between(row['difference_low'], row['difference_high'], '+.3f')})"
         table.add_row(
             f"×{row['factor']:g}", row["on"], str(row["facts"]), f"{row['effect']:+.3f}", f"{row['random']:+.3f}", ends,
-            f"{row['wilcoxon']:.2g}",
+            shown(row["wilcoxon"], ".2g"),
         )  # fmt: skip
     return table

@@ -31,6 +31,7 @@ from edit.cli.kit.options import (
 )
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import shown
 from locate.errors import DataError, LocateError, counted
 from locate.sites.table import PATCH_SITES
 
@@ -229,5 +230,5 @@ def _table(average: locate.AveragePatches, dims: list[str]) -> Table:
     table = Table(*dims, "score", "standard error", title=f"Largest mean scores, {counted(average.n_facts, 'fact')}")
     for row in average.top(_TOP).to_dict(orient="records"):
         places = [str(row[dim]) for dim in dims]
-        table.add_row(*places, f"{row['score']:.3f}", f"{row['standard_error']:.3f}")
+        table.add_row(*places, f"{row['score']:.3f}", shown(row["standard_error"]))
     return table

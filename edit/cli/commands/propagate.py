@@ -22,6 +22,7 @@ from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, Place, read_names
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import between
 from edit.names import CONTENTS
 from locate.errors import DataError, counted
 
@@ -213,7 +214,7 @@ class _Job(Job[Any]):
         save_figure(found.plot(), folder, "comparison")
         shown = Table("measure", "mean", "95% interval", "facts", title=counted(len(results), "edit"))
         for name, row in table.iterrows():
-            shown.add_row(str(name), f"{row['mean']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", f"{row['n']:.0f}")
+            shown.add_row(str(name), f"{row['mean']:.3f}", between(row["low"], row["high"]), f"{row['n']:.0f}")
         return Together(summary={"measures": table.to_dict(orient="index")}, shown=[shown])
 
     def _follow(self, request: edit.EditRequest, progress: bool) -> edit.PropagationReport:

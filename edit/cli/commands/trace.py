@@ -28,6 +28,7 @@ from edit.cli.kit.options import (
 )
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
+from edit.cli.kit.tables import between
 from locate.errors import DataError, counted
 from locate.sites.site import KINDS, TRACED, check_traced
 
@@ -210,7 +211,7 @@ def _table(average: locate.AverageTrace, peaks: dict[str, Any]) -> Table:
     )  # fmt: skip
     for kind, roles in peaks["peaks"].items():
         for role, peak in roles.items():
-            interval = f"{peak['low']:.3f} to {peak['high']:.3f}"
+            interval = between(peak["low"], peak["high"])
             head = f", head {peak['head']}" if "head" in peak else ""
             table.add_row(kind, role, f"{peak['layer']}{head}", f"{peak['effect']:.3f}", interval)
     return table

@@ -13,6 +13,16 @@ COLUMNS = ["model", "probe", "prompt", "generation", "tokens_new", "tokens_true"
            "probability_true", "success"]  # fmt: skip
 
 
+def shown(value: float, form: str = ".3f") -> str:
+    """A number; a dash where there is none, as of an error over a single fact."""
+    return "–" if math.isnan(value) else f"{value:{form}}"
+
+
+def between(low: float, high: float, form: str = ".3f") -> str:
+    """An interval; a dash where there is none."""
+    return "–" if math.isnan(low) or math.isnan(high) else f"{low:{form}} to {high:{form}}"
+
+
 def answers_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """What the edited model answers to each prompt of a single edit."""
     table = Table("probe", "prompt", "answer", "new object's tokens", "P(first)", title=title)

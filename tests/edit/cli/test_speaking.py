@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from edit.cli.kit import models, speaking
 from edit.cli.kit.output import end_on_request, readable_errors
+from edit.cli.kit.tables import between, shown
 from locate.model import threads
 from locate.model.threads import Threads, measure_threads
 
@@ -121,3 +122,9 @@ def test_threads_are_measured_and_left_as_they_were():
     assert not Threads(n=1, cores=1, load=None, together=9, alone=1).crowded
     assert not Threads(n=2, cores=2, load=None, together=0.6, alone=1).crowded
     assert "1 thread takes 1000 ms for a product" in Threads(n=1, cores=1, load=None, together=1, alone=1).describe()
+
+
+def test_what_is_not_known_of_a_single_fact_is_a_dash():
+    nan = float("nan")
+    assert (shown(0.5), shown(nan)) == ("0.500", "–")
+    assert (between(-1, 0.5, "+.1f"), between(nan, nan)) == ("-1.0 to +0.5", "–")
