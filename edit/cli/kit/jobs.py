@@ -171,7 +171,7 @@ class Job(Generic[Result]):
         from tqdm import tqdm
 
         groups = [[cases[index] for index in group] for group in self.groups([case.fact for case in cases])]
-        with tqdm(total=len(cases), desc=self.label, unit="fact") as bar:
+        with tqdm(total=len(cases), desc=self.label, unit="fact", disable=not cases) as bar:
             for group in groups:
                 for case, result in self._attempt(group):
                     if isinstance(result, LocateError):

@@ -1,6 +1,7 @@
 """What a user sees while a command works, and when it is stopped."""
 
 import io
+import json
 import os
 import signal
 import sys
@@ -10,11 +11,13 @@ import pytest
 import torch
 import typer
 from tqdm import tqdm
+from typer.testing import CliRunner
 
+from edit.cli import app
 from edit.cli.kit import models, speaking
 from edit.cli.kit.output import end_on_request, readable_errors
 from edit.cli.kit.tables import between, shown
-from locate.model import threads
+from locate.model import bundled, threads
 from locate.model.threads import Threads, measure_threads
 
 
@@ -128,3 +131,11 @@ def test_what_is_not_known_of_a_single_fact_is_a_dash():
     nan = float("nan")
     assert (shown(0.5), shown(nan)) == ("0.500", "–")
     assert (between(-1, 0.5, "+.1f"), between(nan, nan)) == ("-1.0 to +0.5", "–")
+
+
+def test_doctor_says_whether_threads_wait(monkeypatch, tmp_path):
+    monkeypatch.setattr(threads, "measure_threads", lambda: CROWDED)
+    monkeypatch.setattr(bundled, "bundled_folder", lambda: tmp_path)
+    found = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    assert found["threads"] == CROWDED.describe()
+    assert found["threads"].endswith("Set OMP_NUM_THREADS=1 in both.")
