@@ -41,7 +41,9 @@ def command(run: Callable[..., Outcome]) -> Callable[..., None]:
             own: dict[str, Any] = dict.fromkeys(consoles, console)
             for name, group in groups.items():
                 own[name] = group(**{field.name: given.pop(field.name) for field in fields(group)})
-            run(**own, **given).tell(console, as_json=as_json)
+            outcome = run(**own, **given)
+            console.settle()
+            outcome.tell(console, as_json=as_json)
 
     # Typer reads a command's options off its signature.
     told.__signature__ = Signature(options)  # type: ignore[attr-defined]

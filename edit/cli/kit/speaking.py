@@ -27,10 +27,15 @@ class Voice(Console):
         kept: said when the command is stopped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         super().__init__(stderr=True, markup=False, highlight=False, emoji=False)
         self.doing = "starting"
         self.kept = "The same command begins anew."
+
+    def settle(self) -> None:
+        """End the line of what stands on a terminal, so that something else may be printed there."""
+        self._stream.settle()
 
 
 class Stream:
@@ -73,6 +78,15 @@ class Stream:
                 self._say(plain)
         return len(text)
 
+    def status(self, line: str) -> None:
+        """Say what goes on, on a terminal over what was said before."""
+        self.write(f"\r{line}" if self._terminal else f"{line}\n")
+
+    def settle(self) -> None:
+        """See ``Voice.settle``."""
+        if self._terminal and self._bar:
+            self.write("\n")
+
     def _draw(self, text: str) -> None:
         # What is no part of a bar begins a line of its own.
         apart = self._bar and text.strip() and not text.startswith(("\r", "\x1b"))
@@ -100,7 +114,8 @@ def speaking(silence: float = SILENCE) -> Iterator[Voice]:
         silence: for so many seconds nothing may be heard.
     """
     often = silence * 7 / 8  # so that it is never late
-    voice, usual, stream, over = Voice(), sys.stderr, Stream(sys.stderr, often), Event()
+    usual, stream, over = sys.stderr, Stream(sys.stderr, often), Event()
+    voice = Voice(stream)
 
     def keep_on() -> None:
         begun, doing = monotonic(), voice.doing
@@ -112,7 +127,7 @@ def speaking(silence: float = SILENCE) -> Iterator[Voice]:
             heard = stream.heard
             _refresh_bars(stream)
             if stream.heard == heard:
-                voice.print(f"{doing} … {monotonic() - begun:.0f} s", soft_wrap=True)
+                stream.status(f"{doing} … {monotonic() - begun:.0f} s")
 
     heart = Thread(target=keep_on, daemon=True)
     sys.stderr = stream  # type: ignore[assignment]
@@ -122,6 +137,7 @@ def speaking(silence: float = SILENCE) -> Iterator[Voice]:
     finally:
         over.set()
         heart.join()
+        stream.settle()
         sys.stderr = usual
 
 

@@ -62,7 +62,10 @@ def test_a_bar_on_a_terminal_is_drawn_over_itself_and_messages_have_lines_of_the
     stream = speaking.Stream(written)
     for text in ("\r 0%|", "\r10%|", "Note: x\n", "\r20%|", "\n", "done\n"):
         stream.write(text)
-    assert written.getvalue() == "\r 0%|\r10%|\nNote: x\n\r20%|\ndone\n"
+    stream.status("drawing … 2 s")
+    stream.settle()
+    stream.settle()
+    assert written.getvalue() == "\r 0%|\r10%|\nNote: x\n\r20%|\ndone\n\rdrawing … 2 s\n"
 
 
 def test_nothing_is_silent(monkeypatch):
