@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
 from time import monotonic
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console
 
@@ -49,7 +49,7 @@ class Stream:
         silence: seconds between a bar's lines.
     """
 
-    def __init__(self, stream: TextIO, silence: float = SILENCE) -> None:
+    def __init__(self, stream: Any, silence: float = SILENCE) -> None:
         self._stream = stream
         self._silence = silence
         self._terminal = stream.isatty()

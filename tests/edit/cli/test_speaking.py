@@ -52,7 +52,7 @@ def test_a_bar_in_a_pipe_is_a_line_now_and_then(clock):
     lines = written.getvalue().split("\n")
     assert not set("\r\x1b") & set(written.getvalue())
     assert [line.partition("|")[0] for line in lines] == [
-        "tracing:  33%", "tracing:  67%", "Note: ", "tracing: 100%", "a", "",
+        "tracing:  33%", "tracing:  67%", "Note: ", "inside: 100%", "tracing: 100%", "a", "",
     ]  # fmt: skip
 
 
