@@ -89,13 +89,15 @@ def test_a_command_that_is_stopped_says_how_to_go_on(number, code, capsys):
             os.kill(os.getpid(), number)
             time.sleep(5)
 
-    usual = signal.getsignal(signal.SIGTERM)
+    usual = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a test that runs behind a shell may not have
     end_on_request()
     try:
         with pytest.raises(typer.Exit) as ended:
             worked()
     finally:
-        signal.signal(signal.SIGTERM, usual)
+        for one, handler in usual.items():
+            signal.signal(one, handler)
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == "Stopped. What is finished is kept in runs/x, where the same command goes on.\n"
 
@@ -125,15 +127,17 @@ def test_threads_are_measured_and_left_as_they_were():
     found = measure_threads()
     assert torch.get_num_threads() == n == found.n
     assert min(found.together, found.alone) > 0
-    assert not Threads(n=1, cores=1, load=None, together=9, alone=1).crowded
-    assert not Threads(n=2, cores=2, load=None, together=0.6, alone=1).crowded
-    assert "1 thread takes 1000 ms for a product" in Threads(n=1, cores=1, load=None, together=1, alone=1).describe()
+    assert not Threads(n=1, cores=1, load=None, together=9.0, alone=1.0).crowded
+    assert not Threads(n=2, cores=2, load=None, together=0.6, alone=1.0).crowded
+    assert (
+        "1 thread takes 1000 ms for a product" in Threads(n=1, cores=1, load=None, together=1.0, alone=1.0).describe()
+    )
 
 
 def test_what_is_not_known_of_a_single_fact_is_a_dash():
     nan = float("nan")
     assert (shown(0.5), shown(nan)) == ("0.500", "–")
-    assert (between(-1, 0.5, "+.1f"), between(nan, nan)) == ("-1.0 to +0.5", "–")
+    assert (between(-1.0, 0.5, "+.1f"), between(nan, nan)) == ("-1.0 to +0.5", "–")
 
 
 def test_doctor_says_whether_threads_wait(monkeypatch, tmp_path):
