@@ -205,13 +205,13 @@ def test_a_bad_record_is_named_with_its_file_line_and_field(patch, tmp_path):
 
 def test_two_prompts_written_out_show_their_subject(patch, tmp_path):
     prompts = ["--prompt", "The Louvre is located in the city of", "--corrupt", "The Big Ben is located in the city of"]
-    given = [*HEADS, "--target", "Paris", "--out"]
+    given = [*HEADS, "--positions", "subject", "--target", "Paris", "--out"]
     patch(*prompts, *given, tmp_path / "two", expect=2)  # of other lengths
     prompts[3] = "The Colosseum is located in the city of"
     patch(*prompts, *given, tmp_path / "two")
     patch(*prompts, "--subject", "Louvre", *given, tmp_path / "named")
     two, named = (locate.load_patches(tmp_path / name / "patches.nc") for name in ("two", "named"))
-    assert two.info["subject"] == "Louvre"
+    assert two.scores.sizes["position"] == 1
     np.testing.assert_array_equal(two.scores, named.scores)
     prompts[3] = "The great Louvre is located in the city of"
     assert "so that these show no subject. Give --subject" in said(patch(*prompts, *given, tmp_path, expect=2))
