@@ -151,10 +151,11 @@ def test_what_is_no_json_is_no_list_of_records(tmp_path, text):
 
 
 def test_good_records_can_be_read_without_the_bad_ones(tmp_path):
-    path = write(tmp_path / "facts.json", [GOOD, {**GOOD, "target": " ", "id": 1}, OTHER])
+    path = write(tmp_path / "facts.json", [GOOD, {**GOOD, "target": " "}, OTHER])
     facts, problems = read_facts(path)
     assert facts == [Fact(**GOOD), Fact(**OTHER)]
-    assert [problem[:34] for problem in problems] == ["line 1, record 2, target: is empty"[:34]]
+    (problem,) = problems
+    assert problem.startswith("line 1, record 2, target: is empty")
 
 
 def test_a_prompt_may_be_written_out_with_its_subject(tmp_path):
