@@ -6,6 +6,7 @@ draws all pictures again (``make pictures``).
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -35,7 +36,7 @@ from tests import tiny
 from tests.flows import made_up_flow
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-DPI = 80
+DPI = 70
 # A made-up clean and corrupted run of one metric.
 _ENDS = {"clean": ("metric", [0.7]), "corrupted": ("metric", [0.02])}
 _INFO = {
@@ -56,12 +57,12 @@ def hills(**sizes: int) -> xr.DataArray:
     return xr.DataArray(np.reshape(planes, tuple(sizes.values())), coords=coords, dims=tuple(sizes))
 
 
-def trace() -> Figure:
+def trace(**options) -> Figure:
     scores = (0.02 + 0.6 * hills(kind=3, position=6, layer=12)).assign_coords(kind=["resid", "mlp", "attn"])
     tokens = ("The", " Eiffel", " Tower", " is", " in", " the")
     return tiny.made_up_trace(
         scores, clean=0.7, corrupted=0.02, answer=" Paris", tokens=tokens, span=(0, 3), window=5
-    ).plot()  # fmt: skip
+    ).plot(**options)  # fmt: skip
 
 
 def averaged() -> locate.AverageTrace:
@@ -94,20 +95,24 @@ def heads(number: int = 0) -> locate.Patches:
     return patched(values.transpose("layer", "head"), sites="attn_head_z", by=["layer", "head"])
 
 
-def senders() -> Figure:
+def states() -> locate.Patches:
+    return patched(0.6 * hills(layer=8, position=3), sites="resid_pre", by=["layer", "position"])
+
+
+def senders(**options) -> Figure:
     values = xr.DataArray([0.7, 0.45, 0.62, 0.1], coords={"sender": ["a1.h2", "m0", "a3.h0", "m3"]}, dims="sender")
     return patched(
         values, sites="paths_to_logits", receivers=["logits"], by=["sender"], direction="break"
-    ).plot()  # fmt: skip
+    ).plot(**options)  # fmt: skip
 
 
-def blocked(**sizes: int) -> Figure:
+def blocked(sizes: dict[str, int], **options) -> Figure:
     sources = ["subject", "last"]
     numbers = hills(source=2, row=3, **sizes).sel(row=1, drop=True).assign_coords(source=sources)
-    return knocked(0.7 - 0.5 * numbers).plot()
+    return knocked(0.7 - 0.5 * numbers).plot(**options)
 
 
-def propagation() -> Figure:
+def propagation(**options) -> Figure:
     mediation = 3 * hills(probe=3, direction=2, kind=2, position=5, layer=8).assign_coords(
         direction=["lost", "gained"], kind=["resid", "mlp"]
     )
@@ -120,17 +125,17 @@ def propagation() -> Figure:
     return edit.Propagation(
         data=xr.Dataset({"mediation": mediation}), totals=totals.assign(total_effect=totals.edited - totals.base),
         tokens=tokens, layers=(2,), info={"kinds": ["resid", "mlp"]},
-    ).plot()  # fmt: skip
+    ).plot(**options)  # fmt: skip
 
 
-def footprint() -> Figure:
+def footprint(**options) -> Figure:
     model = tiny.bridge("llama")
     deltas = {}
     for layer in (1, 2):
         down = down_projection(model, layer)
         sizes = torch.linspace(0, layer, down.key_size, dtype=torch.float32).exp()[None]
         deltas[down.name] = edit.LowRank(left=torch.ones(model.cfg.d_model, 1), right=sizes)
-    return plot_footprint(model, edit.WeightUpdate.make(model, deltas, method="made up"))
+    return plot_footprint(model, edit.WeightUpdate.make(model, deltas, method="made up"), **options)
 
 
 def circuit(k: int) -> locate.Circuit:
@@ -176,14 +181,14 @@ def neurons(**info) -> locate.NeuronScores:
     return locate.NeuronScores(data=xr.Dataset(data, coords=coords), info=told)
 
 
-def value_heads() -> Figure:
+def value_heads(**options) -> Figure:
     tokens = ["The", " Tower", " is", " in", " the"]
     heads = 1.2 * hills(fact=1, layer=12, head=4, source=5) - 0.3
     info = {"tokens": [tokens], "answer_tokens": [[" Paris"]]}
-    return locate.LogprobGain(data=xr.Dataset({"heads": heads}), info=info).plot_heads()
+    return locate.LogprobGain(data=xr.Dataset({"heads": heads}), info=info).plot_heads(**options)
 
 
-def neuron_overlap(n: int) -> Figure:
+def neuron_overlap(n: int, **options) -> Figure:
     """Each is like those beside it."""
     apart = abs(np.arange(n)[:, None] - np.arange(n)) / n
     names = [f"{place}: The Eiffel Tower is located in the city of" for place in range(n)]
@@ -191,10 +196,10 @@ def neuron_overlap(n: int) -> Figure:
             "spearman": (("fact", "one", "other"), (1 - 2.5 * apart)[None])}  # fmt: skip
     coords = {"fact": ["all"], "k": [20], "one": names, "other": names}
     info = {"between": "facts", "neurons": 480}
-    return locate.NeuronOverlap(data=xr.Dataset(data, coords=coords), info=info).plot()
+    return locate.NeuronOverlap(data=xr.Dataset(data, coords=coords), info=info).plot(**options)
 
 
-def neuron_effects() -> Figure:
+def neuron_effects(**options) -> Figure:
     """Thirty facts whose neurons matter, most of all to their own prompts."""
     fact, number = np.arange(30)[:, None, None], np.arange(6)
     sign = np.array([-1.0, 0.6])[:, None]
@@ -207,7 +212,9 @@ def neuron_effects() -> Figure:
         "fact": [str(one) for one in range(30)],
     }  # fmt: skip
     info = {"model": "tiny", "metrics": {"log_probability": "log p(answer) [nat]"}}
-    return locate.NeuronEffects(data=xr.Dataset(data, coords=coords), metric="log_probability", info=info).plot()
+    return locate.NeuronEffects(data=xr.Dataset(data, coords=coords), metric="log_probability", info=info).plot(
+        **options
+    )
 
 
 def attribution(by: str) -> locate.LogitAttribution:
@@ -388,16 +395,18 @@ def layers() -> edit.LayerStudy:
     )
 
 
-def contributions() -> Figure:
+def contributions(**options) -> Figure:
     """Some that add, some that take away, many small ones, and a little that none of them says."""
     values = np.concatenate([[2.6, 1.9, -0.8, 1.4, -0.5, 0.9, 0.7], 0.2 * np.sin(np.arange(40))])
     parts = pd.DataFrame({"name": [f"a{i // 3}.h{i}" if i % 3 else f"m{i // 3}" for i in range(47)], "value": values})
     start, end = -2.4, -2.4 + float(values.sum()) + 0.3
     unit = "logit(Rome) − logit(Paris)"
-    return waterfall_figure(parts, start=start, end=end, n=9, unit=unit, headline="The Tower is in: Paris → Rome")
+    return waterfall_figure(
+        parts, start=start, end=end, n=9, unit=unit, headline="The Tower is in: Paris → Rome", **options
+    )
 
 
-def before_and_after() -> Figure:
+def before_and_after(**options) -> Figure:
     """Two answers that change places."""
     layer, rows = np.arange(24), []
     for state, late in (("before", {"Paris": 15, "Rome": 40}), ("after", {"Paris": 32, "Rome": 13})):
@@ -407,10 +416,10 @@ def before_and_after() -> Figure:
     table = pd.concat(rows)
     table = table.assign(low=table["value"] - 0.6, high=table["value"] + 0.6)
     unit = "log-probability [nat]"
-    return line_panels(table, value="value", by="answer", panel="state", unit=unit, marked=[5])
+    return line_panels(table, value="value", by="answer", panel="state", unit=unit, marked=[5], **options)
 
 
-def mediated(size: tuple[float, float] | None = None) -> Figure:
+def mediated(**options) -> Figure:
     shares = 1.1 * hills(kind=3, position=7, layer=16) - 0.2
     labels, titles = (
         ["The", "Eiffel", "Tower", "is", "in", "the", "city"],
@@ -420,12 +429,10 @@ def mediated(size: tuple[float, float] | None = None) -> Figure:
         Panel(title=title, values=shares.sel(kind=kind).values, labels=labels, stars=[(4, 2)] if kind == 2 else [])
         for kind, title in enumerate(titles)
     ]
-    heads = 0.5 * hills(fact=1, head=8, layer=16).values[0]
-    panels += [Panel(title="head", values=heads, labels=list(map(str, range(8))), rows="head")] * (size is not None)
-    return map_panels(panels, figsize=size, headline="effect gained")
+    return map_panels(panels, headline="effect gained", **options)
 
 
-def retained() -> Figure:
+def retained(**options) -> Figure:
     """Of two methods, by role: most for what was edited, little for neighbours."""
     means = {"edit": 1.0, "paraphrase": 0.7, "one hop": 0.3, "neighbour": 0.05}
     rows = [
@@ -435,7 +442,9 @@ def retained() -> Figure:
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "role", "share"])
     unit = "share of the edit's effect"
-    return groups_figure(table, value="share", by="role", hue="method", levels=(0.0, 1.0), unit=unit, resamples=200)
+    return groups_figure(
+        table, value="share", by="role", hue="method", levels=(0.0, 1.0), unit=unit, resamples=200, **options
+    )
 
 
 def reused() -> edit.MediatorReuse:
@@ -493,7 +502,7 @@ def beside(part: str, parts: list[str], measures: list[str]) -> xr.Dataset:
     return xr.Dataset(data, coords={part: parts, "measure": measures})
 
 
-def traces_apart() -> Figure:
+def traces_apart(**options) -> Figure:
     kinds = ["mlp", "attn"]
     effect = 0.4 * hills(side=2, kind=2, position=4, layer=8)
     data = beside("kind", kinds, ["overlap", "earth_mover", "spearman", "best_apart"]).assign(
@@ -503,10 +512,10 @@ def traces_apart() -> Figure:
     )
     info = {"answers": [" Paris", " Rome"], "k": 10, "confidence": 0.9, "null": list("abcde")}
     tokens = ("The", " E", "iffel", " Tower", " is", " in", " the", " city", " of")
-    return edit.TraceShift(data=data, tokens=tokens, subject_span=(0, 4), info=info).plot()
+    return edit.TraceShift(data=data, tokens=tokens, subject_span=(0, 4), info=info).plot(**options)
 
 
-def circuits_apart(**size: tuple[float, float]) -> Figure:
+def circuits_apart(**options) -> Figure:
     one = circuit(40)
     scores = xr.concat(
         [one.scores, one.scores * (1 + np.sin(np.arange(one.scores.size)).reshape(one.scores.shape))], "side"
@@ -515,10 +524,10 @@ def circuits_apart(**size: tuple[float, float]) -> Figure:
         scores=scores.assign_coords(side=["before", "after"])
     )
     info = {"old": "Paris", "new": "Rome", "edges": 350, "confidence": 0.9, "null": list("abcde")}
-    return edit.CircuitShift(data=data, writers=one.writers, readers=one.readers, info=info).plot(**size)
+    return edit.CircuitShift(data=data, writers=one.writers, readers=one.readers, info=info).plot(**options)
 
 
-def left_over() -> Figure:
+def left_over(**options) -> Figure:
     """An old answer that falls behind the new one late, and comes back in some contexts."""
     layer = np.arange(12)
     old, new = -9 + 8 / (1 + np.exp(7 - layer)), -11 + 2 / (1 + np.exp(7 - layer))
@@ -544,87 +553,98 @@ def left_over() -> Figure:
     probes = pd.DataFrame([{"role": "edit", "text": "The Tower is in", "old": "Paris", "new": "Rome"}])
     return edit.OldFactResidue(
         data=xr.Dataset(data, coords={"layer": layer, **coords}), probes=probes, contexts=contexts, info={}
-    ).plot(n=6)
+    ).plot(n=6, **(options or {"figsize": (5.2, 3.2)}))
 
 
-DRAWINGS: dict[str, Callable[[], Figure]] = {
+DRAWINGS: dict[str, Callable[..., Figure]] = {
     "trace": trace,
-    "average": lambda: averaged().plot(),
-    "average_lines": lambda: averaged().plot_lines(kinds=["mlp"]),
-    "average_heads": lambda: averaged().plot_heads(),
-    "patches": lambda: patched(0.6 * hills(layer=8, position=3), sites="resid_pre", by=["layer", "position"]).plot(),
-    "patches_of_heads": lambda: heads().plot(),
+    "average": lambda **options: averaged().plot(**options),
+    "average_lines": lambda **options: averaged().plot_lines(kinds=["mlp"], **options),
+    "average_heads": lambda **options: averaged().plot_heads(**options),
+    "patches": lambda **options: patched(
+        0.6 * hills(layer=8, position=3), sites="resid_pre", by=["layer", "position"]
+    ).plot(**options),
+    "patches_of_heads": lambda **options: heads().plot(**options),
     "patches_of_senders": senders,
-    "average_patches": lambda: locate.average_patches([heads(), heads(1)]).plot(),
-    "knockout": lambda: blocked(layer=8),
-    "knockout_of_heads": lambda: blocked(layer=8, head=4),
+    "average_patches": lambda **options: locate.average_patches([heads(), heads(1)]).plot(**options),
+    "knockout": lambda **options: blocked({"layer": 8}, **options),
+    "knockout_of_heads": lambda **options: blocked({"layer": 8, "head": 4}, **options),
     "propagation": propagation,
-    "mediator_reuse": lambda: reused().plot(),
-    "reach_prediction": lambda: foreseen().plot(),
-    "reach_study": lambda: reached().plot(),
+    "mediator_reuse": lambda **options: reused().plot(**options),
+    "reach_prediction": lambda **options: foreseen().plot(**options),
+    "reach_study": lambda **options: reached().plot(**options),
     "trace_shift": traces_apart,
     "circuit_shift": circuits_apart,
-    "circuit_shift_narrow": lambda: circuits_apart(figsize=(3.3, 3.9)),
     "old_fact_residue": left_over,
     "footprint": footprint,
-    "concentration": lambda: edit.plot_concentration({"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}),
-    "column_readout": lambda: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}),
-    "localisation_similarity": lambda: alike().plot(),
-    "layer_choice": lambda: layers().plot(figsize=(3.3, 3.9)),
-    "layer_correlations": lambda: layers().plot_correlations(resamples=50),
-    "reversal": lambda: reversal().plot(figsize=(5.8, 2.5)),
-    "weight_footprint": lambda: weight_footprint().plot(figsize=(6.4, 2.4)),
-    "attention_drift": lambda: attention_drift().plot(),
-    "attention_drift_narrow": lambda: attention_drift().plot(figsize=(3.3, 4.6)),
-    "circuit": lambda: circuit(40).plot(),
-    "edit_circuit": lambda: edit_circuit().plot(edges=50, figsize=(2.6, 2.4)),
-    "edit_circuit_curve": lambda: edit_circuit().plot_curve(),
-    "circuit_of_many_edges": lambda: circuit(100).plot(figsize=(2.2, 2.4)),
-    "neurons": lambda: neurons().plot(),
+    "concentration": lambda **options: edit.plot_concentration(
+        {"ROME": spread("ROME", 3), "MEMIT": spread("MEMIT", 0, 1, 2)}, **options
+    ),
+    "column_readout": lambda **options: edit.plot_column_readout({"ROME": said(1), "MEMIT": said(9)}, **options),
+    "localisation_similarity": lambda **options: alike().plot(**options),
+    "layer_choice": lambda **options: layers().plot(**(options or {"figsize": (3.3, 3.9)})),
+    "layer_correlations": lambda **options: layers().plot_correlations(resamples=50, **options),
+    "reversal": lambda **options: reversal().plot(**(options or {"figsize": (5.8, 2.5)})),
+    "weight_footprint": lambda **options: weight_footprint().plot(**(options or {"figsize": (6.4, 2.4)})),
+    "attention_drift": lambda **options: attention_drift().plot(**options),
+    "circuit": lambda **options: circuit(40).plot(**options),
+    "edit_circuit": lambda **options: edit_circuit().plot(edges=50, **(options or {"figsize": (2.6, 2.4)})),
+    "edit_circuit_curve": lambda **options: edit_circuit().plot_curve(**options),
+    "circuit_of_many_edges": lambda **options: circuit(100).plot(**(options or {"figsize": (2.2, 2.4)})),
+    "neurons": lambda **options: neurons().plot(**options),
     "value_heads": value_heads,
-    "neuron_overlap": lambda: neuron_overlap(4),
-    "neuron_overlap_of_many": lambda: neuron_overlap(14),
+    "neuron_overlap": lambda **options: neuron_overlap(4, **options),
+    "neuron_overlap_of_many": lambda **options: neuron_overlap(14, **options),
     "neuron_effects": neuron_effects,
-    "attribution": lambda: attribution("head").plot(),
-    "attribution_lines": lambda: attribution("component").plot(),
-    "attribution_top": lambda: attribution("head").plot_top(n=8),
-    "lens": lambda: lens(3).plot(),
-    "lens_map": lambda: lens(1).plot_map(),
-    "edge_effects": lambda: edge_effects().plot(n=10),
-    "linearity": lambda: linearity().plot(),
-    "linearity_narrow": lambda: linearity().plot(figsize=(2.6, 4.0)),
+    "attribution": lambda **options: attribution("head").plot(**options),
+    "attribution_lines": lambda **options: attribution("component").plot(**options),
+    "attribution_top": lambda **options: attribution("head").plot_top(n=8, **options),
+    "lens": lambda **options: lens(3).plot(**options),
+    "lens_map": lambda **options: lens(1).plot_map(**options),
+    "edge_effects": lambda **options: edge_effects().plot(n=10, **options),
+    "linearity": lambda **options: linearity().plot(**options),
     "waterfall": contributions,
     "line_panels": before_and_after,
     "map_panels": mediated,
-    "map_panels_narrow": lambda: mediated((3.3, 6.0)),
     "groups": retained,
-    "flow": lambda: flow_figure(made_up_flow(30), figsize=(6.0, 3.0)),
-    "flow_narrow": lambda: flow_figure(
-        made_up_flow(16, sign=-1, states=False),
-        headline="gained: edited state put into the base model",
-        figsize=(3.3, 3.0),
-    ),
-    "faithfulness": lambda: faithfulness(0.9).plot(),
-    "faithfulness_of_several": lambda: locate.plots.plot_faithfulness(
+    "flow": lambda **options: flow_figure(made_up_flow(30), **(options or {"figsize": (6.0, 3.2)})),
+    "faithfulness": lambda **options: faithfulness(0.9).plot(**options),
+    "faithfulness_of_several": lambda **options: locate.plots.plot_faithfulness(
         {
             "one": faithfulness(0.9),
             "another": faithfulness(1.2),
-        }
+        },
+        **options,
     ),
 }
+# Drawn in the width of a column as well.
+NARROW = (
+    "attention_drift", "average", "circuit_shift", "flow", "lens_map", "linearity", "map_panels", "mediator_reuse",
+    "propagation", "reach_prediction", "trace",
+)  # fmt: skip
+COLUMN = 3.3
 
 
-def draw(name: str, path: Path) -> None:
+def pictures() -> dict[str, Callable[[], Figure]]:
+    """What each committed picture shows."""
+    narrow = {f"{name}_narrow": partial(DRAWINGS[name], width=COLUMN) for name in NARROW}
+    return {**DRAWINGS, **narrow}
+
+
+def draw(name: str, path: Path) -> Figure:
     """Write a picture, whatever the settings of whoever looks at it."""
     with mpl.rc_context(mpl.rcParamsDefault):
-        DRAWINGS[name]().savefig(path, dpi=DPI)
+        figure = pictures()[name]()
+        figure.set_dpi(DPI)
+        figure.savefig(path)
+    return figure
 
 
 if __name__ == "__main__":
     mpl.use("Agg")
     PICTURES.mkdir(exist_ok=True)
-    for name in DRAWINGS:
+    for name in pictures():
         draw(name, PICTURES / f"{name}.png")
     for path in PICTURES.glob("*.png"):
-        if path.stem not in DRAWINGS:
+        if path.stem not in pictures():
             path.unlink()

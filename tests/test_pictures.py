@@ -11,8 +11,10 @@ from matplotlib.image import imread, imsave
 from PIL import Image
 
 from locate.figures import style
+from locate.figures.sheet import TextFigure
 from locate.patching import figures
-from tests.drawings import DRAWINGS, PICTURES, draw
+from tests.drawings import PICTURES, draw, pictures
+from tests.figures import check_readable
 
 # Of pictures that show the same: the most by which a tile of theirs may differ, where white and black differ by 1.
 TOLERANCE = 0.03
@@ -39,7 +41,9 @@ def check(name: str, folder: Path) -> None:
         AssertionError: they differ; the message says where the difference is to be seen, and how it is accepted.
     """
     drawn, known = folder / f"{name}.png", PICTURES / f"{name}.png"
-    draw(name, drawn)
+    figure = draw(name, drawn)
+    check_readable(figure)
+    assert isinstance(figure, TextFigure)
     accept = f"If it should look so, `make pictures` accepts it; the new one is {drawn}"
     assert known.exists(), f"There is no picture {known}. {accept}"
     one, other = imread(known), imread(drawn)
@@ -55,13 +59,13 @@ def check(name: str, folder: Path) -> None:
 
 
 @pinned
-@pytest.mark.parametrize("name", DRAWINGS)
+@pytest.mark.parametrize("name", pictures())
 def test_figures_look_as_they_did(name, tmp_path):
     check(name, tmp_path)
 
 
 def test_pictures_are_small_and_all_of_one_version():
-    assert {path.stem for path in PICTURES.iterdir()} == set(DRAWINGS)
+    assert {path.stem for path in PICTURES.iterdir()} == set(pictures())
     for path in PICTURES.iterdir():
         assert path.stat().st_size < 40_000, path
         assert f"version{PINNED}," in Image.open(path).info["Software"], f"make pictures draws {path} anew"

@@ -1,38 +1,40 @@
 """The figure of how changes are spread: their columns as a heat map, and how much the largest of them hold."""
 
 from collections.abc import Mapping
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from jaxtyping import Float
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from edit.location.concentration import Concentration
 from locate.errors import LocateError
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_colorbar, add_headline, even_lightness
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import WIDE, as_percent, even_lightness, label_rows
 
 _BINS = 48
-# In inches: below this the panels stand below each other.
-_WIDE = 5.0
 
 
 def plot_concentration(
     found: Concentration | Mapping[str, Concentration],
     *,
     bins: int = _BINS,
-    figsize: tuple[float, float] | None = None,
+    cmap: str | Colormap | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A row for each matrix, with the energy of its columns in bins; and how much the largest columns hold together.
 
     Args:
         found: one, or several by name.
         bins: of the columns, in their order; their energy is shown in units of an even spread.
-        figsize: width and height in inches; where it is narrow, the panels stand below each other.
+        cmap: a colour map of the energy.
+        options: what every figure takes, ``PlotOptions``; where it is narrow, the panels stand below each other.
 
     Raises:
         LocateError: no change, or more than can be told apart, or no bins.
@@ -46,28 +48,29 @@ def plot_concentration(
         raise LocateError(f"bins: must be 1 or more, found {bins}.")
     labels = [_label(name, layer, len(named)) for name, one in named.items() for layer in one.layers]
     heat = np.concatenate([_binned(one, bins) for one in named.values()])
-    with mpl.rc_context(STYLE):
-        tall = 1.1 + 0.17 * len(labels)
-        size = figsize or (7.0, max(2.5, tall))
-        wide = size[0] >= _WIDE
-        figure = plt.figure(figsize=size, layout="constrained")
-        shape, ratios = ((1, 2), {"width_ratios": [1.5, 1]}) if wide else ((2, 1), {"height_ratios": [tall, 2.0]})
-        left, right = figure.subplots(*shape, gridspec_kw=ratios)
+    tall = 1.1 + 0.17 * len(labels)
+
+    def height(width: float) -> float:
+        return max(2.5, tall) if width >= WIDE else tall + 2.2
+
+    with sheet(options, "plot_concentration", width=7.0, height=height, panels=2) as drawn:
+        shape, ratios = ((1, 2), {"width_ratios": [1.5, 1]}) if drawn.wide else ((2, 1), {"height_ratios": [tall, 2]})
+        left, right = drawn.panels(*shape, gridspec_kw=ratios)
         edges = np.linspace(0, 1, heat.shape[1] + 1), np.arange(len(labels) + 1) - 0.5
+        hue = even_lightness("Greens") if cmap is None else cmap
         mesh = left.pcolormesh(
-            *edges, heat, cmap=even_lightness("Greens"), vmin=0, vmax=float(np.nanmax(heat)), edgecolors="face",
+            *edges, heat, cmap=hue, vmin=0, vmax=float(np.nanmax(heat)), edgecolors="face",
             linewidth=0.2,
         )  # fmt: skip
-        left.set_yticks(range(len(labels)), labels, parse_math=False)
-        left.invert_yaxis()
+        label_rows(left, labels)
+        left.set_ylim(len(labels) - 0.5, -0.5)
         left.tick_params(axis="y", length=0)
         left.set_xlabel("columns of ΔW, in their order")
         _as_percent(left)
-        add_colorbar(figure, mesh, left, "‖ΔW‖² in units of an even spread")
+        drawn.colorbar(mesh, left, "‖ΔW‖² in units of an even spread")
         _draw_curves(right, named)
-        add_headline(figure, ", ".join(sorted({one.info["model"] for one in named.values()})))
-    plt.close(figure)
-    return figure
+        drawn.headline(", ".join(sorted({one.info["model"] for one in named.values()})))
+    return drawn.figure
 
 
 def _draw_curves(axes: Axes, named: Mapping[str, Concentration]) -> None:
@@ -103,4 +106,4 @@ def _label(name: str, layer: int, several: int) -> str:
 
 
 def _as_percent(axes: Axes) -> None:
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
+    axes.xaxis.set_major_formatter(FuncFormatter(as_percent))

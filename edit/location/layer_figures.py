@@ -1,10 +1,8 @@
 """Figures of a study of layers: edits above, what locating says below, and how the two go together."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -14,7 +12,8 @@ from matplotlib.figure import Figure
 from edit.location.layer_study import CORRELATED, LayerStudy
 from locate.contrast.correlation import WAYS
 from locate.figures.lines import STYLES, draw_lines
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 
 _SHOWN = ("rewrite", "paraphrase rewrite", "neighbourhood")
 _TITLES = {
@@ -24,7 +23,7 @@ _TITLES = {
 _ENTRY = 1.35
 
 
-def plot_layer_choice(study: LayerStudy, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_layer_choice(study: LayerStudy, **options: Unpack[PlotOptions]) -> Figure:
     """What edits at each layer do, and below it what each way of locating says of the layer, on one axis of layers.
 
     Above, means over facts with their intervals: how much of what was to gain edits gain on prompts and paraphrases,
@@ -33,20 +32,19 @@ def plot_layer_choice(study: LayerStudy, *, figsize: tuple[float, float] | None 
 
     Args:
         study: from ``edit.layer_choice``.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = plot_layer_choice(study)
     >>> len(figure.axes)
     2
     """
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (4.6, 5.0), layout="constrained")
-        upper, lower = figure.subplots(2, 1, sharex=True)
+    with sheet(options, "plot_layer_choice", width=4.6, height=5.0, panels=2) as drawn:
+        upper, lower = drawn.panels(2, 1, sharex=True)
         _edits(upper, study)
         _scores(lower, study)
         for axes in (upper, lower):
             axes.axvline(study.best().layer, color="0.35", linewidth=0.8, linestyle=(0, (3, 2)))
-            columns = max(1, int(figure.get_figwidth() / _ENTRY))
+            columns = max(1, int(drawn.width / _ENTRY))
             handles, labels = axes.get_legend_handles_labels()
             if legend := axes.get_legend():
                 legend.remove()
@@ -56,13 +54,11 @@ def plot_layer_choice(study: LayerStudy, *, figsize: tuple[float, float] | None 
             )  # fmt: skip
         upper.set_xlabel("")
         facts = study.data.sizes["fact"]
-        add_headline(
-            figure,
+        drawn.headline(
             f"{study.info['model']}, {facts} fact{'s' * (facts != 1)}, each edited alone by {study.info['method']} at "
             f"{len(study.layers)} layers, best at layer {study.best().layer}",
         )
-    plt.close(figure)
-    return figure
+    return drawn.figure
 
 
 def _edits(axes: Axes, study: LayerStudy) -> None:
@@ -97,7 +93,7 @@ def plot_correlations(
     *,
     outcomes: Sequence[str] = CORRELATED,
     resamples: int = 500,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Rank correlations of every way of locating with what edits do, a panel for each outcome, with intervals.
 
@@ -105,7 +101,7 @@ def plot_correlations(
         study: from ``edit.layer_choice``.
         outcomes: the panels.
         resamples: of the bootstrap over facts.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: there is no such outcome.
@@ -114,10 +110,16 @@ def plot_correlations(
     """
     table = study.correlations(outcomes, resamples=resamples)
     ways = list(dict.fromkeys(table["way"]))
-    with mpl.rc_context(STYLE):
-        size = figsize or (max(3.5, 1.5 + 1.8 * len(outcomes)), 0.9 + 0.34 * len(ways))
-        figure = plt.figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(outcomes), sharex=True, sharey=True, squeeze=False)[0]
+    n = len(outcomes)
+
+    def beside(width: float) -> bool:
+        return width >= 1.2 + 1.1 * n
+
+    def height(width: float) -> float:
+        return 0.9 + 0.34 * len(ways) * (1 if beside(width) else n) + (0 if beside(width) else 0.25 * n)
+
+    with sheet(options, "plot_correlations", width=max(3.5, 1.5 + 1.8 * n), height=height, panels=n) as drawn:
+        panels = drawn.panels(*((1, n) if beside(drawn.width) else (n, 1)), sharex=True, sharey=True)
         for axes, outcome in zip(panels, outcomes, strict=True):
             axes.axvline(0, color="black", linewidth=0.5)
             for index, (over, (colour, marker)) in enumerate(zip(WAYS, STYLES, strict=False)):
@@ -127,15 +129,12 @@ def plot_correlations(
                 axes.plot(own["rho"], at, color=colour, marker=marker, markersize=3.5, linewidth=0, label=over)
             axes.set_title(_TITLES.get(outcome, outcome))
             axes.set_xlim(-1.05, 1.05)
-            axes.set_xlabel("Spearman's ρ")
+            axes.set_xlabel("Spearman's ρ" if beside(drawn.width) or axes is panels[-1] else "")
+            axes.set_ylim(len(ways) - 0.5, -0.5)
             sns.despine(ax=axes)
         panels[0].set_yticks(range(len(ways)), ways)
-        panels[0].invert_yaxis()
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(
-            handles, labels, loc="outside lower center", frameon=False, ncols=3 if size[0] > 4.5 else 1,
-        )  # fmt: skip
+        drawn.legend(handles, labels)
         told = f"rank correlations of what locating says with what edits by {study.info['method']} do"
-        add_headline(figure, f"{study.info['model']}, {study.data.sizes['fact']} facts: {told}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{study.info['model']}, {study.data.sizes['fact']} facts: {told}")
+    return drawn.figure

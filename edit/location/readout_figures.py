@@ -1,9 +1,8 @@
 """The figure of what changed columns say: Hit@n of the new object before and after."""
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -14,7 +13,8 @@ from matplotlib.ticker import PercentFormatter
 from edit.location.readout import STATES, ColumnReadout
 from locate.errors import LocateError
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 
 # Before and after stand apart by so much, in units of a method's place.
 _APART = 0.26
@@ -25,7 +25,7 @@ def plot_column_readout(
     *,
     first: Sequence[int] = (1, 10, 50),
     confidence: float = 0.95,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A panel for each n: Hit@n before (open) and after the edit (filled), with intervals over facts.
 
@@ -33,7 +33,7 @@ def plot_column_readout(
         found: one, or several by name.
         first: the n.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: no readout, more than can be told apart, or no n.
@@ -43,9 +43,11 @@ def plot_column_readout(
     named = found if isinstance(found, Mapping) else {str(found.info["method"]): found}
     if not 1 <= len(named) <= len(STYLES) or not first:
         raise LocateError(f"plot_column_readout: give 1 to {len(STYLES)} readouts and some n, found {len(named)}.")
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (max(3.5, 0.9 + 1.7 * len(first)), 2.4), layout="constrained")
-        panels = figure.subplots(1, len(first), sharey=True, squeeze=False)[0]
+    n_panels = len(first)
+    with sheet(
+        options, "plot_column_readout", width=max(3.5, 0.9 + 1.7 * n_panels), height=2.4, panels=n_panels
+    ) as drawn:
+        panels = drawn.panels(1, n_panels, sharey=True)
         for axes, n in zip(panels, first, strict=True):
             for place, ((name, one), (colour, marker)) in enumerate(zip(named.items(), STYLES, strict=False)):
                 del name
@@ -62,10 +64,9 @@ def plot_column_readout(
             Line2D([], [], markerfacecolor="white" if state == "before" else "0.3", label=f"{state} the edit", **grey)
             for state in STATES
         ]
-        figure.legend(handles=handles, loc="outside lower center", ncols=2, frameon=False)
-        add_headline(figure, _headline(list(named.values())))
-    plt.close(figure)
-    return figure
+        drawn.legend(handles)
+        drawn.headline(_headline(list(named.values())))
+    return drawn.figure
 
 
 def _draw(axes: Axes, rates: Mapping[str, float], place: int, colour: str, marker: str) -> None:

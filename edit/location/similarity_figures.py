@@ -1,7 +1,7 @@
 """The figure of relative similarity: RSim over how many layers are considered."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -9,7 +9,8 @@ from matplotlib.ticker import MaxNLocator
 
 from edit.location.similarity import LocalisationSimilarity
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 
 _NAMES = {"paraphrases": "paraphrases of a fact", "hops": "a fact and the hops of its chain"}
 # The published finding: below this once more than five layers are considered.
@@ -17,23 +18,20 @@ _PUBLISHED, _FIVE = 0.6, 5
 _SHADE = 0.2
 
 
-def plot_localisation_similarity(
-    found: LocalisationSimilarity, *, figsize: tuple[float, float] | None = None
-) -> Figure:
+def plot_localisation_similarity(found: LocalisationSimilarity, **options: Unpack[PlotOptions]) -> Figure:
     """RSim of each group over k with its interval over facts, and Sim_all of unrelated facts, on which it is based.
 
     The level that the survey found RSim to fall below past five layers is dotted.
 
     Args:
         found: from ``edit.localisation_similarity``.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = plot_localisation_similarity(similarity)
     """
     ks = found.data["k"].values
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.6, 2.9), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_localisation_similarity", width=3.6, height=2.9) as drawn:
+        (axes,) = drawn.panels()
         for (group, label), (colour, marker) in zip(_NAMES.items(), STYLES, strict=False):
             own = found.data.sel(group=group)
             if np.isnan(own["rsim"]).all():
@@ -48,8 +46,7 @@ def plot_localisation_similarity(
                   label="published: below, past five layers")  # fmt: skip
         axes.set(xlabel="layers considered (k)", ylabel="RSim", ylim=(-0.03, 1.03))
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        figure.legend(loc="outside lower center", ncols=1 if figure.get_figwidth() < 5 else 2, frameon=False)
+        drawn.legend(*axes.get_legend_handles_labels())
         sns.despine(ax=axes)
-        add_headline(figure, found.info["model"])
-    plt.close(figure)
-    return figure
+        drawn.headline(found.info["model"])
+    return drawn.figure

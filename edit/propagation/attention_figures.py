@@ -1,24 +1,29 @@
 """The figure of attention that an edit moves, and of what holding it undoes."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from edit.propagation.attention import TOTAL, AttentionDrift
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_colorbar, add_headline, even_lightness, heat_map
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import WIDE, as_percent, even_lightness, heat_map, label_rows
 
-_TITLES = {"lost": "undone: base patterns in the edited model", "gained": "brought: edited patterns in the base model"}
-# In inches: below this the panels stand below each other.
-_WIDE = 5.0
+_TITLES = {"lost": "undone: base patterns, edited model", "gained": "brought: edited patterns, base model"}
 
 
 def plot_attention_drift(
-    found: AttentionDrift, *, key: str = "subject", figsize: tuple[float, float] | None = None
+    found: AttentionDrift,
+    *,
+    key: str = "subject",
+    cmap: str | Colormap | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Each head's drift, and which share of the edit goes through patterns of the heads that drifted most.
 
@@ -27,29 +32,30 @@ def plot_attention_drift(
     Args:
         found: from ``edit.attention_drift``.
         key: whose drift is drawn: ``subject``, ``first``, ``other`` or ``total``.
-        figsize: in inches; where it is narrow, the panels stand below each other.
+        cmap: a colour map; by default one that diverges, or for ``total`` one that does not.
+        options: what every figure takes, ``PlotOptions``; where it is narrow, the panels stand below each other.
 
     >>> figure = plot_attention_drift(edit.attention_drift(model, update, request, roles="edit", masked=[1]))
     """
     drift = (found.data["total"] if key == TOTAL else found.drift.sel(key=key)).mean("probe")
     values = drift.transpose("head", "layer").values
-    with mpl.rc_context(STYLE):
-        size = figsize or (7.0, 2.8)
-        figure = plt.figure(figsize=size, layout="constrained")
-        left, right = figure.subplots(*((1, 2) if size[0] >= _WIDE else (2, 1)))
+
+    def height(width: float) -> float:
+        return 2.9 if width >= WIDE else 4.8
+
+    with sheet(options, "plot_attention_drift", width=7.0, height=height, panels=2) as drawn:
+        left, right = drawn.panels(*((1, 2) if drawn.wide else (2, 1)))
         reach = float(np.abs(values).max()) or 1.0
-        cmap, low = (even_lightness("Reds"), 0.0) if key == TOTAL else ("PuOr_r", -reach)
-        mesh = heat_map(left, values, cmap, low, reach)
+        usual, low = (even_lightness("Reds"), 0.0) if key == TOTAL else ("RdBu_r", -reach)
+        mesh = heat_map(left, values, usual if cmap is None else cmap, low, reach)
         for layer in found.info["layers"]:
             left.axvline(layer, color="black", linewidth=0.8, linestyle=(0, (2, 2)))
-        left.set_ylabel("head")
-        left.invert_yaxis()
+        label_rows(left, [str(head) for head in range(len(values))], "head")
         unit = "total variation" if key == TOTAL else f"change of attention to the {key}"
-        add_colorbar(figure, mesh, left, unit)
+        drawn.colorbar(mesh, left, unit)
         _draw_masks(right, found)
-        add_headline(figure, f"{found.info['method']}: attention of the last token, {found.info['subject']}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{found.info['method']}: attention of the last token, {found.info['subject']}")
+    return drawn.figure
 
 
 def _draw_masks(axes: Axes, found: AttentionDrift) -> None:
@@ -66,7 +72,7 @@ def _draw_masks(axes: Axes, found: AttentionDrift) -> None:
     axes.set_xlabel("heads held")
     axes.set_ylabel("share of the effect")
     top = max(1.0, axes.get_ylim()[1])
-    axes.set_ylim(axes.get_ylim()[0], 1.35 * top)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
-    axes.legend(frameon=False, fontsize=6.5, loc="upper left")
+    axes.set_ylim(axes.get_ylim()[0], 1.5 * top)
+    axes.yaxis.set_major_formatter(FuncFormatter(as_percent))
+    axes.legend(frameon=False, loc="upper left", borderaxespad=0)
     sns.despine(ax=axes)

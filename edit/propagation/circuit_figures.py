@@ -1,7 +1,7 @@
 """Figures of an edit's circuit: the graph of it, and how much circuits of each size carry."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -11,14 +11,16 @@ from edit.propagation.circuit import EditCircuit
 from locate.circuits.figures import plot_circuit
 from locate.errors import LocateError
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline, shown_number
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import as_percent, shown_number
 
 _RANDOM = {"all": "of all edges", "ways": "of those on a way", "grown": "grown from the logits"}
 _GREY = {"all": "0.7", "ways": "0.45", "grown": "0.2"}
 
 
 def plot_edit_circuit(
-    found: EditCircuit, *, edges: int = 100, figsize: tuple[float, float] | None = None
+    found: EditCircuit, *, edges: int = 100, **options: Unpack[PlotOptions]
 ) -> Figure:  # fmt: skip
     """A layered graph of its largest edges, from what was edited, outlined in bold, up to the logits.
 
@@ -27,7 +29,7 @@ def plot_edit_circuit(
     Args:
         found: from ``edit.edit_circuit``.
         edges: how many at the most.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: no way leads along so few edges from what was edited to the logits.
@@ -41,25 +43,25 @@ def plot_edit_circuit(
             "Draw more."
         )
     drawn = "" if shown.n_edges == found.n_edges else f"; drawn: the largest {shown.n_edges}"
-    return plot_circuit(shown, marked=found.edited, headline=_headline(found) + drawn, figsize=figsize)
+    titled: PlotOptions = {"title": _headline(found) + drawn, **options}
+    return plot_circuit(shown, marked=found.edited, **titled)
 
 
-def plot_edit_curve(found: EditCircuit, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_edit_curve(found: EditCircuit, **options: Unpack[PlotOptions]) -> Figure:
     """The share of the effect that circuits carry, over the share of all edges that they have; and random edges.
 
     The circuit itself is the star. Of as many random edges, bars reach from the mean to the bounds of 95% of them.
 
     Args:
         found: from ``edit.edit_circuit``.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = plot_edit_curve(carrier)
     """
     curve, own = found.curve, STYLES[0][0]
     sizes = curve["size"].values
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 2.9), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_edit_curve", width=3.5, height=3.1) as drawn:
+        (axes,) = drawn.panels()
         for bound in (0, 1):
             axes.axhline(bound, color="black", linewidth=0.5)
         axes.axhline(found.info["share"], color=own, linewidth=0.6, linestyle=(0, (3, 3)))
@@ -80,16 +82,13 @@ def plot_edit_curve(found: EditCircuit, *, figsize: tuple[float, float] | None =
                     marker="osD"[place], markersize=3, linewidth=1, linestyle="", label=f"random, {_RANDOM[among]}",
                 )  # fmt: skip
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-        axes.set_xlabel("edges kept, of all in the model")
+        axes.xaxis.set_major_formatter(FuncFormatter(as_percent))
+        axes.set_xlabel("edges kept, of all in the model (log axis)")
         axes.set_ylabel("share of the edit's effect")
         sns.despine(ax=axes)
-        figure.legend(
-            loc="outside lower center", ncols=max(1, int(figure.get_figwidth() / 1.7)), frameon=False, fontsize=7
-        )
-        add_headline(figure, _headline(found))
-    plt.close(figure)
-    return figure
+        drawn.legend(*axes.get_legend_handles_labels())
+        drawn.headline(_headline(found))
+    return drawn.figure
 
 
 def _headline(found: EditCircuit) -> str:

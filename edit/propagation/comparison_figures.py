@@ -1,10 +1,8 @@
 """The figure of compared propagation: measure by measure, methods beside each other with intervals over facts."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -13,7 +11,8 @@ from matplotlib.figure import Figure
 from edit.propagation.comparison import PropagationComparison
 from locate.errors import LocateError, suggest
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 
 # Of one measure's row, what the methods take.
 _SPREAD = 0.7
@@ -24,7 +23,7 @@ def plot_comparison(
     *,
     measures: Sequence[str] | None = None,
     confidence: float = 0.95,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A row for each measure, in it a mark for each method's mean over facts with its interval.
 
@@ -32,7 +31,7 @@ def plot_comparison(
         found: from ``edit.compare_propagation``.
         measures: which rows; by default what reaches each role of probes, and what is answered.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: there is no such measure, or more methods than can be told apart.
@@ -52,9 +51,8 @@ def plot_comparison(
             f"{len(found.methods)}. The measures are {', '.join(known)}."
         )
     table: Any = found.table(confidence=confidence).loc[chosen]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (5.2, 0.9 + 0.26 * len(chosen)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_comparison", width=5.2, height=0.9 + 0.26 * len(chosen)) as drawn:
+        (axes,) = drawn.panels()
         for place, (method, (colour, marker)) in enumerate(zip(found.methods, STYLES, strict=False)):
             _draw(axes, table[method], place, len(found.methods), colour, marker, method)
         axes.set_yticks(range(len(chosen)), [one.removeprefix("flow: ") for one in chosen], parse_math=False)
@@ -62,11 +60,10 @@ def plot_comparison(
         axes.axvline(0, color="0.6", linewidth=0.6, zorder=0)
         axes.set_xlabel("mean over facts, with its interval")
         sns.despine(ax=axes)
-        figure.legend(loc="outside lower center", ncols=min(3, len(found.methods)), frameon=False)
+        drawn.legend(*axes.get_legend_handles_labels())
         n = found.data.sizes["fact"]
-        add_headline(figure, f"{found.info['model']}: what reaches the answers, {n} fact{'s' if n != 1 else ''}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{found.info['model']}: what reaches the answers, {n} fact{'s' if n != 1 else ''}")
+    return drawn.figure
 
 
 def _draw(axes: Axes, own: Any, place: int, methods: int, colour: str, marker: str, name: str) -> None:

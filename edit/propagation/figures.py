@@ -2,20 +2,24 @@
 
 from collections.abc import Sequence
 from textwrap import shorten
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from edit.changes.figures import STYLE
 from edit.names import DIRECTIONS
 from edit.propagation.propagation import Propagation
 from edit.propagation.roles import ROLE_STYLES
 from locate.errors import SiteError
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import Sheet, sheet
+from locate.figures.style import drawable, fitted, heat_map, label_rows, shown_text, token_label
 
+# In inches: a panel beside others, and the labels of its rows; a row; a letter with 7 points.
+_PANEL, _LABELS, _ROW, _LETTER = 1.3, 0.6, 0.16, 0.052
 _KIND_TITLES = {"resid": "residual state", "attn": "attention output", "mlp": "MLP output"}
 
 
@@ -24,7 +28,8 @@ def plot_propagation(
     *,
     probe: int = 0,
     direction: str = "gained",
-    figsize: tuple[float, float] | None = None,
+    cmap: str | Colormap = "RdBu_r",
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Draw one probe's mediation as heat maps, and every probe's answer before and after the edit.
 
@@ -35,7 +40,8 @@ def plot_propagation(
         flow: from ``edit.propagate``.
         probe: index of the probe to draw; it must have mediation.
         direction: ``"gained"`` (edited states put into the base model) or ``"lost"`` (the reverse).
-        figsize: in inches.
+        cmap: a diverging colour map.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: no such probe or direction, or a probe without mediation.
@@ -49,65 +55,73 @@ def plot_propagation(
     flow.share(probe)  # tells what is wrong with the probe
     kinds = [kind for kind in ("resid", "attn", "mlp") if kind in flow.mediation.coords["kind"].values]
     tokens = flow.tokens[probe]
-    with plt.rc_context(STYLE):
-        height = 0.22 * len(tokens) + 0.21 * len(flow.totals) + 2.6
-        figure = plt.figure(figsize=figsize or (3.3 * len(kinds) + 1.2, height), layout="constrained")
-        parts: Any = figure.subfigures(2, 1, height_ratios=[0.22 * len(tokens) + 1.5, 0.21 * len(flow.totals) + 1.1])
-        upper, lower = parts
-        maps = upper.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
-        image = None
+
+    def rows(width: float) -> int:
+        return 1 if width >= _PANEL * len(kinds) + _LABELS else len(kinds)
+
+    def heights(width: float) -> list[float]:
+        many = rows(width)
+        return [many * (_ROW * max(len(tokens), 5) + 0.5) + 1.0, 0.2 * len(flow.totals) + 1.1]
+
+    width = 2.2 * len(kinds) + 0.9
+    with sheet(
+        options, "plot_propagation", width=width, height=lambda width: sum(heights(width)), panels=len(kinds) + 1
+    ) as drawn:
+        upper, lower = drawn.parts(heights(drawn.width))
+        shape = (1, len(kinds)) if rows(drawn.width) == 1 else (len(kinds), 1)
+        maps = upper.panels(*shape, sharex=True, sharey=True)
         for axes, kind in zip(maps, kinds, strict=True):
-            image = _draw_map(axes, flow, probe, kind, direction)
-        maps[0].set_yticks(range(len(tokens)), [_label(token) for token in tokens], parse_math=False)
-        bar = upper.colorbar(image, ax=list(maps), pad=0.01, fraction=0.03)
-        bar.set_label("share of total effect")
+            mesh = _draw_map(axes, flow, probe, kind, direction, cmap)
+            if shape[0] > 1 and axes is not maps[-1]:
+                axes.set_xlabel("")
+        for axes in maps if shape[0] > 1 else maps[:1]:
+            label_rows(axes, [token_label(token, False) for token in tokens])
+        upper.colorbar(mesh, maps, "share of the total effect, cut at ±1")
+        _draw_totals(lower, flow)
         total = flow.totals.loc[probe]
         what = (
             "edited state put into the base model" if direction == "gained" else "base state put into the edited model"
         )
-        upper.suptitle(
-            f"How “{total['old']} → {total['new']}” reaches the answer: effect {direction}, {what}",
-            fontsize=10.5,
-            parse_math=False,
-        )
-        _draw_totals(lower.subplots(), flow)
-    plt.close(figure)  # pyplot lets go of it, so that a notebook shows it once
-    return figure
+        answers = f"{drawable(shown_text(total['old']))} → {drawable(shown_text(total['new']))}"
+        drawn.headline(f"How “{answers}” reaches the answer: effect {direction}, {what}")
+    return drawn.figure
 
 
-def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: str):
+def _draw_map(axes: Axes, flow: Propagation, probe: int, kind: str, direction: str, cmap: str | Colormap) -> Any:
     length = len(flow.tokens[probe])
     share = flow.share(probe).sel(kind=kind, direction=direction).values[:length]
-    image = axes.imshow(np.clip(share, -1, 1), cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    mesh = heat_map(axes, np.clip(share, -1, 1), cmap, -1.0, 1.0)
     for layer in flow.layers:
         axes.axvline(layer, color="black", linewidth=0.9, linestyle=(0, (2, 2)))
         known = bool(np.isfinite(share[:, layer]).any())
         if known and (kind == "mlp" or len(flow.mediation.coords["kind"]) == 1):
             position = int(np.nanargmax(np.abs(share[:, layer])))
-            axes.plot(layer, position, marker="*", color="white", markeredgecolor="black", markersize=11)
+            axes.plot(layer, position, marker="*", color="white", markeredgecolor="black", markersize=9)
     axes.set_title(_KIND_TITLES[kind])
-    axes.set_xlabel("layer")
-    axes.tick_params(length=2)
-    return image
+    return mesh
 
 
-def _draw_totals(axes: Axes, flow: Propagation) -> None:
+def _draw_totals(lower: Sheet, flow: Propagation) -> None:
+    (axes,) = lower.panels()
     totals: Any = flow.totals
-    places = np.arange(len(totals))[::-1]
-    for place, (_, row) in zip(places, totals.iterrows(), strict=True):
+    for place, (_, row) in enumerate(totals.iterrows()):
         colour, marker = ROLE_STYLES[row["role"]]
         axes.plot([row["base"], row["edited"]], [place, place], color=colour, linewidth=1.2)
-        axes.plot(row["base"], place, marker=marker, color="white", markeredgecolor=colour, markersize=5.5)
-        axes.plot(row["edited"], place, marker=marker, color=colour, markersize=5.5)
+        axes.plot(row["base"], place, marker=marker, color="white", markeredgecolor=colour, markersize=5)
+        axes.plot(row["edited"], place, marker=marker, color=colour, markersize=5)
     axes.axvline(0, color="0.4", linewidth=0.8)
+    axes.set_ylim(len(totals) - 0.5, -0.5)
+    # Half the width for words at most: the answers, and of the text as much as there is room for.
+    letters = int(0.5 * lower.width / (_LETTER * lower.small / 7))
+    answers = [f"[{row['new']} / {row['old']}]" for _, row in totals.iterrows()]
     labels = [
-        f"{shorten(row['text'], 70, placeholder=' …')}  [{row['new']} / {row['old']}]" for _, row in totals.iterrows()
+        f"{shorten(row['text'], max(8, letters - len(own) - 1), placeholder=' …')} {own}"
+        for own, (_, row) in zip(answers, totals.iterrows(), strict=True)
     ]
-    axes.set_yticks(places, labels, fontsize=7.5, parse_math=False)
-    axes.set_xlabel("logit difference, new answer − old answer (open: before the edit, filled: after)")
+    label_rows(axes, [drawable(label) for label in labels])
+    axes.set_xlabel(fitted("logit difference, new − old (open: before, filled: after)", 0.5 * lower.width))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(handles=_legend(list(dict.fromkeys(totals["role"]))), frameon=False, fontsize=8, ncols=5,
-                loc="lower left", bbox_to_anchor=(0, 1.0), handletextpad=0.4, columnspacing=1.2)  # fmt: skip
+    lower.legend(_legend(list(dict.fromkeys(totals["role"]))), handletextpad=0.4, columnspacing=1.2)
 
 
 def _legend(roles: Sequence[str]) -> list[Line2D]:
@@ -115,7 +129,3 @@ def _legend(roles: Sequence[str]) -> list[Line2D]:
         Line2D([], [], color=ROLE_STYLES[role][0], marker=ROLE_STYLES[role][1], linestyle="", label=role)
         for role in roles
     ]
-
-
-def _label(token: str) -> str:
-    return token.strip().replace("\n", "⏎") or "␣"

@@ -1,10 +1,8 @@
 """The figure of what a change does to each parameter."""
 
 import re
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -13,19 +11,19 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from edit.propagation.footprint import WeightFootprint
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline, shown_text
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import WIDE, as_percent, shown_text
 
-# In inches: below this the panels stand below each other.
-_WIDE = 5.0
 _OTHERS = ("0.6", ".")
 
 
-def plot_footprint(found: WeightFootprint, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_footprint(found: WeightFootprint, **options: Unpack[PlotOptions]) -> Figure:
     """How large each parameter's change is, along how many directions it goes, and what these write.
 
     Args:
         found: from ``edit.weight_footprint``.
-        figsize: in inches; where it is narrow, the panels stand below each other.
+        options: what every figure takes, ``PlotOptions``; where it is narrow, the panels stand below each other.
 
     >>> figure = plot_footprint(edit.weight_footprint(model, update, request))
     """
@@ -33,12 +31,13 @@ def plot_footprint(found: WeightFootprint, *, figsize: tuple[float, float] | Non
     named = dict.fromkeys(kinds)
     styles = dict(zip(named, STYLES, strict=False))
     aligned = bool(found.data["alignment"].notnull().any())
-    with mpl.rc_context(STYLE):
-        panels = 3 if aligned else 2
-        size = figsize or (7.0, 2.6)
-        wide = size[0] >= _WIDE
-        figure = plt.figure(figsize=size if wide or figsize else (size[0], 2.2 * panels), layout="constrained")
-        sizes, spectrum, *rest = figure.subplots(*((1, panels) if wide else (panels, 1)))
+    panels = 3 if aligned else 2
+
+    def height(width: float) -> float:
+        return 2.6 if width >= WIDE else 1.9 * panels
+
+    with sheet(options, "plot_footprint", width=7.0, height=height, panels=panels) as drawn:
+        sizes, spectrum, *rest = drawn.panels(*((1, panels) if drawn.wide else (panels, 1)))
         labelled: set[str] = set()
         for index, kind in enumerate(kinds):
             colour, marker = styles.get(kind, _OTHERS)
@@ -52,14 +51,14 @@ def plot_footprint(found: WeightFootprint, *, figsize: tuple[float, float] | Non
             spectrum.plot(numbers, share, color=colour, marker=marker, markersize=3, linewidth=0.8)
             for axes in rest:
                 axes.plot(numbers, own["alignment"], color=colour, marker=marker, markersize=3, linewidth=0.8)
-        sizes.set(xlabel="layer", ylabel="‖ΔW‖ ∕ ‖W‖", yscale="log")
+        sizes.set(xlabel="layer", ylabel="‖ΔW‖ ∕ ‖W‖ (log axis)", yscale="log")
         layers = found.data["layer"].values
         sizes.set_xlim(layers.min() - 0.6, layers.max() + 0.6)
         sizes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        for text in sizes.legend(frameon=False, fontsize=6.5, loc="best").get_texts():
+        for text in sizes.legend(frameon=False, loc="best").get_texts():
             text.set_parse_math(False)
-        spectrum.set(xlabel="singular directions", ylabel="share of ‖ΔW‖²", ylim=(0, 1.05))
-        spectrum.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
+        spectrum.set(xlabel="singular directions (log₂ axis)", ylabel="share of ‖ΔW‖²", ylim=(0, 1.05))
+        spectrum.yaxis.set_major_formatter(FuncFormatter(as_percent))
         for axes in rest:
             _alignments(axes, found)
         for axes in (spectrum, *rest):
@@ -68,9 +67,8 @@ def plot_footprint(found: WeightFootprint, *, figsize: tuple[float, float] | Non
             axes.xaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
         for axes in (sizes, spectrum, *rest):
             sns.despine(ax=axes)
-        add_headline(figure, f"{found.info['method']}: change of {len(kinds)} parameter{'s' * (len(kinds) > 1)}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{found.info['method']}: change of {len(kinds)} parameter{'s' * (len(kinds) > 1)}")
+    return drawn.figure
 
 
 def _alignments(axes: Axes, found: WeightFootprint) -> None:
@@ -78,7 +76,7 @@ def _alignments(axes: Axes, found: WeightFootprint) -> None:
     axes.axhspan(-found.chance, found.chance, color="0.9", linewidth=0)
     axes.axhline(0, color="black", linewidth=0.5)
     largest: Any = max(0.3, float(np.nanmax(np.abs(found.data["alignment"]))) * 1.15)
-    axes.set(xlabel="singular direction", ylim=(-largest, largest))
+    axes.set(xlabel="singular direction (log₂ axis)", ylim=(-largest, largest))
     axes.set_ylabel(f"cosine with “{new}” − “{old}”", parse_math=False)
 
 

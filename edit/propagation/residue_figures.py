@@ -1,26 +1,27 @@
 """The figure of what is left of an old answer: by layer, by what writes it, and by context."""
 
 from textwrap import shorten
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
 
 from edit.propagation.residue import SIDES, OldFactResidue
-from locate.figures.style import STYLE, add_headline, drawable, fitted
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import Sheet, sheet
+from locate.figures.style import WIDE, Whole, drawable, fitted, label_rows
 
 # Of o and of o*, told apart with any colour vision and by their markers.
 _STYLES = {"old": ("#0072B2", "o"), "new": ("#D55E00", "s")}
 _ROW, _WRITERS = 0.17, 8
+# Of a letter with 7 points, in inches.
+_LETTER = 0.055
 
 
 def plot_residue(
-    residue: OldFactResidue, *, probe: int = 0, n: int = _WRITERS, figsize: tuple[float, float] | None = None
+    residue: OldFactResidue, *, probe: int = 0, n: int = _WRITERS, **options: Unpack[PlotOptions]
 ) -> Figure:
     """Both answers over layers, the parts that still write the old one, and both answers in each context.
 
@@ -30,25 +31,34 @@ def plot_residue(
         residue: from ``edit.old_fact_residue``.
         probe: whose trajectories are drawn.
         n: how many parts are shown.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = residue.plot()
     """
     writes, asks = "written" in residue.data, not residue.contexts.empty
-    heights = [2.3, *([_ROW * len(residue.contexts) + 0.9] if asks else [])]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (5.6, sum(heights) + 0.3), layout="constrained")
-        parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-        panels = parts[0].subplots(1, 2 if writes else 1, width_ratios=[1.25, 1] if writes else [1], squeeze=False)[0]
+
+    def beside(width: float) -> bool:
+        return width >= WIDE or not writes
+
+    def heights(width: float) -> list[float]:
+        return [2.3 if beside(width) else 4.0, *([_ROW * len(residue.contexts) + 1.1] if asks else [])]
+
+    count = 1 + writes + asks
+    with sheet(
+        options, "plot_residue", width=5.6, height=lambda width: sum(heights(width)) + 0.3, panels=count
+    ) as drawn:
+        parts = drawn.parts(heights(drawn.width))
+        ratios: dict[str, Any] = {"width_ratios": [1.25, 1]} if writes and beside(drawn.width) else {}
+        shape = (1, 1 + writes) if beside(drawn.width) else (2, 1)
+        panels = parts[0].panels(*shape, **ratios)
         _draw_layers(panels[0], residue, probe)
         if writes:
-            _draw_writers(panels[1], residue, n)
+            _draw_writers(panels[1], residue, n, drawn.small)
         if asks:
             _draw_contexts(parts[1], residue)
         own = residue.probes.iloc[probe]
-        add_headline(figure, f"What is left of {drawable(own['old'])} after the edit to {drawable(own['new'])}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"What is left of {drawable(own['old'])} after the edit to {drawable(own['new'])}")
+    return drawn.figure
 
 
 def _draw_layers(axes: Axes, residue: OldFactResidue, probe: int) -> None:
@@ -62,14 +72,14 @@ def _draw_layers(axes: Axes, residue: OldFactResidue, probe: int) -> None:
                 label=f"{drawable(residue.probes.iloc[probe][answer])}, {side}",
             )  # fmt: skip
     axes.set_xlabel("layer")
-    axes.set_ylabel("log-probability [nat], logit lens")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    for text in axes.legend(frameon=False, fontsize=6.5).get_texts():
+    axes.set_ylabel("log-probability [nat],\nlogit lens")
+    axes.xaxis.set_major_locator(Whole())
+    for text in axes.legend(frameon=False).get_texts():
         text.set_parse_math(False)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_writers(axes: Axes, residue: OldFactResidue, n: int) -> None:
+def _draw_writers(axes: Axes, residue: OldFactResidue, n: int, size: float) -> None:
     """What adds most to the old answer over the new one after the edit, with what it was before."""
     table = residue.writers().head(n)
     rows, colour = np.arange(len(table)), _STYLES["old"][0]
@@ -78,14 +88,14 @@ def _draw_writers(axes: Axes, residue: OldFactResidue, n: int) -> None:
     axes.axvline(0, color="black", linewidth=0.5)
     axes.set_yticks(rows, table["name"])
     axes.invert_yaxis()
-    axes.set_xlabel("added to logit(old) − logit(new)", fontsize=7)
-    axes.set_title("what still writes the old one", fontsize=7.5)
+    axes.set_xlabel("added to logit(old) − logit(new)")
+    axes.set_title("what still writes the old one", fontsize=size)
     axes.locator_params(axis="x", nbins=4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_contexts(figure: Any, residue: OldFactResidue) -> None:
-    axes, table = figure.subplots(), residue.contexts.to_dict(orient="records")
+def _draw_contexts(part: Sheet, residue: OldFactResidue) -> None:
+    (axes,), table = part.panels(), residue.contexts.to_dict(orient="records")
     for row, one in enumerate(table):
         for lift, (answer, (colour, marker)) in zip((-0.16, 0.16), _STYLES.items(), strict=True):
             ends = [one[f"{answer}_{side}"] for side in SIDES]
@@ -93,8 +103,12 @@ def _draw_contexts(figure: Any, residue: OldFactResidue) -> None:
             for value, filled in zip(ends, (False, True), strict=True):
                 axes.plot(value, row + lift, marker, color=colour, markersize=4,
                           markerfacecolor=colour if filled else "white")  # fmt: skip
-    labels = [f"{one['kind']}: {_first(one['text'])}" if one["invites"] else one["kind"] for one in table]
-    axes.set_yticks(range(len(table)), labels, parse_math=False, fontsize=6.5)
+    room = int(0.5 * part.width / _LETTER)
+    labels = [
+        f"{one['kind']}: {_first(one['text'], room - len(one['kind']))}" if one["invites"] else one["kind"]
+        for one in table
+    ]
+    label_rows(axes, labels)
     axes.set_ylim(len(table) - 0.5, -0.5)
     axes.set_xlim(-0.03, 1.03)
     axes.set_xlabel("probability")
@@ -108,10 +122,10 @@ def _draw_contexts(figure: Any, residue: OldFactResidue) -> None:
     ]  # fmt: skip
     share = [f"{residue.said_again(side):.0%} {side}" for side in SIDES]
     headline = f"the old answer comes first in {share[0]}, {share[1]} of inviting contexts"
-    figure.suptitle(fitted(headline, 0.9 * figure.bbox.width / figure.dpi), fontsize=7.5)
-    figure.legend(handles=handles, frameon=False, fontsize=6.5, ncols=4, loc="outside lower center")
+    axes.set_title(fitted(headline, 0.45 * part.width if part.width < WIDE else 0.6 * part.width), fontsize=part.small)
+    part.legend(handles)
 
 
-def _first(text: str) -> str:
-    """The context's own line, in short."""
-    return drawable(shorten(text.partition("\n")[0], 38, placeholder=" …"))
+def _first(text: str, room: int) -> str:
+    """The context's own line, in so many letters."""
+    return drawable(shorten(text.partition("\n")[0], max(10, room), placeholder=" …"))

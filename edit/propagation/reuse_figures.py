@@ -1,25 +1,29 @@
 """The figure of re-used mediators: what each of the edit prompt's carries on every probe, and all of them together."""
 
 from textwrap import shorten
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from edit.propagation.reused import MediatorReuse
-from locate.figures.style import STYLE, add_colorbar, add_headline, drawable
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import WIDE, drawable, heat_map, label_columns, label_rows, shown_number
 
 # As many mediators as names can be read of.
 _MOST = 24
 _TOP, _RANDOM = "#0072B2", "0.6"
-# From how many inches on the two panels stand side by side.
-_WIDE = 5
 
 
 def plot_mediator_reuse(
-    found: MediatorReuse, *, direction: str = "gained", most: int = _MOST, figsize: tuple[float, float] | None = None
+    found: MediatorReuse,
+    *,
+    direction: str = "gained",
+    most: int = _MOST,
+    cmap: str | Colormap = "RdBu_r",
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """What each chosen mediator carries of each probe's total effect, and beside it what all carry together.
 
@@ -30,7 +34,8 @@ def plot_mediator_reuse(
         found: from ``edit.mediator_reuse``.
         direction: of what is carried together, ``"gained"`` or ``"lost"``.
         most: mediators that are shown, those of the largest effect on the edit's own prompt.
-        figsize: in inches.
+        cmap: a diverging colour map.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = plot_mediator_reuse(reuse)
     """
@@ -40,25 +45,28 @@ def plot_mediator_reuse(
     rows = table.to_dict("records")
     reach = float(np.abs(share[0]).max()) or 1.0
     n = len(table)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (7.0, 1.8 + 0.19 * n), layout="constrained")
-        wide = figure.get_figwidth() > _WIDE
-        left, right = (
-            figure.subplots(1, 2, sharey=True, width_ratios=[2.2, 1]) if wide else figure.subplots(2, 1, sharey=True)
+
+    def height(width: float) -> float:
+        return 2.0 + 0.19 * n if width >= WIDE else 2.9 + 0.4 * n
+
+    with sheet(options, "plot_mediator_reuse", width=7.0, height=height, panels=2) as drawn:
+        wide = drawn.wide
+        left, right = drawn.panels(
+            *((1, 2) if wide else (2, 1)), sharey=True, **({"width_ratios": [2.2, 1]} if wide else {})
         )
-        mesh = left.imshow(share, cmap="PuOr_r", vmin=-reach, vmax=reach, aspect="auto", interpolation="nearest")
+        mesh = heat_map(left, share, cmap, -reach, reach)
         texts = [f"{shorten(row['text'], 44, placeholder=' …')} [{row['new']}]" for row in rows]
         labels = [drawable(one) for one in (texts if wide else table["role"])]
-        left.set_yticks(range(n), labels, parse_math=False, fontsize=6.5)
-        left.set_xticks(range(len(shown)), [found.names[place] for place in shown], rotation=90, fontsize=6)
+        label_rows(left, labels)
+        label_columns(left, [found.names[place] for place in shown])
+        left.set_xlabel("")
         left.tick_params(length=0)
         left.set_title("mediators of the edit's own prompt")
-        add_colorbar(figure, mesh, left, "share of a probe's effect, alone")
+        drawn.colorbar(mesh, left, f"share of a probe's effect, alone (cut at ±{shown_number(reach)})")
         _draw_together(right, found, table["answered"].to_numpy(bool), direction)
-        figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=1 + wide, frameon=False)
-        add_headline(figure, f"{found.info['method']}: mediators re-used")
-    plt.close(figure)
-    return figure
+        drawn.legend(*right.get_legend_handles_labels())
+        drawn.headline(f"{found.info['method']}: mediators re-used")
+    return drawn.figure
 
 
 def _draw_together(axes: Any, found: MediatorReuse, answered: np.ndarray, direction: str) -> None:
@@ -72,7 +80,9 @@ def _draw_together(axes: Any, found: MediatorReuse, answered: np.ndarray, direct
     for value in (0, 1):
         axes.axvline(value, color="0.4", linewidth=0.6, linestyle=":")
     ends = np.concatenate([joint, low, high, [0, 1]])
-    axes.set_xlim(max(-1.5, np.nanmin(ends) - 0.1), min(2.5, np.nanmax(ends) + 0.1))
-    axes.set_xlabel(f"share {direction}")
-    axes.tick_params(axis="y", length=0, labelsize=6.5)
+    least, most = float(np.nanmin(ends)), float(np.nanmax(ends))
+    axes.set_xlim(max(-1.5, least - 0.1), min(2.5, most + 0.1))
+    cut = " (axis cut)" if least < -1.5 or most > 2.5 else ""
+    axes.set_xlabel(f"share {direction}{cut}")
+    axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right"]].set_visible(False)

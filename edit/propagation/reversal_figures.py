@@ -1,7 +1,7 @@
 """The figure of what is left of an edit as singular directions are dropped."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -10,18 +10,18 @@ from matplotlib.ticker import FuncFormatter
 
 from edit.propagation.reversal import BLIND, DROPPED, KEPT, Reversal
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import WIDE, as_percent
 
 _TITLES = {
     DROPPED: "ΔW without its k largest",
     KEPT: "only the k largest of ΔW",
     BLIND: "edited W without its own k largest",
 }
-# In inches: below this the panels stand below each other.
-_WIDE = 5.0
 
 
-def plot_reversal(found: Reversal, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_reversal(found: Reversal, **options: Unpack[PlotOptions]) -> Figure:
     """The share of the edit that is undone by the number of directions, and both answers' log-probabilities.
 
     Lines are means over probes, and thin ones single probes. In the second panel the dashed lines are the base model's,
@@ -29,15 +29,17 @@ def plot_reversal(found: Reversal, *, figsize: tuple[float, float] | None = None
 
     Args:
         found: from ``edit.reversibility``.
-        figsize: in inches; where it is narrow, the panels stand below each other.
+        options: what every figure takes, ``PlotOptions``; where it is narrow, the panels stand below each other.
 
     >>> figure = plot_reversal(edit.reversibility(model, update, request, counts=[1, 2]))
     """
     undone, k = found.undone(), found.data["k"].values
-    with mpl.rc_context(STYLE):
-        size = figsize or (7.0, 2.7)
-        figure = plt.figure(figsize=size, layout="constrained")
-        left, right = figure.subplots(*((1, 2) if size[0] >= _WIDE else (2, 1)))
+
+    def height(width: float) -> float:
+        return 2.9 if width >= WIDE else 5.4
+
+    with sheet(options, "plot_reversal", width=7.0, height=height, panels=2) as drawn:
+        left, right = drawn.panels(*((1, 2) if drawn.wide else (2, 1)))
         for way, (colour, marker) in zip(found.data["way"].values, STYLES, strict=False):
             own = undone.sel(way=way).values
             if len(own) > 1:
@@ -46,20 +48,20 @@ def plot_reversal(found: Reversal, *, figsize: tuple[float, float] | None = None
         for height in (0, 1):
             left.axhline(height, color="black", linewidth=0.5)
         # Where a matrix loses its own directions, it may lose much more than the edit.
-        left.set_ylim(max(-1.0, min(-0.1, float(np.nanmin(undone)))), min(2.0, max(1.15, float(np.nanmax(undone)))))
-        left.set_ylabel("share of the effect undone")
-        left.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.0f}%"))
-        left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), fontsize=7)
+        least, most = float(np.nanmin(undone)), float(np.nanmax(undone))
+        left.set_ylim(max(-1.0, min(-0.1, least)), min(2.0, max(1.15, most)))
+        left.set_ylabel("share of the effect undone" + (" (axis cut)" if least < -1 or most > 2 else ""))
+        left.yaxis.set_major_formatter(FuncFormatter(as_percent))
+        left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
         _answers(right, found)
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.set_xticks(k, [str(one) for one in k], minor=False)
-            axes.set_xlabel("singular directions k of each matrix")
+            axes.set_xlabel("singular directions k of each matrix, log₂ axis")
             sns.despine(ax=axes)
         rank = f"ΔW of rank {found.rank}" + (": k = 1 is all of it" if found.rank == 1 else "")
-        add_headline(figure, f"{found.info['method']}, {rank}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{found.info['method']}, {rank}")
+    return drawn.figure
 
 
 def _answers(axes: Axes, found: Reversal) -> None:
@@ -75,6 +77,6 @@ def _answers(axes: Axes, found: Reversal) -> None:
     axes.set_ylabel("log-probability [nat]")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(
-        handles, labels, title=_TITLES[way], frameon=False, fontsize=7, title_fontsize=7, loc="lower left",
+        handles, labels, title=_TITLES[way], frameon=False, loc="lower left",
         bbox_to_anchor=(0, 1), alignment="left",
     )  # fmt: skip

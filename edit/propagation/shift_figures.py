@@ -1,26 +1,27 @@
 """Figures of shifts: what was before and after an edit, and the measures of it beside those of unrelated facts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from edit.propagation.circuits import CircuitShift
 from edit.propagation.traces import SIDES, TraceShift
 from edit.propagation.unrelated import Shift, interval
 from locate.figures.lines import STYLES
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import Sheet, sheet
 from locate.figures.style import (
     HUES,
-    STYLE,
-    add_headline,
+    WIDE,
+    Whole,
     drawable,
     even_lightness,
+    fitted,
     heat_map,
+    label_rows,
     shown_text,
     token_label,
 )
@@ -36,7 +37,7 @@ _GREY, _BAND, _OWN = "0.35", "0.87", "#D55E00"
 _ROW, _TOKEN, _AROUND = 0.28, 0.16, 0.75
 
 
-def plot_trace_shift(shift: TraceShift, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_trace_shift(shift: TraceShift, **options: Unpack[PlotOptions]) -> Figure:
     """Both traces, each on a scale of its own, and below them the measures beside those of pairs of unrelated facts.
 
     Effects are shares of the total effect; a star marks the best site. Below, grey dots are pairs of unrelated facts
@@ -44,27 +45,31 @@ def plot_trace_shift(shift: TraceShift, *, figsize: tuple[float, float] | None =
 
     Args:
         shift: from ``edit.trace_shift``.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = traced_shift.plot()
     """
     kinds = [str(kind) for kind in shift.data["kind"].values]
     rows = len(shift.data["position"])
-    heights = [len(kinds) * (_TOKEN * rows + _AROUND), len(kinds) * _ROW + 1.0]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (5.4, sum(heights) + 0.4), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
-        panels = upper.subplots(len(kinds), 2, sharex=True, sharey=True, squeeze=False)
-        for kind, own in zip(kinds, panels, strict=True):
-            _draw_sides(upper, list(own), shift, kind)
+
+    def heights(width: float) -> list[float]:
+        return [len(kinds) * (_TOKEN * rows + _AROUND), _high(shift, width)]
+
+    n, several = 2 * len(kinds), len(shift.data["measure"])
+    with sheet(
+        options, "plot_trace_shift", width=5.4, height=lambda width: sum(heights(width)) + 0.4, panels=n + several
+    ) as drawn:
+        upper, lower = drawn.parts(heights(drawn.width))
+        panels = upper.panels(len(kinds), 2, sharex=True, sharey=True)
+        for place, kind in enumerate(kinds):
+            _draw_sides(upper, panels[2 * place : 2 * place + 2], shift, kind, last=place == len(kinds) - 1)
         draw_measures(lower, shift, _KINDS)
         old, new = (drawable(shown_text(one)) for one in shift.info["answers"])
-        add_headline(figure, f"Where {old} came from, and where {new} comes from")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"Where {old} came from, and where {new} comes from")
+    return drawn.figure
 
 
-def _draw_sides(figure: Any, panels: Sequence[Axes], shift: TraceShift, kind: str) -> None:
+def _draw_sides(upper: Sheet, panels: Sequence[Axes], shift: TraceShift, kind: str, *, last: bool) -> None:
     """Both sides of one kind, as shares of their total effects."""
     own = shift.data.sel(kind=kind)
     shares = (own["effect"] / own["total_effect"]).values
@@ -76,21 +81,19 @@ def _draw_sides(figure: Any, panels: Sequence[Axes], shift: TraceShift, kind: st
         mesh = heat_map(axes, values, even_lightness(HUES[kind]), 0.0, reach)
         layer, position = own["best"].sel(side=side).values
         axes.plot(layer, positions.index(position), marker="*", color="white", markeredgecolor="black", markersize=8)
-        axes.set_title(f"{_KINDS[kind]}, {side}: {drawable(shown_text(answer))}", parse_math=False)
-    panels[0].set_yticks(range(len(labels)), labels, parse_math=False)
-    if not panels[0].yaxis_inverted():
-        panels[0].invert_yaxis()
-    bar = figure.colorbar(mesh, ax=list(panels), aspect=12, pad=0.02)
-    bar.set_label("share of total effect")
-    bar.outline.set_linewidth(0.6)
+        title = f"{_KINDS[kind]}, {side}: {drawable(shown_text(answer))}"
+        axes.set_title(fitted(title, 0.35 * upper.width), parse_math=False)
+        axes.set_xlabel("layer" if last else "")
+    label_rows(panels[0], labels)
+    upper.side_bar(mesh, panels, "share of total effect")
 
 
-def plot_circuit_shift(shift: CircuitShift, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_circuit_shift(shift: CircuitShift, **options: Unpack[PlotOptions]) -> Figure:
     """Which share of all scores the writers of each layer have in both circuits, and the measures as of traces.
 
     Args:
         shift: from ``edit.circuit_shift``.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = circuits_shift.plot()
     """
@@ -100,10 +103,16 @@ def plot_circuit_shift(shift: CircuitShift, *, figsize: tuple[float, float] | No
     groups = {"heads": [one.head is not None for one in shift.writers],
               "MLP": [one.head is None and one.order > 0 for one in shift.writers]}  # fmt: skip
     layers = np.array([one.layer for one in shift.writers])
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (5.4, 3.9), layout="constrained")
-        upper, lower = figure.subfigures(2, 1, height_ratios=[1.3, 1])  # type: ignore[misc]
-        axes = upper.subplots()
+
+    def heights(width: float) -> list[float]:
+        return [2.3, _high(shift, width)]
+
+    panels = 1 + len(shift.data["measure"])
+    with sheet(
+        options, "plot_circuit_shift", width=5.4, height=lambda width: sum(heights(width)) + 0.2, panels=panels
+    ) as drawn:
+        upper, lower = drawn.parts(heights(drawn.width))
+        (axes,) = upper.panels()
         for (name, own), (colour, marker) in zip(groups.items(), STYLES, strict=False):
             for side, share, dashes in zip(SIDES, weights, ("--", "-"), strict=True):
                 heights = np.bincount(layers[own], share[own], minlength=n_layers)
@@ -111,21 +120,33 @@ def plot_circuit_shift(shift: CircuitShift, *, figsize: tuple[float, float] | No
                           markerfacecolor="white" if side == "before" else colour, label=f"{name}, {side}")  # fmt: skip
         axes.set_xlabel("layer that writes")
         axes.set_ylabel("share of all scores")
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(Whole())
         axes.spines[["top", "right"]].set_visible(False)
-        upper.legend(frameon=False, ncols=2, fontsize=7, loc="outside upper center")
+        upper.legend(*axes.get_legend_handles_labels(), loc="outside upper center")
         draw_measures(lower, shift, {"edges": "edges", "nodes": "nodes"})
         old, new = (drawable(shift.info[name]) for name in ("old", "new"))
-        add_headline(figure, f"The circuit of {old} before, and of {new} after")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"The circuit of {old} before, and of {new} after")
+    return drawn.figure
 
 
-def draw_measures(figure: Any, shift: Shift, names: Mapping[str, str]) -> None:
+def _across(shift: Shift, width: float) -> int:
+    """How many panels of measures stand beside each other."""
+    n = len(shift.data["measure"])
+    return n if width >= WIDE else min(n, 2)
+
+
+def _high(shift: Shift, width: float) -> float:
+    """Of all panels of measures, in inches."""
+    lines = -(-len(shift.data["measure"]) // _across(shift, width))
+    return lines * (len(shift.data[shift.compared]) * _ROW + 0.65) + 0.4
+
+
+def draw_measures(lower: Sheet, shift: Shift, names: Mapping[str, str]) -> None:
     """A panel for each measure, and in it a row for each thing compared."""
     what = [str(one) for one in shift.data[shift.compared].values]
     measures = [str(one) for one in shift.data["measure"].values]
-    panels = figure.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+    across = _across(shift, lower.width)
+    panels = lower.grid(len(measures), across, sharey=True)
     for axes, measure in zip(panels, measures, strict=True):
         for row, one in enumerate(what):
             at = {shift.compared: one, "measure": measure}
@@ -135,12 +156,12 @@ def draw_measures(figure: Any, shift: Shift, names: Mapping[str, str]) -> None:
             lifts = 0.22 * np.sin(2.4 * np.arange(len(null)))  # side by side, so that each is seen
             axes.plot(null, row + lifts, ".", color=_GREY, markersize=3.5, markeredgewidth=0)
             axes.plot(value, row, "D", color=_OWN, markersize=5, markeredgecolor="black", markeredgewidth=0.5)
-        axes.set_title(_MEASURES[measure].format_map(shift.info), fontsize=7)
+        axes.set_title(_MEASURES[measure].format_map(shift.info), fontsize=lower.small)
         axes.margins(x=0.08)
         axes.locator_params(axis="x", nbins=4)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set_yticks(range(len(what)), [names[one] for one in what])
-    panels[0].set_ylim(len(what) - 0.5, -0.5)
+        axes.set_ylim(len(what) - 0.5, -0.5)
+        if axes in panels[::across]:
+            axes.set_yticks(range(len(what)), [names[one] for one in what])
     n = len(shift.info["null"])
-    figure.supxlabel(f"◆ the edit    ·  pairs of {n + 1} unrelated facts, and their interval" if n else "◆ the edit",
-                     fontsize=7)  # fmt: skip
+    lower.note(f"◆ the edit    ·  pairs of {n + 1} unrelated facts, and their interval" if n else "◆ the edit")

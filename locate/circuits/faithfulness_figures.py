@@ -1,9 +1,8 @@
 """The figure of faithfulness curves: what share of the answer circuits carry, by their size."""
 
 from collections.abc import Mapping
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -13,19 +12,19 @@ from matplotlib.ticker import FuncFormatter
 from locate.circuits.faithfulness import Faithfulness
 from locate.errors import LocateError
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline, shown_number
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import as_percent, shown_number
 
 _BY_CHANCE, _RANDOM = "random circuits", "0.6"
 _SHADE = 0.2
-# Of a legend's entry, in inches.
-_ENTRY = 2.6
 
 
 def plot_faithfulness(
     curves: Faithfulness | Mapping[str, Faithfulness],
     *,
     confidence: float = 0.95,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """f over the share of edges that are kept, each curve with its interval over pairs shaded.
 
@@ -35,7 +34,7 @@ def plot_faithfulness(
     Args:
         curves: one, or several by name.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: no curve, or more than can be told apart.
@@ -47,10 +46,9 @@ def plot_faithfulness(
     named = curves if isinstance(curves, Mapping) else {str(curves.info.get("method") or "circuit"): curves}
     if not 1 <= len(named) <= len(STYLES):
         raise LocateError(f"plot_faithfulness: give 1 to {len(STYLES)} curves, found {len(named)}.")
-    with mpl.rc_context(STYLE):
-        rows = len(named) + any("random" in one.data for one in named.values())
-        figure = plt.figure(figsize=figsize or (3.5, 2.5 + 0.16 * rows), layout="constrained")
-        axes = figure.subplots()
+    rows = len(named) + any("random" in one.data for one in named.values())
+    with sheet(options, "plot_faithfulness", width=3.5, height=2.5 + 0.16 * rows) as drawn:
+        (axes,) = drawn.panels()
         for bound in (0, 1):
             axes.axhline(bound, color="black", linewidth=0.5)
         for one in named.values():
@@ -60,22 +58,16 @@ def plot_faithfulness(
             axes.fill_between(shares, *one.interval(confidence), color=colour, alpha=_SHADE, linewidth=0)
             axes.plot(shares, one.curve, color=colour, marker=marker, markersize=3.5, linewidth=1, label=label)
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g}%"))
-        axes.set_xlabel("edges kept")
+        axes.xaxis.set_major_formatter(FuncFormatter(as_percent))
+        axes.set_xlabel("edges kept, on a logarithmic axis")
         axes.set_ylabel("faithfulness")
         sns.despine(ax=axes)
-        columns = max(1, int(figure.get_figwidth() / _ENTRY))
         handles, labels = axes.get_legend_handles_labels()
         own = dict(zip(labels, handles, strict=True))  # random circuits once, and last
         order = sorted(own, key=_BY_CHANCE.__eq__)
-        legend = figure.legend(
-            [own[label] for label in order], order, loc="outside lower center", ncols=columns, frameon=False
-        )
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-        add_headline(figure, _headline(list(named.values())))
-    plt.close(figure)
-    return figure
+        drawn.legend([own[label] for label in order], order)
+        drawn.headline(_headline(list(named.values())))
+    return drawn.figure
 
 
 def _draw_random(axes: Axes, curve: Faithfulness) -> None:

@@ -1,6 +1,7 @@
 """The figure of a circuit: a layered graph from the embedding up to the logits."""
 
 from collections.abc import Collection
+from typing import Unpack
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.figure import Figure
 from locate.circuits.circuit import Circuit
 from locate.errors import LocateError
 from locate.figures.layered import Box, Link, layered_figure
+from locate.figures.options import PlotOptions
 from locate.figures.style import HUES
 
 _PALETTE = sns.color_palette("colorblind").as_hex()
@@ -24,8 +26,7 @@ def plot_circuit(
     circuit: Circuit,
     *,
     marked: Collection[str] = (),
-    headline: str | None = None,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A layered graph of what takes part: the embedding below, the logits above, heads by index, MLPs at the right.
 
@@ -35,8 +36,8 @@ def plot_circuit(
     Args:
         circuit: of which the kept edges are drawn: a few hundred can be told apart.
         marked: components whose outline is bold.
-        headline: over the figure; by default the model, how the circuit was found, and its size.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``; the title is by default the model, how the circuit was found,
+            and its size.
 
     Raises:
         LocateError: it has no edges.
@@ -81,7 +82,8 @@ def plot_circuit(
     has_mlp = any(one["kind"] == "mlp" for one in inner.values())
     return layered_figure(
         boxes, links, rows=rows, columns=names | ({mlp: "MLP"} if has_mlp else {}), ports=_PORTS,
-        names=("head", "layer"), headline=headline or _headline(circuit), unit="score", figsize=figsize,
+        names=("head", "layer"), headline=_headline(circuit), unit="score", name="plot_circuit",
+        options=options,
     )  # fmt: skip
 
 

@@ -1,10 +1,8 @@
 """The flow map: layers across, tokens down, a mark for each component, arrows from the edited site to the answer."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -12,21 +10,22 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch, Rectangle
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator
 
 from locate.errors import LocateError
 from locate.figures.flow import KINDS, Flow
 from locate.figures.layered import SIGNS
-from locate.figures.style import STYLE, drawable, fitted, shown_number, shown_text, token_label
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import Sheet, sheet
+from locate.figures.style import Whole, drawable, label_rows, shown_number, shown_text, token_label
 
 _MARKERS = {"attn": "o", "head": "o", "mlp": "s"}
 _PLURALS = {"attn": "attention", "head": "attention", "mlp": "MLPs"}
-# In inches: a row, at most and at least; a letter, a line, a margin; colour bars and what is below them; a page.
-_ROWS, _LETTER, _LINE, _MARGIN, _BELOW, _PAGE = (0.21, 0.09), 0.062, 0.135, 0.07, 1.06, 9.0
+# In inches: a row, at most and at least; a letter, a line; headline, colour bars and what is below them; a page.
+_ROWS, _LETTER, _LINE, _AROUND, _PAGE = (0.21, 0.09), 0.062, 0.135, 1.75, 9.0
 # Of a word beside the map, in letters.
 _LONG = 14
-# In points: the largest mark and the smallest, the widest arrow and the thinnest; text.
-_MARK, _ARROW, _TEXT = (8.0, 1.2), (2.6, 0.4), 7
+# In points: the largest mark and the smallest, the widest arrow and the thinnest.
+_MARK, _ARROW = (8.0, 1.2), (2.6, 0.4)
 _POINTS = 72
 
 
@@ -37,7 +36,7 @@ def flow_figure(
     unit: str = "share of the total effect",
     least: float = 0.01,
     named: int = 5,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """The flow map: residual states as tiles, components as marks over them, arrows as wide as what they carry.
 
@@ -50,7 +49,7 @@ def flow_figure(
         unit: of the shares.
         least: shares below it are left out of marks and arrows.
         named: how many components are named, those of the largest shares.
-        figsize: width and height in inches; a page's width by default, 3.3 for a column.
+        options: what every figure takes, ``PlotOptions``; a page's width by default.
 
     Raises:
         LocateError: it is too narrow for what stands beside the map.
@@ -59,49 +58,38 @@ def flow_figure(
     """
     labels = [_cut(drawable(token_label(token, False))) for token in flow.tokens]
     answer = [_cut(drawable(shown_text(word))) for word in flow.answers]
-    beside = (0.1 + _LETTER * max(len(label) for label in labels), 0.15 + _LETTER * (2 + max(map(len, answer))))
-    width = (figsize or (6.9, 0))[0]
-    lines = fitted(headline, width)
-    above = _MARGIN + (_LINE * (1 + lines.count("\n")) if lines else 0)
     rows = len(flow.tokens) + 0.2 + 0.6 * any(position is None for _, position in flow.edited.values())
-    high = min(max((_PAGE - above - _BELOW) / rows, _ROWS[1]), _ROWS[0]) * rows
-    size = figsize or (width, above + max(high, 6 * _LINE) + _BELOW)
-    inner = (size[0] - sum(beside), size[1] - above - _BELOW)
-    if min(inner) < 0.6:
-        raise LocateError(f"flow_figure: {size[0]:g} × {size[1]:g} inches leave no room for the map; give more.")
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=size)
-        axes = figure.add_axes((beside[0] / size[0], _BELOW / size[1], inner[0] / size[0], inner[1] / size[1]))
+    high = min(max((_PAGE - _AROUND) / rows, _ROWS[1]), _ROWS[0]) * rows
+    with sheet(options, "flow_figure", width=6.9, height=_AROUND + max(high, 6 * _LINE)) as drawn:
+        (axes,) = drawn.panels()
         axes.set_xlim(-0.6, flow.n_layers - 0.2)
         axes.set_ylim(rows - 0.6, -0.6)
-        _label_axes(axes, labels, inner[1] / rows)
-        drawing = _Drawing(axes=axes, cell=(inner[0] / flow.n_layers, inner[1] / rows), flow=flow, least=least)
+        label_rows(axes, labels)
+        axes.xaxis.set_major_locator(Whole())
+        axes.set_xlabel("layer", labelpad=1)
+        axes.tick_params(axis="y", length=0, pad=2)
+        axes.spines[:].set_visible(False)
+        beside = _answer(axes, flow, answer, drawn.small)
+        _explain(drawn, axes, flow, least, unit)
+        drawn.headline(headline)
+        inner = drawn.inner(axes)
+        if min(inner) < 0.6:
+            raise LocateError(
+                f"flow_figure: {drawn.width:g} × {drawn.height:g} inches leave no room for the map; give more."
+            )
+        cell = (inner[0] / flow.n_layers, inner[1] / rows)
+        beside.set_x(flow.logits[0] + 0.06 / cell[0])
+        drawing = _Drawing(axes=axes, cell=cell, flow=flow, least=least)
         drawing.tiles()
         drawing.arrows()
         drawing.marks()
         drawing.stars()
-        drawing.names(named)
-        drawing.answer(answer)
-        _explain(figure, drawing, unit)
-        figure.text(
-            0.5, 1 - _MARGIN / size[1], lines, ha="center", va="top", fontsize=_TEXT + 1, parse_math=False
-        )  # fmt: skip
-    plt.close(figure)
-    return figure
+        drawing.names(named, drawn.small)
+    return drawn.figure
 
 
 def _cut(word: str) -> str:
     return word if len(word) <= _LONG else f"{word[: _LONG - 1]}…"
-
-
-def _label_axes(axes: Axes, labels: list[str], row: float) -> None:
-    every = int(np.ceil(0.11 / row))
-    shown = range((len(labels) - 1) % every, len(labels), every)  # the last among them
-    axes.set_yticks(shown, [labels[place] for place in shown], fontsize=_TEXT, parse_math=False)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.set_xlabel("layer", labelpad=1)
-    axes.tick_params(axis="y", length=0, pad=2)
-    axes.spines[:].set_visible(False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +161,7 @@ class _Drawing:
             clip_on=False,
         )  # fmt: skip
 
-    def names(self, most: int) -> None:
+    def names(self, most: int, size: float) -> None:
         """Of the largest marks, where there is room above or below or beside them."""
         taken: list[np.ndarray] = []
         for _, node in self.shown[::-1].head(most).iterrows():
@@ -186,52 +174,40 @@ class _Drawing:
                 if inside and all((np.abs(middle - other[0]) >= half + other[1]).any() for other in taken):
                     taken.append(np.stack([middle, half]))
                     self.axes.text(
-                        middle[0], middle[1], node["label"], fontsize=_TEXT, ha="center", va="center", zorder=7,
+                        middle[0], middle[1], node["label"], fontsize=size, ha="center", va="center", zorder=7,
                         path_effects=[withStroke(linewidth=1.5, foreground="white", alpha=0.85)], parse_math=False,
                     )  # fmt: skip
                     break
 
-    def answer(self, words: list[str]) -> None:
-        """The old word, the new one and the effect, beside the last token."""
-        x, y = self.flow.logits
-        effect = f"{self.flow.total:+.1f}".replace("-", "−")
-        text = f"{words[0]}\n→ {words[1]}\n{effect}"
-        self.axes.text(
-            x + 0.06 / self.cell[0], y + 0.5, text, fontsize=_TEXT, ha="left", va="bottom", parse_math=False,
-            linespacing=1.15,
-        )  # fmt: skip
+
+def _answer(axes: Axes, flow: Flow, words: list[str], size: float) -> Any:
+    """The old word, the new one and the effect, beside the last token."""
+    x, y = flow.logits
+    effect = f"{flow.total:+.1f}".replace("-", "−")
+    return axes.text(
+        x, y + 0.5, f"{words[0]}\n→ {words[1]}\n{effect}", fontsize=size, ha="left", va="bottom", parse_math=False,
+        linespacing=1.15,
+    )  # fmt: skip
 
 
-def _explain(figure: Figure, drawing: _Drawing, unit: str) -> None:
+def _explain(drawn: Sheet, axes: Axes, flow: Flow, least: float, unit: str) -> None:
     """Colour bars, and what marks and widths are."""
-    width, height = figure.get_size_inches()
-    kinds = list(dict.fromkeys(drawing.flow.places["kind"]))
+    kinds = list(dict.fromkeys(flow.places["kind"]))
     components = " and ".join(
         dict.fromkeys({"mlp": "MLPs"}.get(kind, "attention") for kind in kinds if kind in _MARKERS)
     )
     bars = [(True, "states (tiles)"), (False, f"{components} (marks)")]
-    shown = [(states, title) for states, title in bars if drawing.flow.reach(states=states)]
-    share = (1 - 0.4 / width) / max(len(shown), 1)
-    for place, (states, title) in enumerate(shown):
-        left = 0.2 / width + place * share
-        cax = figure.add_axes((left + 0.1 * share, 0.56 / height, 0.8 * share, 0.06 / height), label="<colorbar>")
-        bar = figure.colorbar(drawing.flow.scale(states=states), cax=cax, orientation="horizontal")
-        bar.outline.set_linewidth(0.5)  # type: ignore[operator]
-        bar.locator = MaxNLocator(4)
-        cax.set_title(title, fontsize=_TEXT, pad=2)
-        cax.tick_params(labelsize=_TEXT, length=2, pad=1)
-    figure.text(0.5, 0.235 / height, unit, ha="center", va="bottom", fontsize=_TEXT, parse_math=False)
-    curves: Any = drawing.flow.curves(drawing.least)
+    shown = [(states, title) for states, title in bars if flow.reach(states=states)]
+    for states, title in shown[::-1]:
+        drawn.colorbar(flow.scale(states=states), axes, f"{title}: {unit}")
+    curves: Any = flow.curves(least)
     marks = [
         Line2D([], [], lw=0, marker=_MARKERS[kind], color="0.6", markeredgecolor="0.2", label=KINDS[kind][0])
         for kind in kinds if kind in _MARKERS
     ]  # fmt: skip
-    if drawing.flow.sites:
+    if flow.sites:
         marks.append(Line2D([], [], lw=0, marker="*", color="#ffd23f", markeredgecolor="black", label="edited site"))
     if len(curves):
         widest = f"carries up to {shown_number(curves['share'].abs().max())}"
         marks.append(Line2D([], [], lw=_ARROW[0], color=SIGNS[0], alpha=0.75, label=widest))
-    figure.legend(
-        handles=marks, loc="lower center", ncols=len(marks), frameon=False, fontsize=_TEXT, handlelength=1.1,
-        columnspacing=0.9, handletextpad=0.3, borderaxespad=0.1, borderpad=0.1,
-    )  # fmt: skip
+    drawn.legend(marks, handlelength=1.1, columnspacing=0.9, handletextpad=0.3, borderaxespad=0.1, borderpad=0.1)

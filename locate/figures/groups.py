@@ -1,10 +1,8 @@
 """Points of groups, with the mean of each and its interval, told apart with any colour vision and in print."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -13,7 +11,9 @@ from matplotlib.lines import Line2D
 
 from locate.errors import LocateError
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline, drawable, fitted
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import drawable, fitted
 
 # In inches: a group's row, and what stands above and below them.
 _ROW, _AROUND = 0.24, 1.0
@@ -36,7 +36,7 @@ def groups_figure(
     confidence: float = 0.95,
     resamples: int = 1000,
     seed: int = 0,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A row for each group: every point, jittered, and their mean with its bootstrap interval.
 
@@ -54,7 +54,7 @@ def groups_figure(
         confidence: of the intervals.
         resamples: of the bootstrap.
         seed: of the bootstrap and the jitter.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: a column that there is not, no points, or more of ``hue`` than can be told apart.
@@ -73,10 +73,9 @@ def groups_figure(
         raise LocateError(
             f"groups_figure: needs points, and 1 to {len(STYLES)} of {hue}; found {len(shown)} groups, {len(kinds)}."
         )
-    size = figsize or (3.3, _AROUND + (_ROW + 0.1 * (len(kinds) - 1)) * len(shown) + 0.16 * (hue is not None))
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
+    height = _AROUND + (_ROW + 0.1 * (len(kinds) - 1)) * len(shown) + 0.16 * (hue is not None)
+    with sheet(options, "groups_figure", width=3.3, height=height) as drawn:
+        (axes,) = drawn.panels()
         for level in levels:
             axes.axvline(level, color="0.6", linewidth=0.6, zorder=0)
         apart, random = _APART * (len(kinds) > 1), np.random.default_rng(seed)
@@ -98,19 +97,17 @@ def groups_figure(
         )  # fmt: skip
         counts = table[by].value_counts()
         labels = [f"{drawable(str(group))} ({counts[group]})" for group in shown]
-        axes.set_yticks(range(len(shown)), labels, fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(shown)), labels, parse_math=False)
         axes.set_ylim(len(shown) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set(ylabel="", xlabel="")
-        axes.set_xlabel(fitted(unit, 0.7 * figure.get_figwidth()), parse_math=False)
+        axes.set_xlabel(fitted(unit, 0.7 * drawn.width), parse_math=False)
         sns.despine(ax=axes, left=True)
         if hue is not None:
             handles = [
                 Line2D([], [], color=colour, marker=marker, markersize=_SIZE, lw=1, label=str(kind))
                 for kind, (colour, marker) in zip(kinds, STYLES, strict=False)
             ]
-            figure.legend(handles=handles, loc="outside lower center", ncols=len(kinds), frameon=False, fontsize=7)
-        if headline:
-            add_headline(figure, headline)
-    plt.close(figure)
-    return figure
+            drawn.legend(handles)
+        drawn.headline(headline)
+    return drawn.figure

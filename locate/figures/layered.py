@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -14,14 +12,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, PathPatch
 from matplotlib.path import Path
 
-from locate.figures.style import STYLE, fitted, shown_number
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import shown_number
 
 # Of values above zero and below: the ends of the maps in which heat is drawn.
 SIGNS = ("#b2182b", "#2166ac")
 # Of a row and a column, in inches, where there is room; what a figure may be wide and high.
 _ROW, _COLUMN, _WIDTHS, _HEIGHT = 0.36, 0.31, (3.5, 7.0), 9.0
-# In inches: margins with and without words, a line of text.
-_LEFT, _MARGIN, _LINE = 0.42, 0.08, 0.14
+# In inches: margins with and without words.
+_LEFT, _MARGIN = 0.42, 0.08
 # How wide a curve is, in points, where there are few and where there are many; how opaque.
 _THIN, _WIDE, _FEW, _MANY, _OPAQUE = 0.35, (2.4, 1.1), 30, 400, (0.35, 0.95)
 _POINTS = 72
@@ -73,7 +73,8 @@ def layered_figure(
     names: tuple[str, str],
     headline: str,
     unit: str,
-    figsize: tuple[float, float] | None,
+    name: str,
+    options: PlotOptions,
 ) -> Figure:
     """A layered graph, as large as what is in it asks for, up to a page.
 
@@ -86,30 +87,26 @@ def layered_figure(
         names: of columns and rows.
         headline: over all of it.
         unit: of the links' values.
-        figsize: width and height in inches.
+        name: of who draws it, for messages.
+        options: what every figure takes.
     """
     height = 1 + max((box.row for box in boxes.values()), default=0)
     width = 1 + max((box.column for box in boxes.values() if box.column is not None), default=0)
-    with mpl.rc_context(STYLE):
-        whole = figsize or _size(width, height)
-        lines = fitted(headline, whole[0])
+    across, down = _size(width, height)
+    with sheet(options, name, width=across, height=down) as drawn:
         shown = [port for port in ports if any(link.port == port for link in links)]
-        legend = _legend(links, {port: ports[port] for port in shown}, unit)
-        across = 3 if whole[0] < 5 else len(legend)
-        above = _MARGIN + _LINE * (1 + lines.count("\n"))
-        below = _MARGIN + _LINE * (-(-len(legend) // across) + 2)
-        figure = plt.figure(figsize=whole)
-        inner = (whole[0] - _LEFT - _MARGIN, whole[1] - above - below)
-        axes = figure.add_axes((_LEFT / whole[0], below / whole[1], inner[0] / whole[0], inner[1] / whole[1]))
-        _Drawing(axes=axes, size=inner, width=width, height=height, boxes=boxes, ports=ports).draw(links)
+        (axes,) = drawn.panels()
         _label(axes, rows, columns, names)
-        figure.legend(
-            handles=legend, loc="lower center", ncols=across, frameon=False, fontsize=7, handlelength=1.6,
-            columnspacing=1.2, handletextpad=0.5, borderaxespad=0.2, borderpad=0.2, labelspacing=0.3,
+        drawn.legend(
+            _legend(links, {port: ports[port] for port in shown}, unit), handlelength=1.6, columnspacing=1.2,
+            handletextpad=0.5, borderaxespad=0.2, borderpad=0.2, labelspacing=0.3,
         )  # fmt: skip
-        figure.text(0.5, 1 - _MARGIN / whole[1], lines, ha="center", va="top", fontsize=8, parse_math=False)
-    plt.close(figure)
-    return figure
+        drawn.headline(headline)
+        inner = drawn.inner(axes)
+        _Drawing(axes=axes, size=inner, width=width, height=height, boxes=boxes, ports=ports, letters=drawn.small).draw(
+            links
+        )
+    return drawn.figure
 
 
 def _size(width: float, height: float) -> tuple[float, float]:
@@ -124,8 +121,8 @@ def _label(
 ) -> None:
     for low, high in list(rows)[::2]:
         axes.axhspan(low - 0.5, high + 0.5, color="0.955", linewidth=0, zorder=0)
-    axes.set_yticks([(low + high) / 2 for low, high in rows], list(rows.values()), fontsize=7)
-    axes.set_xticks(list(columns), list(columns.values()), fontsize=7)
+    axes.set_yticks([(low + high) / 2 for low, high in rows], list(rows.values()))
+    axes.set_xticks(list(columns), list(columns.values()))
     axes.set_xlabel(names[0], labelpad=1)
     axes.set_ylabel(names[1], labelpad=1)
     axes.tick_params(length=0, pad=2)
@@ -160,6 +157,7 @@ class _Drawing:
     height: float
     boxes: Mapping[str, Box]
     ports: Mapping[str, tuple[str, Any]]
+    letters: float
 
     @property
     def unit(self) -> np.ndarray:
@@ -197,11 +195,12 @@ class _Drawing:
             edgecolor="black" if box.bold else "0.25", linewidth=1.5 if box.bold else 0.5, zorder=5,
         ))  # fmt: skip
         longest = max((len(one.label) for one in self.boxes.values() if one.column is not None), default=1)
-        fits = min(1.26 * half[1], 2 * half[0] / (0.6 * max(longest, 3)))
-        self.axes.text(
-            middle[0], middle[1], box.label, ha="center", va="center_baseline",
-            fontsize=7.0 if wide else min(7.0, fits), zorder=6, parse_math=False,
-        )  # fmt: skip
+        # Where a word does not fit into its box, row and column say it.
+        if wide or (1.6 * half[1] >= self.letters and 2 * half[0] >= 0.52 * self.letters * longest):
+            self.axes.text(
+                middle[0], middle[1], box.label, ha="center", va="center_baseline", fontsize=self.letters, zorder=6,
+                parse_math=False,
+            )  # fmt: skip
 
     def _place(self, name: str, port: str | None) -> np.ndarray:
         """Where a port stands: at the lower edge of a box."""

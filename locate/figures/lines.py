@@ -1,17 +1,17 @@
 """Lines over layers, told apart with any colour vision and in print."""
 
 from collections.abc import Mapping, Sequence
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from locate.errors import LocateError
-from locate.figures.style import STYLE, add_headline, fitted
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import Whole, fitted
 
 _COLOURS = sns.color_palette("colorblind").as_hex()
 # Those of the palette that differ most, first; each with a marker of its own.
@@ -47,7 +47,7 @@ def draw_lines(
             axes.fill_between(
                 own["layer"], own["low"], own["high"], color=colours[str(name)], alpha=_SHADE, linewidth=0
             )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(Whole())
     axes.axhline(0, color="black", linewidth=0.5)
     sns.despine(ax=axes)
 
@@ -61,7 +61,7 @@ def line_panels(
     unit: str,
     headline: str = "",
     marked: Sequence[int] = (),
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Lines over layers in panels of one scale, such as two answers before and after an edit.
 
@@ -73,7 +73,7 @@ def line_panels(
         unit: of the values.
         headline: over all of it.
         marked: layers with a dashed line, such as the edited ones.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: a column that there is not, no rows, or more names than can be told apart.
@@ -89,23 +89,18 @@ def line_panels(
     if not 1 <= len(names) <= len(STYLES):
         raise LocateError(f"line_panels: give 1 to {len(STYLES)} names of {by!r}, found {len(names)}.")
     styles = dict(zip(map(str, names), STYLES, strict=False))
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (max(3.3, 1.9 * len(panels)), 2.3), layout="constrained")
-        grid = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    n, width = len(panels), max(3.3, 1.9 * len(panels))
+    with sheet(options, "line_panels", width=width, height=2.3, panels=n) as drawn:
+        grid = drawn.panels(1, n, sharex=True, sharey=True)
         for axes, name in zip(grid, panels, strict=True):
             own = table[table[panel] == name]
             draw_lines(axes, own.assign(**{by: own[by].astype(str)}), value, by, styles, legend=axes is grid[-1])
             for layer in marked:
                 axes.axvline(layer, color="0.3", linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
             axes.set_title(str(name), parse_math=False)
-            axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
-            axes.label_outer()
+            axes.set_ylabel(fitted(unit, 1.6) if axes is grid[0] else "", parse_math=False)
         handles, labels = grid[-1].get_legend_handles_labels()
         grid[-1].get_legend().remove()
-        legend = figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
-        for text in legend.get_texts():
-            text.set_parse_math(False)
-        if headline:
-            add_headline(figure, headline)
-    plt.close(figure)
-    return figure
+        drawn.legend(handles, labels)
+        drawn.headline(headline)
+    return drawn.figure

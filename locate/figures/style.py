@@ -1,39 +1,60 @@
 """What all figures share: style, colours, heat maps, files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.ft2font import FT2Font
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, Locator, MaxNLocator
 
-STYLE: dict[Any, Any] = {
-    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8,
-    "xtick.labelsize": 7, "ytick.labelsize": 8, "figure.titlesize": 8, "axes.linewidth": 0.6,
-    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
-    "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white", "text.usetex": False,
+# But for letters, whose sizes go by the figure's.
+_LINES: dict[str, Any] = {
+    "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5, "axes.grid": False, "figure.facecolor": "white", "axes.facecolor": "white",
 }  # fmt: skip
 HUES: dict[str, str] = {"resid": "Purples", "mlp": "Greens", "attn": "Reds"}
-# Of figures in files.
+# Of figures in files; how these keep letters: as text (TrueType), where matplotlib's own default is shapes (Type 3).
 DPI = 200
+EMBEDDED: dict[Any, Any] = {"pdf.fonttype": 42, "ps.fonttype": 42}
+# In inches: from here on panels have room beside each other.
+WIDE = 5.0
 # CIE L*: white, so that a site without effect leaves no ink, down to where the hues can still be told apart.
 _LIGHTEST, _DARKEST = 99.9, 27.0
-# Of a unit, in characters: more do not fit under one of several panels, or a single one.
-_LONG, _LONG_ALONE = 24, 34
-# Of a headline: a little fewer than there is room for.
-_CHARACTERS_PER_INCH = 16
+# Of a letter, for its height: a little wider than most. A title has so many lines at most.
+_LETTER, _MOST = 0.56, 4
+# From one label to the next, in heights of a letter.
+_SPACING = 1.2
 _UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 _WHITESPACE = str.maketrans({"\n": "↵", "\r": "↵", "\t": "⇥", " ": "␣"})
+
+
+def style(width: float) -> dict[Any, Any]:
+    """Settings of a figure so wide (in inches), where the user has left matplotlib's own.
+
+    Letters follow ``font.size``, which is 7 points in a column and 8 on a page unless the user set it.
+
+    >>> with mpl.rc_context({"axes.linewidth": 2.0}):
+    ...     "axes.linewidth" in style(3.3), style(3.3)["font.size"], style(7.0)["font.size"]
+    (False, 7.0, 8.0)
+    """
+    left = {name for name, value in mpl.rcParamsDefault.items() if mpl.rcParams[name] == value}
+    base = (8.0 if width >= WIDE else 7.0) if "font.size" in left else float(mpl.rcParams["font.size"])
+    small = max(7.0, 0.875 * base)
+    letters = {
+        "font.size": base, "axes.titlesize": base, "axes.labelsize": base, "xtick.labelsize": small,
+        "ytick.labelsize": small, "figure.titlesize": base, "figure.labelsize": base, "legend.fontsize": small,
+        "legend.title_fontsize": small,
+    }  # fmt: skip
+    ours = {name: value for name, value in {**_LINES, **letters}.items() if name in left}
+    return {**ours, "text.usetex": False}  # tokens are no TeX
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
@@ -46,7 +67,7 @@ def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Pa
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     png, pdf = folder / f"{name}.png", folder / f"{name}.pdf"
-    with mpl.rc_context({"pdf.fonttype": 42}):
+    with mpl.rc_context(EMBEDDED):
         figure.savefig(png, dpi=DPI)
         # Without a date, the same figure is the same file.
         figure.savefig(pdf, metadata={"CreationDate": None})
@@ -62,9 +83,65 @@ def heat_map(axes: Axes, values: np.ndarray, cmap: str | Colormap, low: float, h
     edges = [np.arange(n + 1) - 0.5 for n in reversed(values.shape)]
     mesh = axes.pcolormesh(*edges, values, cmap=cmap, vmin=low, vmax=high, edgecolors="face", linewidth=0.2)
     axes.set_xlabel("layer")
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(Whole())
     axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(values) - 0.5, -0.5)
     return mesh
+
+
+class Whole(MaxNLocator):
+    """Ticks at whole numbers, at most six, and fewer on a short axis."""
+
+    def __init__(self) -> None:
+        super().__init__(6, integer=True)
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        """See ``matplotlib.ticker.Locator.tick_values``."""
+        self.set_params(nbins=min(6, max(1, self.axis.get_tick_space())))  # type: ignore[union-attr]
+        return super().tick_values(vmin, vmax)
+
+
+class _Places(Locator):
+    """A tick for every place, or every so many where all would overlap: the last, or those of ``always``, stay."""
+
+    def __init__(self, n: int, always: Collection[int] = ()) -> None:
+        self._n, self._always = n, always
+
+    def __call__(self) -> list[int]:
+        axis: Any = self.axis
+        box, low, high = axis.axes.get_window_extent(), *axis.get_view_interval()
+        pixels = box.height if axis.axis_name == "y" else box.width
+        points = 72 * pixels / axis.get_figure(root=True).dpi
+        place = points / max(abs(high - low), 1e-9)
+        every = max(1, int(np.ceil(_SPACING * axis.get_major_ticks(1)[0].label1.get_fontsize() / place - 0.01)))
+        if not self._always:
+            return list(range((self._n - 1) % every, self._n, every))
+        return [*range(0, min(self._always) - every + 1, every), *self._always]
+
+    def tick_values(self, vmin: float, vmax: float) -> list[int]:
+        """See ``matplotlib.ticker.Locator.tick_values``."""
+        return self()
+
+
+def label_columns(axes: Axes, labels: Sequence[str]) -> None:
+    """Names of columns 0, 1, …, upright, as many of them as there is room for."""
+    plain = [label.replace("$", r"\$") for label in labels]
+    axes.xaxis.set_major_locator(_Places(len(labels)))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda place, _: plain[round(place)] if 0 <= round(place) < len(plain) else "")
+    )
+    axes.tick_params(axis="x", labelrotation=90)
+
+
+def label_rows(axes: Axes, labels: Sequence[str], name: str = "", always: Collection[int] = ()) -> None:
+    """Names of rows 0, 1, …, as many of them as there is room for; they may hold dollar signs, which are no formula."""
+    plain = [label.replace("$", r"\$") for label in labels]
+    axes.yaxis.set_major_locator(_Places(len(labels), always))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda row, _: plain[round(row)] if 0 <= round(row) < len(plain) else "")
+    )
+    if name:
+        axes.set_ylabel(name)
 
 
 def even_lightness(name: str, steps: int = 256, *, reverse: bool = False) -> ListedColormap:
@@ -78,56 +155,10 @@ def even_lightness(name: str, steps: int = 256, *, reverse: bool = False) -> Lis
     return ListedColormap(colours[nearest[::-1]] if reverse else colours[nearest], name=f"{name}_even")
 
 
-def add_headline(figure: Figure, text: str) -> None:
-    """A title over the whole figure, on as many lines as its width asks for."""
-    figure.suptitle(fitted(text, figure.get_figwidth()), parse_math=False)
-
-
-def fitted(text: str, inches: float) -> str:
-    """A text on as many lines as a width asks for."""
-    return fill(text, max(12, int(_CHARACTERS_PER_INCH * inches)))
-
-
-def add_units(figure: Figure, meshes: Sequence[tuple[Any, Axes]], unit: str) -> None:
-    """A colour bar under each panel, all of one scale; a long unit is written once below them."""
-    long = len(unit) > (_LONG if len(meshes) > 1 else _LONG_ALONE)
-    for mesh, axes in meshes:
-        add_colorbar(figure, mesh, axes, "" if long else unit)
-    if long:
-        figure.supxlabel(fitted(unit, figure.get_figwidth()), fontsize=8, parse_math=False)
-
-
-def head_figure(
-    values: Float[np.ndarray, "head layer"],
-    *,
-    reach: float,
-    title: str,
-    headline: str,
-    unit: str,
-    cmap: str | Colormap,
-    figsize: tuple[float, float] | None,
-) -> Figure:
-    """A heat map of single heads, heads down and layers across, even about zero."""
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 1.4 + 0.14 * max(len(values), 5)), layout="constrained")
-        axes = figure.subplots()
-        mesh = heat_map(axes, values, cmap, -reach, reach)
-        axes.set_ylabel("head")
-        axes.set_yticks(range(len(values)))
-        axes.invert_yaxis()
-        axes.set_title(fitted(title, 0.95 * figure.get_figwidth()), parse_math=False)
-        add_units(figure, [(mesh, axes)], unit)
-        add_headline(figure, headline)
-    plt.close(figure)
-    return figure
-
-
-def add_colorbar(figure: Figure, mesh: Any, axes: Axes | Sequence[Axes], unit: str) -> None:
-    """A horizontal colour bar under a panel, with its unit."""
-    bar = figure.colorbar(mesh, ax=axes, orientation="horizontal", aspect=28, pad=0.02)
-    bar.outline.set_linewidth(0.6)
-    bar.locator = MaxNLocator(4)
-    bar.set_label(unit, parse_math=False)
+def fitted(text: str, inches: float, lines: int = _MOST) -> str:
+    """A text on as many lines as a width asks for, with an ellipsis where these would be too many."""
+    letters = max(12, int(72 * inches / (_LETTER * mpl.rcParams["font.size"])))
+    return fill(text, letters, max_lines=lines, placeholder=" …")
 
 
 def shown_text(token: str) -> str:
@@ -138,7 +169,8 @@ def shown_text(token: str) -> str:
 def metric_label(metric: str, info: Mapping[str, Any], answer: str) -> str:
     """A metric's label with the answers in place."""
     label: str = info["metrics"][metric]
-    return label.replace("{answer}", shown_text(answer)).replace("{new}", info.get("target_new") or "new answer")
+    new = info.get("target_new")
+    return label.replace("{answer}", shown_text(answer)).replace("{new}", shown_text(new) if new else "new answer")
 
 
 def drawable(text: str) -> str:
@@ -163,6 +195,15 @@ def token_label(token: str, starred: bool) -> str:
     return f"{text}*" if starred else text
 
 
+def as_percent(share: float, place: object = None) -> str:
+    """A share in percent with a true minus, as ticks are written.
+
+    >>> as_percent(-0.25)
+    '−25%'
+    """
+    return f"{100 * share:.4g}%".replace("-", "−")
+
+
 def shown_number(value: float) -> str:
-    """A number with two digits that count."""
-    return f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}"
+    """A number with two digits that count, and a true minus."""
+    return (f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.2g}").replace("-", "−")

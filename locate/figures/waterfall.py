@@ -1,9 +1,7 @@
 """A waterfall: what parts add to a number, one after the other, from where it begins to where it ends."""
 
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,7 +9,9 @@ from matplotlib.figure import Figure
 
 from locate.errors import LocateError
 from locate.figures.layered import SIGNS
-from locate.figures.style import STYLE, add_headline, drawable, fitted, shown_number
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import drawable, fitted, shown_number
 
 # In inches: a row, and what stands around them. A bar's height, in rows.
 _ROW, _AROUND, _HIGH = 0.16, 0.95, 0.7
@@ -29,7 +29,7 @@ def waterfall_figure(
     n: int = 12,
     unit: str = "logit difference",
     headline: str = "",
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Bars from a running total to the next, in the order that parts have, between a bar for each end.
 
@@ -44,7 +44,7 @@ def waterfall_figure(
         n: how many parts are shown by themselves, at most.
         unit: of all of them.
         headline: over all of it.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: no part, one that is not finite, or fewer than one shown.
@@ -55,9 +55,8 @@ def waterfall_figure(
     """
     rows = waterfall(parts, start=start, end=end, n=n)
     ends = [{"name": names[0], "low": 0.0, "value": start}, {"name": names[1], "low": 0.0, "value": end}]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.3, _AROUND + _ROW * (len(rows) + 2)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "waterfall_figure", width=3.3, height=_AROUND + _ROW * (len(rows) + 2)) as drawn_on:
+        (axes,) = drawn_on.panels()
         drawn = [ends[0], *rows.to_dict("records"), ends[1]]
         for row, one in enumerate(drawn):
             value, missed = one["value"], one.get("missed", False)
@@ -73,22 +72,20 @@ def waterfall_figure(
         axes.axvline(0, color="black", linewidth=0.5)
         axes.use_sticky_edges = False
         axes.margins(x=0.2)
-        axes.set_yticks(range(len(drawn)), [drawable(str(one["name"])) for one in drawn], fontsize=7, parse_math=False)
+        axes.set_yticks(range(len(drawn)), [drawable(str(one["name"])) for one in drawn], parse_math=False)
         axes.set_ylim(len(drawn) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines[["top", "right", "left"]].set_visible(False)
-        axes.set_xlabel(fitted(unit, 0.8 * figure.get_figwidth()), parse_math=False)
-        if headline:
-            add_headline(figure, headline)
-    plt.close(figure)
-    return figure
+        axes.set_xlabel(fitted(unit, 0.8 * drawn_on.width), parse_math=False)
+        drawn_on.headline(headline)
+    return drawn_on.figure
 
 
 def _write(axes: Axes, row: int, low: float, value: float, *, signed: bool) -> None:
     """A bar's value beyond its end."""
     text = ("+" if signed and value >= 0 else "") + shown_number(value)
     axes.annotate(
-        text.replace("-", "−"), (low + value, row), xytext=(-2 if value < 0 else 2, 0), textcoords="offset points",
+        text, (low + value, row), xytext=(-2 if value < 0 else 2, 0), textcoords="offset points",
         ha="right" if value < 0 else "left", va="center", fontsize=7,
     )  # fmt: skip
 

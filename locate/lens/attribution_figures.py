@@ -1,7 +1,7 @@
 """Figures of direct logit attribution."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Any, Unpack
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,14 +10,16 @@ from matplotlib.figure import Figure
 
 from locate.figures.layered import SIGNS
 from locate.figures.lines import STYLES, draw_lines
-from locate.figures.style import STYLE, add_headline, add_units, fitted, heat_map, shown_number, shown_text
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import fitted, heat_map, label_rows, shown_number, shown_text
 from locate.lens.attribution import LogitAttribution
 from locate.lens.parts import KINDS
 
 # The rows of a map below the heads.
 _BELOW = {"attn_bias": "biases", "mlp": "MLP"}
 # In inches: a line of text, and what stands over a map and below it.
-_LINE, _AROUND = 0.13, 1.4
+_LINE, _AROUND = 0.14, 1.5
 
 
 def plot_attribution(
@@ -25,7 +27,7 @@ def plot_attribution(
     *,
     confidence: float = 0.95,
     cmap: str | Colormap = "RdBu_r",
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """What parts add, by layer: a map of heads, biases and MLPs, else a line for each kind of part; of neurons bars.
 
@@ -36,21 +38,27 @@ def plot_attribution(
         attribution: what ``logit_attribution`` gave.
         confidence: of the intervals.
         cmap: a diverging colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = locate.logit_attribution(model, fact, by="head", progress=False).plot()
     """
     if attribution.by == "neuron":
-        return plot_attribution_top(attribution, confidence=confidence, figsize=figsize)
+        return plot_attribution_top(attribution, confidence=confidence, **options)
     table = attribution.summary(confidence=confidence)
-    with mpl.rc_context(STYLE):
-        if attribution.by == "head":
-            figure = _plot_map(attribution, table.query("layer >= 0"), cmap, figsize)
+    inner: Any = table.query("layer >= 0")
+    width, height = 3.8, 2.6
+    if heads := attribution.by == "head":
+        rows = inner.loc[inner["kind"] == "head", "unit"].nunique() + len(_BELOW)
+        width, height = max(3.5, min(7.0, 1.2 + 0.09 * inner["layer"].max())), _AROUND + _LINE * max(rows, 5)
+    with sheet(options, "plot_attribution", width=width, height=height) as drawn:
+        (axes,) = drawn.panels()
+        if heads:
+            mesh = _draw_map(axes, inner, cmap)
+            drawn.colorbar(mesh, axes, f"contribution to {_label(attribution)}")
         else:
-            figure = _plot_lines(attribution, table.query("layer >= 0"), figsize)
-        add_headline(figure, _headline(attribution, table))
-    plt.close(figure)
-    return figure
+            _draw_lines(axes, attribution, inner)
+        drawn.headline(_headline(attribution, table))
+    return drawn.figure
 
 
 def plot_attribution_top(
@@ -58,7 +66,7 @@ def plot_attribution_top(
     *,
     n: int = 15,
     confidence: float = 0.95,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Bars of the parts whose mean contribution is largest either way, with intervals over facts.
 
@@ -66,15 +74,14 @@ def plot_attribution_top(
         attribution: what ``logit_attribution`` gave.
         n: how many.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = locate.logit_attribution(model, fact, by="neuron", progress=False).plot_top(n=8)
     """
     table = attribution.summary(confidence=confidence)
     top = table.sort_values("contribution", ascending=False, key=abs, ignore_index=True).head(n)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 1.2 + 0.17 * len(top)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_attribution_top", width=3.5, height=1.2 + 0.17 * len(top)) as drawn:
+        (axes,) = drawn.panels()
         values = top["contribution"].to_numpy()
         axes.barh(range(len(top)), values, color=[SIGNS[int(value < 0)] for value in values], height=0.7)
         ends = top[["low", "high"]].to_numpy()
@@ -84,41 +91,28 @@ def plot_attribution_top(
         axes.set_yticks(range(len(top)), top["name"].tolist())
         axes.invert_yaxis()
         axes.tick_params(axis="y", length=0)
-        axes.set_xlabel(fitted(f"contribution to {_label(attribution)}", 0.9 * figure.get_figwidth()), parse_math=False)
+        axes.set_xlabel(fitted(f"contribution to {_label(attribution)}", 0.8 * drawn.width), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-        add_headline(figure, _headline(attribution, table))
-    plt.close(figure)
-    return figure
+        drawn.headline(_headline(attribution, table))
+    return drawn.figure
 
 
-def _plot_map(
-    attribution: LogitAttribution, table: pd.DataFrame, cmap: str | Colormap, figsize: tuple[float, float] | None
-) -> Figure:
+def _draw_map(axes: Axes, table: pd.DataFrame, cmap: str | Colormap) -> Any:
+    """Heads down, then biases and MLPs below a line; nothing is as white as zero."""
     heads = table[table["kind"] == "head"].pivot(index="unit", columns="layer", values="contribution")
     others = table.pivot_table(index="kind", columns="layer", values="contribution", sort=False)
     shown = [kind for kind in _BELOW if kind in others.index and bool((others.loc[kind] != 0).any())]
     layers = range(int(table["layer"].to_numpy().max()) + 1)
     values = pd.concat([heads, others.loc[shown]]).reindex(columns=layers).to_numpy()
     reach = max(float(np.nanmax(np.abs(values))), 1e-9)
-    size = figsize or (max(3.5, min(7.0, 1.2 + 0.09 * len(layers))), 1.5 + 0.14 * max(len(values), 5))
-    figure = plt.figure(figsize=size, layout="constrained")
-    axes = figure.subplots()
     mesh = heat_map(axes, values, cmap, -reach, reach)
     axes.axhline(len(heads) - 0.5, color="0.35", linewidth=0.6)
     labels = [*(str(head) for head in heads.index), *(_BELOW[kind] for kind in shown)]
-    # Of heads as many as there is room for.
-    every = max(1, round(len(labels) * _LINE / max(size[1] - _AROUND, _LINE)))
-    ticks = [row for row in range(len(labels)) if row >= len(heads) or (row % every == 0 and row <= len(heads) - every)]
-    axes.set_yticks(ticks, [labels[row] for row in ticks])
-    axes.set_ylabel("head")
-    axes.invert_yaxis()
-    add_units(figure, [(mesh, axes)], f"contribution to {_label(attribution)}")
-    return figure
+    label_rows(axes, labels, "head", always=range(len(heads), len(labels)))
+    return mesh
 
 
-def _plot_lines(attribution: LogitAttribution, table: pd.DataFrame, figsize: tuple[float, float] | None) -> Figure:
-    figure = plt.figure(figsize=figsize or (3.8, 2.6), layout="constrained")
-    axes: Axes = figure.subplots()
+def _draw_lines(axes: Axes, attribution: LogitAttribution, table: pd.DataFrame) -> None:
     kinds = list(dict.fromkeys(table["kind"]))
     styles = {KINDS[kind].title: STYLES[at] for at, kind in enumerate(kinds)}
     named = table.assign(part=[KINDS[kind].title for kind in table["kind"]])
@@ -126,7 +120,6 @@ def _plot_lines(attribution: LogitAttribution, table: pd.DataFrame, figsize: tup
     if len(kinds) > 1:
         axes.legend(frameon=False)
     axes.set_ylabel(fitted(f"contribution to {_label(attribution)}", 1.6), parse_math=False)
-    return figure
 
 
 def _label(attribution: LogitAttribution) -> str:

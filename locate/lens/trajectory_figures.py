@@ -1,9 +1,8 @@
 """Figures of lens trajectories: lines over layers, and maps of what each state would answer."""
 
 from itertools import cycle
+from typing import Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
@@ -11,12 +10,12 @@ from matplotlib.figure import Figure
 
 from locate.errors import SiteError
 from locate.figures.lines import STYLES, draw_lines
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 from locate.figures.style import (
-    STYLE,
-    add_colorbar,
-    add_headline,
     drawable,
     even_lightness,
+    label_rows,
     shown_text,
     token_label,
 )
@@ -24,9 +23,9 @@ from locate.lens.trajectory import LensTrajectory
 from locate.sites.table import site_title
 
 _LABELS = {"log_probability": "log-probability [nat]", "probability": "probability", "logit": "logit", "rank": "rank"}
-_PLACES = {"subject_last": "subject's last token", "subject": "subject"}
+_PLACES = {"subject_last": "the subject's last token", "subject": "the subject"}
 # Of a cell, in inches; of its letters, in points, and how wide one is for its height.
-_CELL, _LETTER, _NARROW = (0.52, 0.19), 5.5, 0.6
+_CELL, _LETTER, _NARROW = (0.52, 0.19), 7.0, 0.6
 # At most so many layers in a map, unless they are named.
 _LAYERS = 16
 
@@ -37,7 +36,7 @@ def plot_trajectory(
     value: str = "log_probability",
     position: int | str | None = None,
     confidence: float = 0.95,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Lines over layers, one for each token that is followed, with their intervals over prompts shaded.
 
@@ -46,7 +45,7 @@ def plot_trajectory(
         value: ``log_probability``, ``probability``, ``logit`` or ``rank``, which is drawn on a logarithmic axis.
         position: one of those read; by default the last.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         LocateError: there is no such value.
@@ -58,20 +57,18 @@ def plot_trajectory(
     table = trajectory.summary(value, confidence=confidence).isel(position=place).to_dataframe().reset_index()
     names = _token_names(trajectory)
     table["token"] = [names[str(token)] for token in table["token"]]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.8, 2.6), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_trajectory", width=3.8, height=2.6) as drawn:
+        (axes,) = drawn.panels()
         draw_lines(axes, table, "mean", "token", dict(zip(names.values(), cycle(STYLES), strict=False)))
         if value == "rank":
             axes.lines[-1].remove()  # a rank is never 0
             axes.set_yscale("log")
             axes.invert_yaxis()
-        axes.set_ylabel(_LABELS[value])
+        axes.set_ylabel(_LABELS[value] + (", logarithmic" if value == "rank" else ""))
         for text in axes.legend(frameon=False).get_texts():
             text.set_parse_math(False)
-        add_headline(figure, f"{_lens(trajectory)}, {_at(trajectory, place)}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{_lens(trajectory)}, {_at(trajectory, place)}")
+    return drawn.figure
 
 
 def plot_lens(
@@ -81,7 +78,7 @@ def plot_lens(
     layers: list[int] | None = None,
     token: str | None = None,
     cmap: str | Colormap | None = None,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Tokens across, layers up, and in each cell the first token of the readout there.
 
@@ -91,7 +88,7 @@ def plot_lens(
         layers: which to show; by default at most 16, evenly spaced, with the last.
         token: whose probability the colours say, such as ``"answer"``; by default that of each cell's own.
         cmap: a colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: there is no such prompt, layer or token.
@@ -108,22 +105,19 @@ def plot_lens(
     words = own["top"].values
     values = own["top_probability"].values if token is None else np.exp(own["log_probability"].sel(token=token).values)
     wide, high = words.shape[1] * _CELL[0] + 0.7, len(words) * _CELL[1] + 1.5
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (max(3.5, wide), high), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_lens", width=max(3.5, wide), height=high) as drawn:
+        (axes,) = drawn.panels()
         edges = [np.arange(n + 1) - 0.5 for n in reversed(words.shape)]
         hue = even_lightness("Blues") if cmap is None else cmap
         mesh = axes.pcolormesh(*edges, values, cmap=hue, vmin=0, vmax=1, edgecolors="face", linewidth=0.2)
-        _write(axes, words, values, (figure.get_figwidth() - 0.6) / words.shape[1])
+        _write(axes, words, values, (drawn.width - 0.6) / words.shape[1])
         axes.set_xticks(range(words.shape[1]), _ticks(trajectory, fact), rotation=90, parse_math=False)
-        axes.set_yticks(range(len(shown)), [str(layer) for layer in shown])
-        axes.set_ylabel("layer")
+        label_rows(axes, [str(layer) for layer in shown], "layer")
         axes.tick_params(length=0)
         followed = "what stands there" if token is None else shown_text(_spelled(trajectory, token, fact))
-        add_colorbar(figure, mesh, axes, drawable(f"probability of {followed}"))
-        add_headline(figure, _lens(trajectory))
-    plt.close(figure)
-    return figure
+        drawn.colorbar(mesh, axes, drawable(f"probability of {followed}"))
+        drawn.headline(_lens(trajectory))
+    return drawn.figure
 
 
 def _write(axes: Axes, words: np.ndarray, values: np.ndarray, width: float) -> None:
@@ -184,5 +178,5 @@ def _at(trajectory: LensTrajectory, place: int) -> str:
     n, name = trajectory.data.sizes["fact"], trajectory.data["position"].values[place]
     if n == 1:
         return f"at “{token_label(trajectory.info['read'][0][place], False)}”"
-    where = f"position {name}" if isinstance(name, int | np.integer) else _PLACES.get(str(name), f"{name} token")
-    return f"at the {where}, mean of {n} prompts"
+    where = f"position {name}" if isinstance(name, int | np.integer) else _PLACES.get(str(name), f"the {name} token")
+    return f"at {where}, mean of {n} prompts"

@@ -1,23 +1,27 @@
 """The figure of what sets of neurons do: each fact's own set beside its random ones."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import fitted
 from locate.neurons.effects import NeuronEffects
 
 _OWN, _RANDOM, _LINE = "#0173b2", "0.45", "0.8"
 _APART = 0.25
+# Of a panel beside others, in inches.
+_PANEL = 2.2
 _SHOWN = {"fact": "own prompt", "paraphrases": "paraphrases", "unrelated": "unrelated"}
 
 
 def plot_neuron_effects(
-    effects: NeuronEffects, *, confidence: float = 0.95, seed: int = 0, figsize: tuple[float, float] | None = None
+    effects: NeuronEffects, *, confidence: float = 0.95, seed: int = 0, **options: Unpack[PlotOptions]
 ) -> Figure:
     """A panel for each factor: of each kind of prompt, every fact's random sets (their mean) joined to its own set.
 
@@ -27,30 +31,36 @@ def plot_neuron_effects(
         effects: what ``verify_neurons`` gave, in the metric in view.
         confidence: of the intervals.
         seed: of the bootstrap.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> effects = locate.verify_neurons(model, facts[:3], neurons.top(5), random=2, progress=False)
     >>> figure = locate.plots.plot_neuron_effects(effects.of("probability"))
     """
     table, told = effects.to_dataframe(), effects.summary(confidence=confidence, seed=seed)
     factors = [float(one) for one in effects.data["factor"].values]
-    with mpl.rc_context(STYLE):
-        width = 1.0 + 2.1 * len(factors)
-        figure = plt.figure(figsize=figsize or (width, 2.7), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(1, len(factors), sharey=True))
+    n = len(factors)
+
+    def beside(width: float) -> bool:
+        return width >= _PANEL * n
+
+    def height(width: float) -> float:
+        return 2.7 if beside(width) else 0.7 + 2.0 * n
+
+    with sheet(options, "plot_neuron_effects", width=1.0 + 2.1 * n, height=height, panels=n) as drawn:
+        panels = drawn.panels(*((1, n) if beside(drawn.width) else (n, 1)), sharey=True)
         for axes, factor in zip(panels, factors, strict=True):
-            _draw(axes, table.query("factor == @factor"), told.query("factor == @factor"))
+            _draw(axes, table.query("factor == @factor"), told.query("factor == @factor"), drawn.small)
             axes.set_title(f"{_verb(factor)} (×{factor:g})")
-        panels[0].set_ylabel(f"change of {effects.info['metrics'][effects.metric]}")
+        for axes in panels[:: n if beside(drawn.width) else 1]:
+            axes.set_ylabel(fitted(f"change of {effects.info['metrics'][effects.metric]}", 1.6), parse_math=False)
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+        drawn.legend(handles, labels)
         facts = len(effects.data["fact"])
-        add_headline(figure, f"{effects.info['model']}, {facts} fact{'s' * (facts > 1)}, neurons of each")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"{effects.info['model']}, {facts} fact{'s' * (facts > 1)}, neurons of each")
+    return drawn.figure
 
 
-def _draw(axes: Axes, table: pd.DataFrame, told: pd.DataFrame) -> None:
+def _draw(axes: Axes, table: pd.DataFrame, told: pd.DataFrame, size: float) -> None:
     axes.axhline(0, color="black", linewidth=0.5)
     for place, row in enumerate(told.to_dict("records")):
         own = table[table["on"] == row["on"]]
@@ -65,7 +75,7 @@ def _draw(axes: Axes, table: pd.DataFrame, told: pd.DataFrame) -> None:
             )  # fmt: skip
         if np.isfinite(row["wilcoxon"]):
             p = f"p {_shown(row['wilcoxon'])}"
-            axes.annotate(p, (place, 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=6)
+            axes.annotate(p, (place, 1), xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=size)
     axes.margins(y=0.12)
     axes.set_xticks(range(len(told)), [_SHOWN[on] for on in told["on"]])
     axes.set_xlim(-0.5, len(told) - 0.5)

@@ -1,7 +1,7 @@
 """The figure of neurons' scores: which neurons, in which layers."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 import seaborn as sns
 from jaxtyping import Bool
@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from locate.errors import SiteError, counted
-from locate.figures.style import STYLE, add_headline, fitted, shown_text
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import Whole, fitted, shown_text
 from locate.neurons.scores import NeuronScores
 
 _FOR, _AGAINST, _OTHER = "#0173b2", "#d55e00", "0.55"
@@ -23,7 +25,7 @@ def plot_neurons(
     fact: int = 0,
     n: int = 50,
     share: float = 0.5,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A fact's neurons: the largest scores, either way, by layer; and below what each layer's neurons sum to.
 
@@ -35,7 +37,7 @@ def plot_neurons(
         fact: its place among the facts.
         n: how many neurons are shown.
         share: of the prompts, for the refined set.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: there is no such fact.
@@ -49,9 +51,8 @@ def plot_neurons(
     order = np.argsort(-np.abs(values), axis=None, kind="stable")[:n]
     rows, columns = np.unravel_index(order, values.shape)
     refined = _refined(neurons, fact, share)[rows, columns]
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.5, 3.4), layout="constrained")
-        upper, lower = figure.subplots(2, sharex=True, height_ratios=(3, 2))
+    with sheet(options, "plot_neurons", width=3.5, height=3.4, panels=2) as drawn:
+        upper, lower = drawn.panels(2, 1, sharex=True, height_ratios=(3, 2))
         for name, chosen, face in (("others", ~refined, "none"), ("refined set", refined, _FOR)):
             if chosen.any():
                 upper.scatter(
@@ -59,22 +60,21 @@ def plot_neurons(
                     edgecolor=_FOR if name == "refined set" else _OTHER, label=name,
                 )  # fmt: skip
         if refined.any():
-            upper.legend(frameon=False, fontsize=7, handletextpad=0.1, borderpad=0)
+            upper.legend(frameon=False, handletextpad=0.1, borderpad=0)
         named = ", ".join(f"{layers[row]}.{column}" for row, column in zip(rows[:_NAMED], columns, strict=False))
-        upper.set_title(fitted(f"the {len(order)} largest; first {named}", 0.7 * figure.get_figwidth()))
+        upper.set_title(fitted(f"the {len(order)} largest; first {named}", 0.7 * drawn.width))
         upper.set_ylabel("neuron")
         for part, colour in ((values.clip(min=0), _FOR), (values.clip(max=0), _AGAINST)):
             lower.bar(layers, part.sum(-1), color=colour, width=0.8, linewidth=0)
         lower.plot(layers, values.sum(-1), color="black", linewidth=0.8, marker="o", markersize=2)
         lower.set(xlabel="layer", ylabel="layer's sum")
-        lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        lower.xaxis.set_major_locator(Whole())
         for axes in (upper, lower):
             axes.axhline(0, color="black", linewidth=0.5)
             axes.yaxis.set_major_locator(MaxNLocator(5))
             sns.despine(ax=axes)
-        add_headline(figure, _headline(neurons, fact))
-    plt.close(figure)
-    return figure
+        drawn.headline(_headline(neurons, fact))
+    return drawn.figure
 
 
 def _refined(neurons: NeuronScores, fact: int, share: float) -> Bool[np.ndarray, "layer neuron"]:

@@ -1,18 +1,20 @@
 """The figure of value heads: from which token, and in which layer, heads make the answer likelier."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 import numpy as np
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.errors import SiteError, counted
-from locate.figures.style import STYLE, add_headline, add_units, heat_map, shown_text, token_label
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
+from locate.figures.style import heat_map, label_rows, shown_text, token_label
 from locate.neurons.gained import LogprobGain
 
 
 def plot_value_heads(
-    gain: LogprobGain, *, fact: int = 0, cmap: str | Colormap = "RdBu_r", figsize: tuple[float, float] | None = None
+    gain: LogprobGain, *, fact: int = 0, cmap: str | Colormap = "RdBu_r", **options: Unpack[PlotOptions]
 ) -> Figure:
     """A heat map of a fact's heads: layers across, the tokens that they take from down; of each place the head of most
     effect.
@@ -21,7 +23,7 @@ def plot_value_heads(
         gain: what ``neuron_logprob_gain`` gave, with heads.
         fact: its place among the facts.
         cmap: a diverging colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: there is no such fact.
@@ -38,17 +40,14 @@ def plot_value_heads(
     strongest = np.nan_to_num(np.abs(values)).argmax(1, keepdims=True)
     table = np.where(there, np.take_along_axis(values, strongest, 1), np.nan)[:, 0].T
     reach = max(float(np.nanmax(np.abs(table))), 1e-9)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (4.0, 1.5 + 0.16 * max(len(tokens), 5)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_value_heads", width=4.0, height=1.5 + 0.16 * max(len(tokens), 5)) as drawn:
+        (axes,) = drawn.panels()
         mesh = heat_map(axes, table, cmap, -reach, reach)
-        axes.set_yticks(range(len(tokens)), [token_label(token, False) for token in tokens], parse_math=False)
-        axes.invert_yaxis()
+        label_rows(axes, [token_label(token, False) for token in tokens])
         layers = gain.data["layer"].values
         if list(layers) != list(range(len(layers))):
             axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
-        add_units(figure, [(mesh, axes)], "gain of log p [nat]")
+        drawn.colorbar(mesh, axes, "gain of log p [nat]")
         answer = shown_text("".join(gain.info["answer_tokens"][fact] or []))
-        add_headline(figure, f"value heads for “{answer}”: the head of most effect by token and layer")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"value heads for “{answer}”: the head of most effect by token and layer")
+    return drawn.figure

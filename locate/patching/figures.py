@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import xarray as xr
 from matplotlib.colors import Colormap
@@ -13,12 +11,12 @@ from matplotlib.figure import Figure
 
 from locate.errors import SiteError
 from locate.figures.lines import STYLES, draw_lines
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 from locate.figures.style import (
-    STYLE,
-    add_headline,
-    add_units,
     fitted,
     heat_map,
+    label_rows,
     metric_label,
     shown_number,
     token_label,
@@ -37,7 +35,7 @@ def plot_patches(
     values: Literal["score", "value"] = "score",
     position: int | None = None,
     cmap: str | Colormap = "RdBu_r",
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A heat map of patches: layers across; positions, heads or neurons down.
 
@@ -46,9 +44,10 @@ def plot_patches(
     Args:
         patches: what ``patch`` gave.
         values: ``"score"``, where 0 is the corrupted run and 1 the clean one, or ``"value"`` for the metric itself.
-        position: for patches told apart by layer, position and head (or neuron), the token to show.
+        position: for patches told apart by layer, position and head (or neuron), the token to show; the only one
+            where there is one.
         cmap: a diverging colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: the patches have no such position, or need one.
@@ -59,9 +58,10 @@ def plot_patches(
     corrupted, clean = (0.0, 1.0) if values == "score" else (patches.corrupted, patches.clean)
     title, unit = _title(patches.info), _unit_of(patches, values)
     if "sender" in shown.dims:
-        return _plot_senders(shown, clean, title, unit, _headline(patches), figsize)
+        return _plot_senders(shown, clean, title, unit, _headline(patches), "plot_patches", options)
     if "position" in shown.dims and len(shown.dims) > 2:
         places = [int(place) for place in shown["position"].values]
+        position = places[0] if position is None and len(places) == 1 else position
         if position is None or position % len(patches.info["tokens"]) not in places:
             raise SiteError(
                 f"These patches are told apart by {', '.join(map(str, shown.dims))}: give position, one of {places}."
@@ -78,11 +78,11 @@ def plot_patches(
         ]
     title += f" {_verb(patches.info)}"
     centre = corrupted if _restores(patches.info) else clean
-    return _plot_map(shown, centre, title, unit, _headline(patches), cmap, figsize, labels)
+    return _plot_map(shown, centre, title, unit, _headline(patches), cmap, "plot_patches", options, labels)
 
 
 def plot_average_patches(
-    average: AveragePatches, *, cmap: str | Colormap = "RdBu_r", figsize: tuple[float, float] | None = None
+    average: AveragePatches, *, cmap: str | Colormap = "RdBu_r", **options: Unpack[PlotOptions]
 ) -> Figure:
     """A heat map of mean scores over facts: layers across; heads or neurons down. Named senders are bars.
 
@@ -91,7 +91,7 @@ def plot_average_patches(
     Args:
         average: what ``average_patches`` gave.
         cmap: a diverging colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = locate.average_patches([heads]).plot()                                # doctest: +SKIP
     """
@@ -101,9 +101,10 @@ def plot_average_patches(
     title = _title(average.info)
     if "sender" in scores.dims:
         error = average.data["standard_error"].values
-        return _plot_senders(scores, 1.0, title, unit, headline, figsize, error)
+        return _plot_senders(scores, 1.0, title, unit, headline, "plot_average_patches", options, error)
     centre = 0.0 if _restores(average.info) else 1.0
-    return _plot_map(scores, centre, f"{title} {_verb(average.info)}", unit, headline, cmap, figsize)
+    title += f" {_verb(average.info)}"
+    return _plot_map(scores, centre, title, unit, headline, cmap, "plot_average_patches", options)
 
 
 def _title(info: Mapping[str, Any]) -> str:
@@ -137,7 +138,8 @@ def _plot_map(
     unit: str,
     headline: str,
     cmap: str | Colormap,
-    figsize: tuple[float, float] | None,
+    name: str,
+    options: PlotOptions,
     labels: Sequence[str] | None = None,
 ) -> Figure:
     """Layers across, whatever else sites are told apart by down: under its labels, or its own numbers."""
@@ -145,27 +147,22 @@ def _plot_map(
     table = shown.transpose(*rows, "layer").values.reshape(-1, shown.sizes["layer"])
     reach = max(float(np.nanmax(np.abs(table - centre))), 1e-9)
     height = 1.5 + 0.16 * min(max(len(table), 5), 40)
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (4.2, height), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, name, width=4.2, height=height) as drawn:
+        (axes,) = drawn.panels()
         mesh = heat_map(axes, table, cmap, centre - reach, centre + reach)
         layers = [int(layer) for layer in shown["layer"].values]
         if layers != list(range(len(layers))):
             axes.set_xticks(range(len(layers)), [str(layer) for layer in layers])
         if labels is not None:
-            axes.set_yticks(range(len(labels)), labels, parse_math=False)
+            label_rows(axes, labels)
         elif rows:
-            axes.set_ylabel(rows[0])
-            if len(table) <= 40:
-                axes.set_yticks(range(len(table)), [str(int(unit)) for unit in shown[rows[0]].values])
+            label_rows(axes, [str(int(unit)) for unit in shown[rows[0]].values], rows[0])
         else:
             axes.set_yticks([])
-        axes.invert_yaxis()
-        axes.set_title(fitted(title, 0.95 * figure.get_figwidth()), parse_math=False)
-        add_units(figure, [(mesh, axes)], unit)
-        add_headline(figure, headline)
-    plt.close(figure)
-    return figure
+        axes.set_title(fitted(title, 0.8 * drawn.width), parse_math=False)
+        drawn.colorbar(mesh, axes, unit)
+        drawn.headline(headline)
+    return drawn.figure
 
 
 def _plot_senders(
@@ -174,14 +171,14 @@ def _plot_senders(
     title: str,
     unit: str,
     headline: str,
-    figsize: tuple[float, float] | None,
+    name: str,
+    options: PlotOptions,
     error: np.ndarray | None = None,
 ) -> Figure:
     """A bar for each sender, from the run that was patched, where bars start."""
     names, numbers = [str(name) for name in shown["sender"].values], shown.values
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (4.2, 1.4 + 0.18 * len(names)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, name, width=4.2, height=1.4 + 0.18 * len(names)) as drawn:
+        (axes,) = drawn.panels()
         axes.barh(
             range(len(names)), numbers - start, left=start, xerr=error, color=STYLES[0][0], height=0.7,
             error_kw={"linewidth": 0.6},
@@ -189,20 +186,20 @@ def _plot_senders(
         axes.axvline(start, color="black", linewidth=0.5)
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        axes.set_xlabel(fitted(unit, 0.95 * figure.get_figwidth()), parse_math=False)
-        axes.set_title(fitted(f"{title} corrupted in the clean run", 0.95 * figure.get_figwidth()), parse_math=False)
+        axes.set_xlabel(fitted(unit, 0.8 * drawn.width), parse_math=False)
+        axes.set_title(fitted(f"{title} corrupted in the clean run", 0.8 * drawn.width), parse_math=False)
         axes.spines[["top", "right"]].set_visible(False)
-        add_headline(figure, headline)
-    plt.close(figure)
-    return figure
+        drawn.headline(headline)
+    return drawn.figure
 
 
-def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_knockout(knockout: Knockout, *, cmap: str | Colormap = "RdBu_r", **options: Unpack[PlotOptions]) -> Figure:
     """Lines over layers of how much blocking attention changes the answer, one per source.
 
     Args:
         knockout: what ``attention_knockout`` gave, over layers or, for single heads, as heat maps.
-        figsize: width and height in inches.
+        cmap: a diverging colour map, for single heads.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = knocked.plot()
     """
@@ -210,31 +207,25 @@ def plot_knockout(knockout: Knockout, *, figsize: tuple[float, float] | None = N
     label = metric_label(knockout.metric, knockout.info, knockout.info["answer"])
     unit = f"change of {label} [%]" if knockout.is_relative else f"change of {label}"
     sources = [str(source) for source in change["source"].values]
-    with mpl.rc_context(STYLE):
-        if "head" in change.dims:
-            size = figsize or (max(3.5, 2.4 * len(sources)), 1.5 + 0.16 * change.sizes["head"])
-            figure = plt.figure(figsize=size, layout="constrained")
-            panels = figure.subplots(1, len(sources), sharex=True, sharey=True, squeeze=False)[0]
+    heads, names = "head" in change.dims, {one: f"{knockout.info['target']} ↛ {one}" for one in sources}
+    n = len(sources) if heads else 1
+    width, height = (max(3.5, 2.4 * n), 1.5 + 0.16 * change.sizes["head"]) if heads else (3.8, 2.6)
+    with sheet(options, "plot_knockout", width=width, height=height, panels=n) as drawn:
+        panels = drawn.panels(1, n, sharex=True, sharey=True)
+        if heads:
             reach = max(float(np.abs(change.values).max()), 1e-9)
-            meshes = []
             for source, axes in zip(sources, panels, strict=True):
                 table = change.sel(source=source).transpose("head", "layer").values
-                mesh = heat_map(axes, table, "RdBu_r", -reach, reach)
-                axes.set_title(fitted(f"{knockout.info['target']} ↛ {source}", 1.8), parse_math=False)
-                meshes.append((mesh, axes))
-            add_units(figure, meshes, unit)
-            panels[0].invert_yaxis()  # shared by all
-            panels[0].set_ylabel("head")
-            panels[0].set_yticks(range(change.sizes["head"]))
+                mesh = heat_map(axes, table, cmap, -reach, reach)
+                axes.set_title(fitted(names[source], 0.75 * drawn.width / n), parse_math=False)
+            drawn.colorbar(mesh, panels, unit)
+            label_rows(panels[0], [str(int(head)) for head in change["head"].values], "head")
         else:
-            figure = plt.figure(figsize=figsize or (3.8, 2.6), layout="constrained")
-            axes = figure.subplots()
-            names = {source: f"{knockout.info['target']} ↛ {source}" for source in sources}
+            (axes,) = panels
             table = change.to_dataframe("change").reset_index().replace({"source": names})
             draw_lines(axes, table, "change", "source", dict(zip(names.values(), cycle(STYLES), strict=False)))
             axes.set_xlabel(f"centre of the window of {knockout.info['window']} layers")
             axes.set_ylabel(fitted(unit, 1.6), parse_math=False)
             axes.legend(frameon=False)
-        add_headline(figure, f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"Blocked attention; {label}: {shown_number(knockout.clean)} unblocked")
+    return drawn.figure

@@ -1,36 +1,40 @@
 """The figure of how linear a relation is, layer by layer."""
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
+from typing import Unpack
+
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from locate.figures.lines import STYLES, draw_lines
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 from locate.relations.judging import EDITS
 from locate.relations.linearity import RelationLinearity
 from locate.relations.maps import MAPS
 
 # A way has the same look in both panels.
 _WAYS = dict(zip(dict.fromkeys((*MAPS, *EDITS)), STYLES, strict=False))
-# Of a panel, and of an entry of the legend, in inches.
-_PANEL, _ENTRY = 2.0, 1.25
+# Of a panel, in inches.
+_PANEL = 2.0
 
 
-def plot_linearity(linearity: RelationLinearity, *, figsize: tuple[float, float] | None = None) -> Figure:
+def plot_linearity(linearity: RelationLinearity, **options: Unpack[PlotOptions]) -> Figure:
     """Faithfulness and causality over layers, a line for each map or edit, with its interval over subjects shaded.
 
     Args:
         linearity: what ``relation_linearity`` gave.
-        figsize: width and height in inches; where it is narrow, one panel stands below the other.
+        options: what every figure takes, ``PlotOptions``; where it is narrow, one panel stands below the other.
 
     >>> figure = linearity.plot()
     """
     table = linearity.to_dataframe()
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (5.5, 2.7), layout="constrained")
-        beside = figure.get_figwidth() >= 2 * _PANEL
-        panels = figure.subplots(*((1, 2) if beside else (2, 1)), sharex=True, sharey=True)
+
+    def height(width: float) -> float:
+        return 2.7 if width >= 2 * _PANEL else 4.2
+
+    with sheet(options, "plot_linearity", width=5.5, height=height, panels=2) as drawn:
+        beside = drawn.width >= 2 * _PANEL
+        panels = drawn.panels(*((1, 2) if beside else (2, 1)), sharex=True, sharey=True)
         for axes, measure in zip(panels, ("faithfulness", "causality"), strict=True):
             own = table.query("measure == @measure and share == share")  # what is NaN is not drawn
             styles = {way: style for way, style in _WAYS.items() if way in set(own["way"])}
@@ -42,11 +46,9 @@ def plot_linearity(linearity: RelationLinearity, *, figsize: tuple[float, float]
             Line2D([], [], color=colour, marker=marker, markersize=3.5, markeredgewidth=0, linewidth=1)
             for colour, marker in _WAYS.values()
         ]
-        columns = max(1, int(figure.get_figwidth() / _ENTRY))
-        figure.legend(handles, list(_WAYS), loc="outside lower center", ncols=columns, frameon=False)
-        add_headline(figure, _headline(linearity))
-    plt.close(figure)
-    return figure
+        drawn.legend(handles, list(_WAYS))
+        drawn.headline(_headline(linearity))
+    return drawn.figure
 
 
 def _headline(linearity: RelationLinearity) -> str:

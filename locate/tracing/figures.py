@@ -1,24 +1,23 @@
 """Figures of causal traces."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
 from locate.errors import LocateError, SiteError
+from locate.figures.maps import head_figure
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 from locate.figures.style import (
     HUES,
-    STYLE,
-    add_headline,
-    add_units,
     even_lightness,
-    head_figure,
+    fitted,
     heat_map,
+    label_rows,
     metric_label,
     shown_number,
     token_label,
@@ -34,7 +33,7 @@ def plot_trace(
     kinds: Sequence[str] | None = None,
     effect: Effect | None = None,
     cmap: str | Colormap | None = None,
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """Heat maps of a causal trace, one per kind: tokens down (the subject's starred), layers across.
 
@@ -46,7 +45,7 @@ def plot_trace(
         effect: ``"score"`` for the metric with the state patched (the default where states are restored),
             ``"indirect"`` for how far that is from the run without a patch (the default where they are broken).
         cmap: one colour map for all panels, instead of one hue per kind.
-        figsize: width and height in inches; by default a page's width for three panels.
+        options: what every figure takes, ``PlotOptions``; by default a page's width for three panels.
 
     Returns:
         The figure, already closed in pyplot, so that a notebook shows it once: end a cell with it.
@@ -66,22 +65,20 @@ def plot_trace(
     broken = trace.info["direction"] == "break"
     falling = (trace.total_effect < 0) != (effect == "score" and broken)
     labels = _token_labels(trace)
-    size = figsize or (max(3.5, 0.9 + 2.1 * len(wanted)), 1.2 + 0.16 * max(len(labels), 5))
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(wanted), sharex=True, sharey=True, squeeze=False)[0]
+    n, height = len(wanted), 1.3 + 0.15 * max(len(labels), 5)
+    with sheet(options, "plot_trace", width=max(3.5, 0.9 + 2.1 * n), height=height, panels=n) as drawn:
+        panels = drawn.panels(1, n, sharex=True, sharey=True)
         meshes = []
         for kind, axes in zip(wanted, panels, strict=True):
             # What has no effect is white: where a restored metric goes down, the high end.
             hue = even_lightness(HUES[kind], reverse=falling) if cmap is None else cmap
             meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
-            axes.set_title(_title(trace, kind))
-            _mark_unread(axes, trace)
-        add_units(figure, meshes, unit)
-        _label_tokens(panels[0], labels)
-        add_headline(figure, _headline(trace))
-    plt.close(figure)
-    return figure
+            axes.set_title(fitted(_title(trace, kind), 0.8 * drawn.width / n))
+            _mark_unread(axes, trace, drawn.small)
+        drawn.colorbars(meshes, unit)
+        label_rows(panels[0], labels)
+        drawn.headline(_headline(trace))
+    return drawn.figure
 
 
 def plot_trace_heads(
@@ -89,7 +86,7 @@ def plot_trace_heads(
     *,
     position: int = -1,
     cmap: str | Colormap = "RdBu_r",
-    figsize: tuple[float, float] | None = None,
+    **options: Unpack[PlotOptions],
 ) -> Figure:
     """A heat map of the indirect effect of single heads at one token: heads down, layers across.
 
@@ -97,7 +94,7 @@ def plot_trace_heads(
         trace: a trace with ``attn_head`` among its kinds.
         position: of the token; the last by default.
         cmap: a diverging colour map.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     Raises:
         SiteError: the trace has no heads, or did not visit the position.
@@ -111,7 +108,8 @@ def plot_trace_heads(
     values, low, high, unit = _scale(trace, scores, "indirect")
     here = values.sel(position=place).transpose("head", "layer")
     return head_figure(
-        here.values, reach=max(abs(low), abs(high)), unit=unit, headline=_headline(trace), cmap=cmap, figsize=figsize,
+        here.values, reach=max(abs(low), abs(high)), unit=unit, headline=_headline(trace), cmap=cmap,
+        name="plot_trace_heads", options=options,
         title=f"{_verb(trace)} head output at “{token_label(trace.tokens[place], False)}”",
     )  # fmt: skip
 
@@ -129,7 +127,7 @@ def _scale(trace: Trace, scores: xr.DataArray, effect: str) -> tuple[xr.DataArra
     return values, min(ends[0], float(values.min())), max(ends[1], float(values.max())), unit
 
 
-def _mark_unread(axes: Axes, trace: Trace) -> None:
+def _mark_unread(axes: Axes, trace: Trace, size: float) -> None:
     """A line where nothing reads earlier tokens any more, in models where that is not the last layer alone."""
     layers = trace.data["layer"].values
     reaching = trace.info.get("reaching", len(layers) - 1)
@@ -137,7 +135,7 @@ def _mark_unread(axes: Axes, trace: Trace) -> None:
         axes.axvline(reaching - 0.5, color="0.35", linewidth=0.8, linestyle=(0, (3, 2)))
         axes.text(
             reaching - 0.35, 0.98, "earlier tokens\nunread", transform=axes.get_xaxis_transform(), color="0.35",
-            fontsize="xx-small", va="top",
+            fontsize=size, va="top",
         )  # fmt: skip
 
 
@@ -149,12 +147,6 @@ def _headline(trace: Trace) -> str:
 def _token_labels(trace: Trace) -> list[str]:
     start, end = trace.subject_span
     return [token_label(trace.tokens[i], start <= i < end) for i in trace.info["positions"]]
-
-
-def _label_tokens(axes: Axes, labels: Sequence[str]) -> None:
-    # A token may hold a dollar sign, which is not the start of a formula here.
-    axes.set_yticks(range(len(labels)), labels, parse_math=False)
-    axes.invert_yaxis()
 
 
 def _verb(trace: Trace) -> str:
