@@ -36,7 +36,7 @@ from tests import tiny
 from tests.flows import made_up_flow
 
 PICTURES = Path(__file__).resolve().parent / "pictures"
-DPI = 70
+DPI = 80
 # A made-up clean and corrupted run of one metric.
 _ENDS = {"clean": ("metric", [0.7]), "corrupted": ("metric", [0.02])}
 _INFO = {
@@ -636,7 +636,7 @@ def draw(name: str, path: Path) -> Figure:
     with mpl.rc_context(mpl.rcParamsDefault):
         figure = pictures()[name]()
         figure.set_dpi(DPI)
-        figure.savefig(path)
+        figure.savefig(path, dpi=DPI)
     return figure
 
 

@@ -45,8 +45,8 @@ def plot_reversal(found: Reversal, **options: Unpack[PlotOptions]) -> Figure:
             if len(own) > 1:
                 left.plot(k, own.T, color=colour, linewidth=0.5, alpha=0.35)
             left.plot(k, np.nanmean(own, 0), color=colour, marker=marker, markersize=3.5, label=_TITLES[str(way)])
-        for height in (0, 1):
-            left.axhline(height, color="black", linewidth=0.5)
+        for bound in (0, 1):
+            left.axhline(bound, color="black", linewidth=0.5)
         # Where a matrix loses its own directions, it may lose much more than the edit.
         least, most = float(np.nanmin(undone)), float(np.nanmax(undone))
         left.set_ylim(max(-1.0, min(-0.1, least)), min(2.0, max(1.15, most)))

@@ -115,8 +115,8 @@ def plot_circuit_shift(shift: CircuitShift, **options: Unpack[PlotOptions]) -> F
         (axes,) = upper.panels()
         for (name, own), (colour, marker) in zip(groups.items(), STYLES, strict=False):
             for side, share, dashes in zip(SIDES, weights, ("--", "-"), strict=True):
-                heights = np.bincount(layers[own], share[own], minlength=n_layers)
-                axes.plot(heights, dashes, color=colour, marker=marker, markersize=3, linewidth=1,
+                written = np.bincount(layers[own], share[own], minlength=n_layers)
+                axes.plot(written, dashes, color=colour, marker=marker, markersize=3, linewidth=1,
                           markerfacecolor="white" if side == "before" else colour, label=f"{name}, {side}")  # fmt: skip
         axes.set_xlabel("layer that writes")
         axes.set_ylabel("share of all scores")

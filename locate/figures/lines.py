@@ -100,7 +100,8 @@ def line_panels(
             axes.set_title(str(name), parse_math=False)
             axes.set_ylabel(fitted(unit, 1.6) if axes is grid[0] else "", parse_math=False)
         handles, labels = grid[-1].get_legend_handles_labels()
-        grid[-1].get_legend().remove()
+        if legend := grid[-1].get_legend():
+            legend.remove()
         drawn.legend(handles, labels)
         drawn.headline(headline)
     return drawn.figure

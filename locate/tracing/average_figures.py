@@ -105,7 +105,8 @@ def plot_average_lines(
             if axes is not panels[-1] and shape[0] > 1:
                 axes.set_xlabel("")
         handles, labels = panels[0].get_legend_handles_labels()
-        panels[0].get_legend().remove()
+        if legend := panels[0].get_legend():
+            legend.remove()
         drawn.legend(handles, labels)
         drawn.headline(_headline(average))
     return drawn.figure

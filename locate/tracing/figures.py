@@ -73,7 +73,7 @@ def plot_trace(
             # What has no effect is white: where a restored metric goes down, the high end.
             hue = even_lightness(HUES[kind], reverse=falling) if cmap is None else cmap
             meshes.append((heat_map(axes, values.sel(kind=kind).values, hue, low, high), axes))
-            axes.set_title(fitted(_title(trace, kind), 0.8 * drawn.width / n))
+            axes.set_title(fitted(_title(trace, kind), 0.9 * drawn.width / n))
             _mark_unread(axes, trace, drawn.small)
         drawn.colorbars(meshes, unit)
         label_rows(panels[0], labels)

@@ -59,7 +59,7 @@ def test_tokens_are_readable_and_the_subjects_are_starred(trace):
     figure = plot_trace(trace)
     figure.canvas.draw()
     labels = [label.get_text() for label in panels(figure)[0].get_yticklabels()]
-    assert labels == ["I", "like", "The*", "£$x$*", "↵", "␣", "a_b^2", "of"]
+    assert labels == ["I", "like", "The*", r"£\$x\$*", "↵", "␣", "a_b^2", "of"]
     # The rows are named once, at the left.
     for axes in panels(figure)[1:]:
         assert not [label for label in axes.get_yticklabels() if label.get_visible() and label.get_text()]
