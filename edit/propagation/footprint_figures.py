@@ -57,7 +57,7 @@ def plot_footprint(found: WeightFootprint, **options: Unpack[PlotOptions]) -> Fi
         sizes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for text in sizes.legend(frameon=False, loc="best").get_texts():
             text.set_parse_math(False)
-        spectrum.set(xlabel="singular directions (log₂ axis)", ylabel="share of ‖ΔW‖²", ylim=(0, 1.05))
+        spectrum.set(xlabel="singular directions\n(log₂ axis)", ylabel="share of ‖ΔW‖²", ylim=(0, 1.05))
         spectrum.yaxis.set_major_formatter(FuncFormatter(as_percent))
         for axes in rest:
             _alignments(axes, found)
@@ -76,7 +76,7 @@ def _alignments(axes: Axes, found: WeightFootprint) -> None:
     axes.axhspan(-found.chance, found.chance, color="0.9", linewidth=0)
     axes.axhline(0, color="black", linewidth=0.5)
     largest: Any = max(0.3, float(np.nanmax(np.abs(found.data["alignment"]))) * 1.15)
-    axes.set(xlabel="singular direction (log₂ axis)", ylim=(-largest, largest))
+    axes.set(xlabel="singular direction\n(log₂ axis)", ylim=(-largest, largest))
     axes.set_ylabel(f"cosine with “{new}” − “{old}”", parse_math=False)
 
 

@@ -88,7 +88,7 @@ def _draw_writers(axes: Axes, residue: OldFactResidue, n: int, size: float) -> N
     axes.axvline(0, color="black", linewidth=0.5)
     axes.set_yticks(rows, table["name"])
     axes.invert_yaxis()
-    axes.set_xlabel("added to logit(old) − logit(new)")
+    axes.set_xlabel("added to\nlogit(old) − logit(new)")
     axes.set_title("what still writes the old one", fontsize=size)
     axes.locator_params(axis="x", nbins=4)
     axes.spines[["top", "right"]].set_visible(False)

@@ -57,7 +57,7 @@ def plot_reversal(found: Reversal, **options: Unpack[PlotOptions]) -> Figure:
         for axes in (left, right):
             axes.set_xscale("log", base=2)
             axes.set_xticks(k, [str(one) for one in k], minor=False)
-            axes.set_xlabel("singular directions k of each matrix, log₂ axis")
+            axes.set_xlabel("singular directions k\nof each matrix (log₂ axis)")
             sns.despine(ax=axes)
         rank = f"ΔW of rank {found.rank}" + (": k = 1 is all of it" if found.rank == 1 else "")
         drawn.headline(f"{found.info['method']}, {rank}")
