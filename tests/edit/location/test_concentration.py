@@ -96,7 +96,7 @@ def test_it_is_saved_and_drawn(tmp_path):
     figure = edit.plot_concentration({"one_$x$": found, "other": again}, bins=10)
     check_fits(figure)
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == ["one_$x$, layer 1", "other, layer 1"]
+    assert labels == [r"one_\$x\$, layer 1", "other, layer 1"]
     heat = figure.axes[0].collections[0].get_array()
     binned = found.shares().values[0].reshape(10, 8).sum(1) * 10
     np.testing.assert_allclose(np.ma.getdata(heat)[0], binned)
