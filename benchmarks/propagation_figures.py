@@ -56,7 +56,7 @@ def main() -> None:
 
 def circuit_sizes(folder: Path) -> Figure:
     """How many edges each edit takes, and what as many at random carry."""
-    rows = pd.DataFrame([one.found for one in _done(folder).values()])
+    rows: Any = pd.DataFrame([one.found for one in _done(folder).values()])
     figure = plt.figure(figsize=(_WIDTH, 2.2), layout="constrained")
     sizes, carried = figure.subplots(1, 2, width_ratios=(3, 2))
     sns.swarmplot(x=100 * rows["size"], ax=sizes, color="#0072B2", size=4)
@@ -160,7 +160,7 @@ def foretold(folder: Path) -> Figure:
 
 def claims(folder: Path) -> Figure:
     """The numbers that the published claims are judged by."""
-    rows = pd.DataFrame([one.found for one in _done(folder).values()])
+    rows: Any = pd.DataFrame([one.found for one in _done(folder).values()])
     panels = {
         "undone by base attention patterns\n(share of the effect)": {
             "1 head": "lost, mask 1", "5 heads": "lost, mask 5", "20 heads": "lost, mask 20",
