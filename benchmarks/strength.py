@@ -25,6 +25,7 @@ from edit.names import SAMPLED
 from edit.values.contexts import Contexts, build_contexts
 from edit.values.objective import Value, ValueObjective
 from edit.values.optimisation import Reached, _Optimisation
+from edit.values.progress import StepBar
 from locate.engine import DEFAULT_BUDGET
 
 _SHOWN = {
@@ -99,7 +100,7 @@ def values_at(
     objective = replace(objective, probability=max(probabilities))
     watched = _Watched(model, [context], layer, objective, "mlp", DEFAULT_BUDGET)
     watched.wanted = sorted(probabilities)
-    (last,) = watched.run()
+    (last,) = watched.run(StepBar(requests=1, steps=objective.steps))
     return {probability: watched.passed.get(probability, last) for probability in probabilities}
 
 

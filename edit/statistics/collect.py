@@ -5,7 +5,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -17,6 +20,7 @@ from edit.statistics.accumulate import MomentSum
 from edit.statistics.corpus import LENGTH, ROWS, SAMPLED, token_batches, tokenizer_identity
 from edit.statistics.files import load_statistics
 from edit.statistics.moments import STATISTICS, KeyStatistics, Part, kept_beside
+from edit.statistics.shrinking import shrunk
 from edit.statistics.text import KeptText
 from locate.engine.rows import WHOLE_BUDGET, Budget
 from locate.errors import DataError, LocateError
@@ -39,6 +43,7 @@ def key_statistics(
     corpus: str = SAMPLED,
     tokens: int | None = None,
     seed: int = 0,
+    shrink: bool = False,
     cache: bool = True,
     progress: bool = True,
 ) -> KeyStatistics:
@@ -50,8 +55,9 @@ def key_statistics(
     >>> statistics.second_moment.shape == (model.cfg.d_mlp, model.cfg.d_mlp)
     True
     """
-    options = {"corpus": corpus, "tokens": tokens, "seed": seed, "cache": cache, "progress": progress}
-    return collect_statistics(model, [layer], **options)[check_layer(model, layer)]
+    return collect_statistics(
+        model, [layer], corpus=corpus, tokens=tokens, seed=seed, shrink=shrink, cache=cache, progress=progress
+    )[check_layer(model, layer)]
 
 
 def collect_statistics(
@@ -61,6 +67,7 @@ def collect_statistics(
     corpus: str = SAMPLED,
     tokens: int | None = None,
     seed: int = 0,
+    shrink: bool = False,
     shard: tuple[int, int] = (0, 1),
     cache: bool = True,
     folder: str | Path | None = None,
@@ -79,6 +86,8 @@ def collect_statistics(
         tokens: how many keys, in whole batches, of which a small number of sampled keys needs only a part; by default
             20 times their dimension.
         seed: of sampled text.
+        shrink: whether to shrink them towards their diagonal, by as much as these keys are few (see
+            ``KeyStatistics.shrinkage``): four keys for each of their dimensions then do for most methods.
         shard: (i, n) takes only every n-th batch from the i-th on (0 to n − 1) of what would be taken; the n
             shards, collected anywhere, merge to the whole.
         cache: whether to keep the results, and what a stopped run had reached, on disk.
@@ -102,7 +111,7 @@ def collect_statistics(
     seed = whole("seed", seed)
     tokens = None if tokens is None else whole("tokens", tokens)
     shard = whole("shard", shard[0]), whole("shard", shard[1])
-    _check_options(layers, tokens, shard)
+    _check_options(layers, tokens, shard, shrink)
     chosen = list(dict.fromkeys(check_layer(model, layer) for layer in layers))
     identity = f"{_identity(corpus)}, tokenizer {tokenizer_identity(model)}"
     rows = _rows(tokens) if corpus == SAMPLED and tokens is not None else ROWS
@@ -115,9 +124,9 @@ def collect_statistics(
         down = down_projection(model, layer)
         size = down.key_size
         batches = text.batches(tokens or _TOKENS_PER_KEY_DIMENSION * size)
-        path = place / f"{text.digest(fingerprint, layer, batches)}.safetensors" if cache else None
+        path = place / f"{text.digest(fingerprint, layer, batches, shrink)}.safetensors" if cache else None
         unfinished = None if path is None else path.with_name(f"{path.stem}.partial.safetensors")
-        moments = MomentSum(layer=layer, size=size, wanted=text.share(batches), path=unfinished)
+        moments = MomentSum(layer=layer, size=size, wanted=text.share(batches), path=unfinished, shrinks=shrink)
         if path is not None and path.is_file():
             found[layer] = kept_beside(load_statistics(path), path)
             moments.forget()
@@ -131,11 +140,13 @@ def collect_statistics(
     for job in jobs:
         moments = job.moments
         text.check_enough(moments)
+        mean = moments.finished()
+        by = moments.shrinkage(mean)
         statistics = found[moments.layer] = KeyStatistics(
-            second_moment=moments.finished(), count=moments.count, layer=moments.layer, corpus=corpus, seed=seed,
-            fingerprint=fingerprint, dtype=job.dtype, parts=(text.part,),
+            second_moment=shrunk(mean, by) if shrink else mean, count=moments.count, layer=moments.layer,
+            corpus=corpus, seed=seed, fingerprint=fingerprint, dtype=job.dtype, parts=(text.part,), shrinkage=by,
         )  # fmt: skip
-        moments.total = None  # wide layers take gigabytes
+        moments.release()
         if job.path is not None:
             kept_beside(statistics, job.path).save(job.path)
             moments.forget()
@@ -185,24 +196,37 @@ class _Text:
             )
         return share
 
-    def digest(self, fingerprint: str, layer: int, batches: int) -> str:
+    def digest(self, fingerprint: str, layer: int, batches: int, shrink: bool) -> str:
         """Names everything that the statistics depend on."""
         text = f"{self.identity}|{batches} of {self.rows}x{LENGTH}|{self.seed}|{self.index}/{self.of}"
+        text += "|shrunk" * shrink
         return hashlib.sha256(f"{fingerprint}|{layer}|{text}|{STATISTICS.version}".encode()).hexdigest()[:32]
 
     def folder(self, fingerprint: str) -> str:
         """Names what sampled text depends on besides its seed."""
         return hashlib.sha256(f"{fingerprint}|{self.identity}".encode()).hexdigest()[:32]
 
-    def read(self, model: TransformerBridge, skip: int, folder: Path | None) -> Iterator[torch.Tensor]:
-        """The shard's batches without the first ``skip``; text that the model writes is kept in the folder."""
-        first = self.index + skip * self.of
-        options = {"length": LENGTH, "rows": self.rows, "seed": self.seed, "step": self.of}
-        if self.corpus == SAMPLED and folder is not None:
-            kept = KeptText(folder=folder, name=f"{self.seed}-{self.rows}x{LENGTH}")
-            yield from kept.batches(lambda n: token_batches(model, SAMPLED, first=n, **options), first, self.of)
-        else:
-            yield from token_batches(model, self.corpus, first=first, **options)
+    def read(
+        self, model: TransformerBridge, begin: int, end: int, folder: Path | None, progress: bool
+    ) -> Iterator[torch.Tensor]:
+        """The shard's batches from ``begin`` to ``end``; those that the model writes are all written first."""
+        first = self.index + begin * self.of
+        options: Any = {"length": LENGTH, "rows": self.rows, "seed": self.seed, "step": self.of}
+        if self.corpus != SAMPLED:
+            return islice(token_batches(model, self.corpus, first=first, **options), end - begin)
+        size = self.rows * LENGTH
+        with tqdm(
+            desc="text for key statistics", total=(end - begin) * size, unit="token", disable=not progress, delay=1
+        ) as bar:
+
+            def written(number: int) -> Iterator[torch.Tensor]:
+                return token_batches(model, SAMPLED, first=number, tick=bar.update, **options)
+
+            batches = written(first)
+            if folder is not None:
+                kept = KeptText(folder=folder, name=f"{self.seed}-{self.rows}x{LENGTH}")
+                batches = kept.batches(written, first, self.of, bar.update)
+            return iter([*islice(batches, end - begin)])
 
     def warn_if_short(self, tokens: int | None, found: Mapping[int, KeyStatistics]) -> None:
         """Say so where the whole text gave fewer keys than were asked for."""
@@ -240,7 +264,7 @@ def _accumulate(
 ) -> None:  # fmt: skip
     """Run the text through the model until every sum has the batches it wants, or the text ends."""
     begin, end = min(one.done for one in sums), max(one.wanted for one in sums)
-    batches = text.read(model, begin, folder)
+    batches = text.read(model, begin, end, folder, progress)
     layers = [one.layer for one in sums]
     name = f"key statistics, layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
     last = time.monotonic()
@@ -271,11 +295,20 @@ def _run(model: TransformerBridge, batch: torch.Tensor, active: Sequence[MomentS
         return
     highest = max(one.layer for one in active)
     hooks = [(hook_name("down_in", one.layer), _adder(one, last=one.layer == highest)) for one in active]
-    device = input_device(model)
-    with running(model), model.hooks(fwd_hooks=hooks):
-        for part in batch.split(Budget.of(model, WHOLE_BUDGET).rows(batch.shape[1])):
+    device, begun = input_device(model), bar.n
+    for part in batch.split(Budget.of(model, WHOLE_BUDGET).rows(batch.shape[1])):
+        # A pass of a wide model takes long: each block is a part of it.
+        passed = partial(_tick, bar, begun, part.numel() / (highest + 1))
+        ticks = [(hook_name("resid", layer), partial(passed, layer + 1)) for layer in range(highest)]
+        with running(model), model.hooks(fwd_hooks=[*hooks, *ticks]):
             model(part.to(device), stop_at_layer=highest + 1)
-            bar.update(part.numel())
+        begun += part.numel()
+        bar.update(begun - bar.n)
+
+
+def _tick(bar: tqdm, begun: int, each: float, blocks: int, _value: object, hook: object) -> None:
+    """A hook that moves a bar to where some blocks of a pass leave it."""
+    bar.update(begun + round(each * blocks) - bar.n)
 
 
 def _adder(moments: MomentSum, *, last: bool) -> Callable[..., None]:
@@ -290,7 +323,7 @@ def _adder(moments: MomentSum, *, last: bool) -> Callable[..., None]:
     return add
 
 
-def _check_options(layers: Sequence[int], tokens: int | None, shard: tuple[int, int]) -> None:
+def _check_options(layers: Sequence[int], tokens: int | None, shard: tuple[int, int], shrink: bool) -> None:
     if not layers:
         raise LocateError("There are no layers to collect key statistics of; give at least one.")
     if tokens is not None and tokens < 1:
@@ -298,6 +331,10 @@ def _check_options(layers: Sequence[int], tokens: int | None, shard: tuple[int, 
     index, of = shard
     if not 0 <= index < of:
         raise LocateError(f"shard must be (i, n) with i from 0 to n − 1, found ({index}, {of}).")
+    if shrink and of > 1:
+        raise LocateError(
+            f"Shards add up only as they are: shrink=True does not go with shard=({index}, {of}). Leave one of both."
+        )
 
 
 def _identity(corpus: str) -> str:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count, islice
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ def token_batches(
     seed: int = 0,
     first: int = 0,
     step: int = 1,
+    tick: Callable[[int], object] = lambda made: None,
 ) -> Iterator[Int[Tensor, "row position"]]:
     """Batches of token sequences from a corpus, until it ends (sampled text never does).
 
@@ -66,6 +67,7 @@ def token_batches(
         seed: of the sampling.
         first: number of the batch to begin with.
         step: how many batches to go on by: 2 is every other batch.
+        tick: called as the model writes, with how many tokens it has written since.
 
     Raises:
         DataError: no such file or data set.
@@ -77,7 +79,7 @@ def token_batches(
     """
     if corpus == SAMPLED:
         for number in count(first, step):
-            yield _sampled(model, length, rows, _batch_seed(seed, number))
+            yield _sampled(model, length, rows, _batch_seed(seed, number), tick)
     else:
         # As the model reads any text: what its tokenizer puts before it (such as BOS) opens every row.
         leading = _leading(model)
@@ -133,7 +135,9 @@ def _batch_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{number}".encode()).digest()[:7])
 
 
-def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Int[Tensor, "row position"]:
+def _sampled(
+    model: TransformerBridge, length: int, rows: int, seed: int, tick: Callable[[int], object]
+) -> Int[Tensor, "row position"]:
     generator = torch.Generator().manual_seed(seed)
     openers = [encode_text(model, opener)[:length] for opener in _OPENERS]
     # A row of -1 is free from the start; an opener's own tokens (with BOS, where there is one) are given.
@@ -141,7 +145,9 @@ def _sampled(model: TransformerBridge, length: int, rows: int, seed: int) -> Int
     sampler = Sampler(
         generator=generator, top_k=_TOP_K, forbidden=model.tokenizer.all_special_ids, forced=chosen[:, 1:]
     )  # fmt: skip
-    return continued(model, chosen[:, :1], length - 1, sampler)
+    made = continued(model, chosen[:, :1], length - 1, sampler, tick)
+    tick(rows)  # the first token of each, which was given
+    return made
 
 
 def _documents(corpus: str) -> Iterator[str]:

@@ -40,6 +40,9 @@ def _made(moment: Tensor, described: dict[str, Any]) -> KeyStatistics:
         raise ValueError(f"the second moment is {moment.dtype} of shape {tuple(moment.shape)}")
     if described["count"] < 1:
         raise ValueError(f"count is {described['count']}")
+    shrinkage = described.get("shrinkage", 0.0)  # files of before quick statistics have none
+    if not isinstance(shrinkage, float) or not 0 <= shrinkage <= 1:
+        raise ValueError(f"shrinkage is {shrinkage!r}")
     parts = tuple(Part(str(source), int(index), int(of)) for source, index, of in described["parts"])
     fields = {name: described[name] for name in _TYPES}
-    return KeyStatistics(second_moment=moment, **{**fields, "parts": parts})
+    return KeyStatistics(second_moment=moment, **{**fields, "parts": parts}, shrinkage=shrinkage)

@@ -50,6 +50,7 @@ class KeyStatistics:
         fingerprint: of the model they were collected on.
         dtype: of that model's weights, such as ``"bfloat16"``.
         parts: the shares of corpora that were averaged, where that is known.
+        shrinkage: λ, where ``second_moment`` is (1 − λ)C + λ·diag(C) of the keys' own C, as quick statistics are.
 
     >>> statistics = edit.key_statistics(model, layer=4)
     >>> statistics.solve(torch.ones(model.cfg.d_mlp, 1)).shape == (model.cfg.d_mlp, 1)
@@ -64,6 +65,7 @@ class KeyStatistics:
     fingerprint: str
     dtype: str = "float32"
     parts: tuple[Part, ...] = ()
+    shrinkage: float = 0.0
     # What was computed once: the Cholesky factor, the eigenvalues and eigenvectors, and the file to keep them in.
     _kept: dict[str, Any] = field(init=False, default_factory=dict, repr=False)
 
@@ -207,11 +209,16 @@ class KeyStatistics:
 
     def save(self, path: str | Path) -> Path:
         """Write the statistics to a safetensors file, whole or not at all."""
-        names = ("count", "layer", "corpus", "seed", "fingerprint", "dtype", "parts")
+        names = ("count", "layer", "corpus", "seed", "fingerprint", "dtype", "parts", "shrinkage")
         described = {name: getattr(self, name) for name in names}
         return write_tensors(path, STATISTICS, {"second_moment": self.second_moment}, described)
 
     def _check_mergeable(self, other: "KeyStatistics") -> None:
+        if self.shrinkage or other.shrinkage:
+            raise DataError(
+                "Key statistics that were shrunk do not add up: each is pulled to its own diagonal, by as much as it "
+                "has few keys. Merge those that were collected without shrink=True."
+            )
         mine, its = len(self.second_moment), len(other.second_moment)
         for what, one, two in (
             ("layers", self.layer, other.layer),

@@ -36,13 +36,20 @@ class KeptText:
     folder: Path
     name: str
 
-    def batches(self, write: Callable[[int], _Batches], first: int, step: int) -> _Batches:
+    def batches(
+        self,
+        write: Callable[[int], _Batches],
+        first: int,
+        step: int,
+        found: Callable[[int], object] = lambda read: None,
+    ) -> _Batches:
         """Every ``step``-th batch from ``first`` on, read where it is kept and written where it is not.
 
         Args:
             write: gives the batches from a number on, by the same step.
             first: number of the batch to begin with.
             step: how many batches to go on by.
+            found: called with how many tokens were read where they are kept.
         """
         source: _Batches | None = None
         for number in count(first, step):
@@ -50,6 +57,7 @@ class KeptText:
             batch = _read(path)
             if batch is not None:
                 source = None  # it stands before this batch
+                found(batch.numel())
             else:
                 source = write(number) if source is None else source
                 batch = next(source, None)

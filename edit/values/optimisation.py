@@ -1,16 +1,17 @@
 """Finding the values v* that make the model say the new objects, for many requests at once."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.values.contexts import AlignedContexts, Contexts, align_contexts
 from edit.values.objective import Place, Value, ValueObjective
+from edit.values.progress import StepBar
 from locate.engine import DEFAULT_BUDGET, Branch, Shift, freeze
 from locate.engine.reach import reaching_layers
 from locate.engine.rows import Budget, passes
@@ -44,7 +45,7 @@ def optimise_values(
     place: Place = "mlp",
     budget: int = DEFAULT_BUDGET,
     precision: Precision = "model",
-    progress: bool = False,
+    progress: bool | StepBar = False,
 ) -> list[Value]:
     """Find, for each request by itself, what a layer must give at the site to make the new target likely.
 
@@ -60,23 +61,28 @@ def optimise_values(
         place: of the change.
         budget: the most tokens in one pass, an eighth of it where gradients are kept.
         precision: of the steps' matrix products.
-        progress: whether to show a bar.
+        progress: whether to show a bar, or that of a longer job, which is moved on.
 
     Raises:
         NumericsError: a loss is not finite, or ends above where it began; the message names the request and the step.
     """
     values: dict[int, Value] = {}
-    with tqdm(total=len(contexts), desc="values", unit="request", disable=not progress, delay=1) as bar:
+    with _bar(progress, len(contexts), objective.steps) as bar:
         for group in passes([one.extent for one in contexts], Budget.of(model, budget), gradients=True):
             own = [contexts[index] for index in group]
             # The first pass in the model's own precision: under bfloat16 the mask of padding would overflow to −∞ and
             # leave padded rows nothing to attend to.
             optimisation = _Optimisation(model, own, layer, objective, place, budget)
             with computing_in(precision, model):
-                found = optimisation.run()
+                found = optimisation.run(bar)
             values |= dict(zip(group, found, strict=True))
-            bar.update(len(group))
     return [values[index] for index in range(len(contexts))]
+
+
+def _bar(progress: bool | StepBar, requests: int, steps: int) -> AbstractContextManager[StepBar]:
+    if isinstance(progress, StepBar):
+        return nullcontext(progress)
+    return StepBar(requests=requests, steps=steps, shown=progress)
 
 
 class Reached(NamedTuple):
@@ -129,7 +135,7 @@ class _Optimisation:
         self.reached: dict[int, Reached] = {}
         self.converged: set[int] = set()
 
-    def run(self) -> list[Value]:
+    def run(self, bar: StepBar) -> list[Value]:
         """Take the steps, and give what was found."""
         optimiser = torch.optim.Adam(self.deltas, lr=self.objective.learning_rate)
         active = torch.arange(len(self.contexts))
@@ -155,6 +161,7 @@ class _Optimisation:
                 now = [Reached(*one) for one in reached]
                 self.reached |= dict(zip(active.tolist(), now, strict=True))
                 going = torch.tensor([not self._stops(i, one) for i, one in zip(active.tolist(), now, strict=True)])
+                bar.spare((self.objective.steps - step) * int((~going).sum()))
                 if step == self.objective.steps or not going.any():
                     break
                 own = [self.deltas[i] for i in active.tolist()]
@@ -168,6 +175,7 @@ class _Optimisation:
                 optimiser.step()
                 active = active[going]
                 self._clamp(active)
+                bar.step(len(active))
         self._check_descent()
         return [self._value(index) for index in range(len(self.contexts))]
 

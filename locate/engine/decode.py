@@ -1,6 +1,5 @@
 """Letting the model continue texts: one loop, and ways to choose what comes next."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -56,9 +55,10 @@ def continue_tokens(
 
 
 def continued(
-    model: TransformerBridge, tokens: Int[Tensor, "row start"], length: int, choose: Choose
-) -> Int[Tensor, "row position"]:
-    """The rows, each with ``length`` further tokens, on the CPU.
+    model: TransformerBridge, tokens: Int[Tensor, "row start"], length: int, choose: Choose,
+    tick: Callable[[int], object] = lambda made: None,
+) -> Int[Tensor, "row position"]:  # fmt: skip
+    """The rows, each with ``length`` further tokens, on the CPU; ``tick`` is told of each step how many it made.
 
     Raises:
         NumericsError: the model's predictions are not finite.
@@ -66,8 +66,10 @@ def continued(
     >>> continued(model, torch.tensor([[1, 2]]), 3, greedy).shape
     torch.Size([1, 5])
     """
-    last = deque(islice(continue_tokens(model, tokens, choose), max(0, length)), maxlen=1)
-    return torch.cat([tokens.cpu(), *last], dim=1)
+    made = tokens.cpu()[:, :0]
+    for made in islice(continue_tokens(model, tokens, choose), max(0, length)):
+        tick(len(made))
+    return torch.cat([tokens.cpu(), made], dim=1)
 
 
 def end_tokens(model: TransformerBridge) -> set[int]:

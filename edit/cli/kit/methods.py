@@ -12,7 +12,7 @@ import typer
 import edit
 from edit.cli.kit.options import METHOD, CorpusOption, TokensOption, read_names, read_numbers
 from edit.cli.kit.statistics import add_up, statistics_files
-from edit.names import SAMPLED
+from edit.names import AMOUNTS, SAMPLED
 from locate.errors import DataError, suggest
 from locate.names import Precision
 
@@ -62,7 +62,8 @@ class MethodOptions:
     statistics: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Key statistics to use, from `locate-edit stats`: a file or a folder; may be given several times.",
+            help="Key statistics to use, from `locate-edit stats`: a file or a folder; may be given several times. Or "
+            "how many to collect: full, or quick (4 a dimension, shrunk; the default where a method does with it).",
             rich_help_panel=METHOD,
         ),
     ] = None
@@ -82,7 +83,7 @@ class MethodOptions:
         names = self._stabilisers()
         given: dict[str, Any] = {
             "--layers": None if self.layers is None else read_numbers(self.layers, "--layers"),
-            "--statistics": self.statistics or None,
+            "--statistics": self._amount() or self.statistics or None,
             "--corpus": None if self.corpus == SAMPLED else self.corpus,
             "--tokens": self.tokens,
             "--precision": None if self.precision == "model" else self.precision,
@@ -102,7 +103,10 @@ class MethodOptions:
             raise DataError(
                 f"--stabilise: {_STABILISERS[unfit[0]]} has no meaning for --method {self.method}; use {others}."
             )
-        if given.pop("--statistics", None) and ("--corpus" in given or "--tokens" in given):
+        amount = given.pop("--statistics", None)
+        if isinstance(amount, str):
+            given["--statistics"] = amount
+        elif amount and ("--corpus" in given or "--tokens" in given):
             raise DataError("--statistics gives what --corpus and --tokens would collect; leave these out.")
         if "layer" in taken and "--layers" in given:
             if len(given["--layers"]) != 1:
@@ -126,7 +130,7 @@ class MethodOptions:
                 fit.
             NumericsError: there are too few keys.
         """
-        if not self.statistics:
+        if not self.statistics or self._amount():
             return method
         known = add_up(statistics_files(self.statistics), layers=method.edited_layers(model))
         for layer, one in known.items():
@@ -136,6 +140,13 @@ class MethodOptions:
         method = replace(method, statistics=known)
         method.statistics_for(model)
         return method
+
+    def _amount(self) -> str | None:
+        """``quick`` or ``full``, where that is what was given for the statistics."""
+        words = [str(one) for one in self.statistics or () if str(one) in AMOUNTS]
+        if words and len(self.statistics or ()) > 1:
+            raise DataError(f"--statistics {words[0]} stands for itself; leave the others out.")
+        return words[0] if words else None
 
     def _stabilisers(self) -> tuple[str, ...]:
         names = () if self.stabilise is None else read_names(self.stabilise.casefold(), "--stabilise")

@@ -12,7 +12,7 @@ from locate.model.weights import down_projection, model_fingerprint
 _ROUNDING = 1e-5
 
 
-def given_statistics(
+def checked_statistics(
     given: KeyStatistics | Mapping[int, KeyStatistics], model: TransformerBridge, layers: tuple[int, ...], *,
     edited: bool,
 ) -> dict[int, KeyStatistics]:  # fmt: skip
@@ -29,7 +29,7 @@ def given_statistics(
         NumericsError: they are of too few keys.
 
     >>> statistics = edit.key_statistics(model, layer=4)
-    >>> list(given_statistics(statistics, model, (4,), edited=False))
+    >>> list(checked_statistics(statistics, model, (4,), edited=False))
     [4]
     """
     known = dict.fromkeys(layers, given) if isinstance(given, KeyStatistics) else given

@@ -12,18 +12,19 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
-from edit.hyperparameters import Count, Unchecked, hyperparameters
+from edit.hyperparameters import Count, Unchecked, hyperparameters, refused
 from edit.methods.base import EarlierEdits, EditingMethod, Fitted, Job, Written, checked
-from edit.methods.rewriting.given import given_statistics, warn_of_others
+from edit.methods.rewriting.given import checked_statistics, warn_of_others
 from edit.methods.rewriting.rewriting import Rewriting, matrix_of, stored
 from edit.methods.rewriting.solves import Factors, Problem
 from edit.methods.where import Each, Where, each_of
-from edit.names import SAMPLED
+from edit.names import AMOUNTS, QUICK_KEYS, SAMPLED, Amount
 from edit.requests.requests import Cases, EditRequest, as_requests
 from edit.statistics import KeyStatistics, collect_statistics
 from edit.values.contexts import Contexts, build_contexts, check_answered
 from edit.values.objective import Place, Value, ValueObjective
 from edit.values.optimisation import optimise_values
+from edit.values.progress import StepBar
 from locate.errors import FactError, NumericsError, listed, tell
 from locate.model.precision import Precision, check_precision
 from locate.model.weights import DownProjection, down_projection, fingerprint
@@ -59,30 +60,58 @@ def _known(precision: Any) -> Any:
     return precision
 
 
+def _amount(statistics: Any) -> Any:
+    if isinstance(statistics, str) and statistics not in AMOUNTS:
+        raise refused('give "quick", "full", or key statistics, found {}.')
+    return statistics
+
+
 @hyperparameters
 class LocateThenEdit(Rewriting):
     """A method that finds values for its requests and writes them at their keys.
 
     Args:
         objective: how values are optimised.
-        statistics: key statistics to use, by layer where there are several; by default they are collected and cached.
+        statistics: key statistics to use, by layer where there are several, or how many to collect and cache:
+            ``"full"`` is the method's own number of keys (20 for each of their dimensions; AlphaEdit: 40),
+            ``"quick"`` a small one (4), shrunk by as much as they are few. By default quick where the model writes the
+            text itself, which is what takes long, and the method can do with it (all but AlphaEdit); otherwise full.
+            The same call gives the same numbers, whatever was collected before.
         corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
-        statistics_tokens: how many keys to collect; the method's own number by default.
+        statistics_tokens: how many keys to collect; they are not shrunk unless ``statistics="quick"``.
         precision: of the matrix products while values are optimised.
     """
 
     uses_statistics: ClassVar[bool] = True
-    # How many keys the statistics take, per dimension of a key, and where values are optimised.
+    # How many keys full statistics take, per dimension of a key; whether quick ones do; where values are optimised.
     keys_per_dimension: ClassVar[int] = 20
+    does_with_few: ClassVar[bool] = True
     place: ClassVar[Place] = "mlp"
 
     objective: ValueObjective = field(default_factory=ValueObjective)
-    statistics: Annotated[KeyStatistics | Mapping[int, KeyStatistics] | None, Unchecked] = field(
-        default=None, hash=False
-    )
+    statistics: Annotated[
+        KeyStatistics | Mapping[int, KeyStatistics] | Amount | None, Unchecked, BeforeValidator(_amount)
+    ] = field(default=None, hash=False)
     corpus: str = SAMPLED
     statistics_tokens: Count | None = None
     precision: Annotated[Precision, BeforeValidator(_known)] = "model"
+
+    @property
+    def given_statistics(self) -> KeyStatistics | Mapping[int, KeyStatistics] | None:
+        """The key statistics that it was given; None where it collects them."""
+        return None if isinstance(self.statistics, str) else self.statistics
+
+    @property
+    def amount(self) -> Amount:
+        """How many keys it collects, where it is given none.
+
+        >>> edit.ROME().amount, edit.ROME(corpus="text.txt").amount, edit.AlphaEdit().amount
+        ('quick', 'full', 'full')
+        """
+        if isinstance(self.statistics, str):
+            return self.statistics
+        enough = self.does_with_few and self.corpus == SAMPLED and self.statistics_tokens is None
+        return "quick" if enough else "full"
 
     @property
     def writes_again(self) -> bool:
@@ -166,7 +195,7 @@ class LocateThenEdit(Rewriting):
     def on_unedited(self, job: Job, known: Mapping[str, Any]) -> tuple[EditingMethod[WeightUpdate], dict[str, Any]]:
         """See ``EditingMethod.on_unedited``; statistics that differ from those of the record are warned of."""
         method, _ = super().on_unedited(job, known)
-        if self.statistics is not None:
+        if self.given_statistics is not None:
             return method, {"key_energies": {}}
         statistics = self.statistics_for(job.model, job.layer, progress=job.progress)
         energies = {str(layer): one.mean_energy for layer, one in statistics.items()}
@@ -177,8 +206,9 @@ class LocateThenEdit(Rewriting):
         self, model: TransformerBridge, written: Mapping[int, Written], earlier: EarlierEdits
     ) -> dict[str, LowRank]:
         """See ``EditingMethod.write_again``."""
-        assert self.statistics is not None  # a session gives them, before its first batch
-        statistics = given_statistics(self.statistics, model, tuple(written), edited=True)
+        given = self.given_statistics
+        assert given is not None  # a session gives them, before its first batch
+        statistics = checked_statistics(given, model, tuple(written), edited=True)
         downs = {layer: down_projection(model, layer) for layer in written}
         return {
             down.name: self._written_again(written[layer], down, statistics[layer], earlier)
@@ -214,9 +244,10 @@ class LocateThenEdit(Rewriting):
 
     def described(self, model: TransformerBridge, layer: Where | None = None) -> dict[str, Any]:
         """See ``EditingMethod.described``; statistics that were given count by their numbers."""
-        given = self.statistics
+        given = self.given_statistics
         if given is None:
-            return super().described(model, layer)
+            # Full ones go without saying: so they did when there were no others.
+            return {**super().described(model, layer), **({"statistics": "quick"} if self.amount == "quick" else {})}
         several = [given] if isinstance(given, KeyStatistics) else given.values()
         return {**super().described(model, layer), "statistics": [fingerprint(one.second_moment) for one in several]}
 
@@ -244,10 +275,10 @@ class LocateThenEdit(Rewriting):
             found |= zip(own, self._values(job, [contexts[index] for index in own], layer), strict=True)
         return [found[index] for index in range(len(layers))]
 
-    def _values(self, job: Job, contexts: Sequence[Contexts], layer: int) -> list[Value]:
+    def _values(self, job: Job, contexts: Sequence[Contexts], layer: int, bar: StepBar | None = None) -> list[Value]:
         values = optimise_values(
             job.model, contexts, layer, self.value_objective(), place=self.place, budget=self.budget,
-            precision=self.precision, progress=job.progress,
+            precision=self.precision, progress=job.progress if bar is None else bar,
         )  # fmt: skip
         warn_of_missed(values)
         return values
@@ -280,17 +311,17 @@ class LocateThenEdit(Rewriting):
     def _statistics(self, job: Job, layers: tuple[int, ...]) -> dict[int, KeyStatistics]:
         """Statistics of each layer: those given, checked, or collected."""
         edited = bool(job.earlier.changes)
-        if self.statistics is not None:
-            return given_statistics(self.statistics, job.model, layers, edited=edited)
+        if (given := self.given_statistics) is not None:
+            return checked_statistics(given, job.model, layers, edited=edited)
         if edited:
             raise NumericsError(
                 "After earlier edits the key statistics must be those of the unedited model. Give the method "
                 "statistics=method.statistics_for(model) from before they were made, or use an EditSession."
             )
-        size = down_projection(job.model, layers[0]).key_size
-        tokens = self.statistics_tokens or self.keys_per_dimension * size
+        size, quick = down_projection(job.model, layers[0]).key_size, self.amount == "quick"
+        tokens = self.statistics_tokens or (QUICK_KEYS if quick else self.keys_per_dimension) * size
         collected = collect_statistics(
-            job.model, layers, corpus=self.corpus, tokens=tokens, seed=self.seed, progress=job.progress
+            job.model, layers, corpus=self.corpus, tokens=tokens, seed=self.seed, shrink=quick, progress=job.progress
         )
         for one in collected.values():
             one.check_rank()
@@ -312,14 +343,3 @@ def warn_of_missed(values: Sequence[Value]) -> None:
             "the texts that the value is optimised for); these edits are written, and may not be said. Give the "
             "objective more steps, another layer, or a target that this model can say:\n" + listed(told)
         )
-
-
-def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | None = 0.5) -> Float[Tensor, "d"]:
-    """The mean of rows of which the first, the bare prompt's, has a weight of its own; None for a plain mean.
-
-    >>> mean_over_prefixes(Tensor([[0.0], [4.0], [8.0]])).item()
-    3.0
-    """
-    if bare_weight is None or len(rows) == 1:
-        return rows.mean(0)
-    return bare_weight * rows[0] + (1 - bare_weight) * rows[1:].mean(0)

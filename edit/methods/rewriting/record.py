@@ -23,7 +23,8 @@ def record(method: LocateThenEdit, prepared: Prepared, edits: Sequence[Mapping[s
         **own, "layers": list(prepared.statistics), "objective": _plain(method.value_objective()),
         "prefixes": list(prepared.prefixes[1:]),
         "stabilisers": [{"name": stabiliser.name, **_plain(stabiliser)} for stabiliser in method.stabilisers],
-        "statistics": {"corpus": one.corpus, "count": one.count, "seed": one.seed}, "edits": list(edits),
+        "statistics": {"corpus": one.corpus, "count": one.count, "seed": one.seed, "shrinkage": one.shrinkage},
+        "edits": list(edits),
     }  # fmt: skip
 
 

@@ -9,17 +9,16 @@ import torch
 from jaxtyping import Float
 from pydantic import AfterValidator
 from torch import Tensor
-from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Share, Told, Unchecked, hyperparameters, refused
 from edit.methods.base import EarlierEdits, Fitted, Written
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared, mean_over_prefixes
+from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared
 from edit.methods.rewriting.record import described_edit, record
 from edit.methods.rewriting.rewriting import Lengths, matrix_of, stored, under
-from edit.methods.rewriting.solves import Factors, Problem
+from edit.methods.rewriting.solves import Factors, Problem, mean_over_prefixes
 from edit.methods.rewriting.stabilisers import reference_norm
 from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys
@@ -27,6 +26,7 @@ from edit.requests.requests import EditRequest
 from edit.statistics import KeyStatistics
 from edit.values.contexts import Contexts, Openings, build_contexts
 from edit.values.objective import ENDING_OBJECTIVE, Value, ValueObjective
+from edit.values.progress import StepBar
 from locate.errors import NumericsError, SiteError
 from locate.model.weights import DownProjection, down_projection
 
@@ -133,18 +133,20 @@ class ROME(LocateThenEdit):
         edits: list[dict[str, Any]] = []
         values: list[Value] = []
         pairs = zip(job.requests, prepared.contexts, strict=True)
-        for request, context in tqdm(pairs, "ROME", total=len(job.requests), disable=not job.progress, delay=1):
-            with under(model, deltas):
-                # The first is found on the model as it is in any case.
-                first = known[:1] if not values else []
-                (value,) = first or self._values(replace(job, progress=False), [context], at)
-                values.append(value)
-                so_far = replace(earlier, changes=changes, anchors=anchors)
-                delta, own = self._write(down, request, value, statistics, so_far)
-            edits.append(described_edit(request, context, value))
-            written.append(own)
-            for joint in (deltas, changes):
-                joint[down.name] = joint[down.name].joined(delta) if down.name in joint else delta
+        sought = len(job.requests) - bool(known)
+        with StepBar(requests=sought, steps=self.value_objective().steps, shown=job.progress) as bar:
+            for request, context in pairs:
+                with under(model, deltas):
+                    # The first is found on the model as it is in any case.
+                    first = known[:1] if not values else []
+                    (value,) = first or self._values(job, [context], at, bar)
+                    values.append(value)
+                    so_far = replace(earlier, changes=changes, anchors=anchors)
+                    delta, own = self._write(down, request, value, statistics, so_far)
+                edits.append(described_edit(request, context, value))
+                written.append(own)
+                for joint in (deltas, changes):
+                    joint[down.name] = joint[down.name].joined(delta) if down.name in joint else delta
         total = reduce(Written.joined, written)
         warn_of_shared_keys(job.requests, total.keys, earlier.keys(at, down.key_size))
         info = {"layer": at, **record(self, prepared, edits)}

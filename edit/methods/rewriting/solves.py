@@ -129,3 +129,14 @@ def solve_positive(matrix: Float[Tensor, "d d"], columns: Float[Tensor, "d n"]) 
     """
     size = len(matrix)
     return Factorised.of(matrix, f"The {size} × {size} matrix of what is to be preserved is").solve(columns)
+
+
+def mean_over_prefixes(rows: Float[Tensor, "prefix d"], bare_weight: float | None = 0.5) -> Float[Tensor, "d"]:
+    """The mean of rows of which the first, the bare prompt's, has a weight of its own; None for a plain mean.
+
+    >>> mean_over_prefixes(torch.tensor([[0.0], [4.0], [8.0]])).item()
+    3.0
+    """
+    if bare_weight is None or len(rows) == 1:
+        return rows.mean(0)
+    return bare_weight * rows[0] + (1 - bare_weight) * rows[1:].mean(0)

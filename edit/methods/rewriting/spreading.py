@@ -14,10 +14,10 @@ from edit.changes.lowrank import LowRank
 from edit.changes.updates import WeightUpdate
 from edit.hyperparameters import Unchecked, hyperparameters
 from edit.methods.base import Fitted, Written
-from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared, mean_over_prefixes
+from edit.methods.rewriting.locate_then_edit import LocateThenEdit, Prepared
 from edit.methods.rewriting.record import described_edit, record
 from edit.methods.rewriting.rewriting import matrix_of, stored, under
-from edit.methods.rewriting.solves import Problem
+from edit.methods.rewriting.solves import Problem, mean_over_prefixes
 from edit.methods.rewriting.stabilisers import reference_norm
 from edit.methods.where import Where, layers_at
 from edit.requests.conflicts import warn_of_shared_keys

@@ -218,7 +218,7 @@ def test_the_update_says_how_it_was_made(llama, rome):
         "prefix_lengths": [[5, 10], [10, 10]],
         "prefixes": list(PREFIXES),
         "seed": 0,
-        "statistics": {"corpus": rome.corpus, "count": statistics.count, "seed": 0},
+        "statistics": {"corpus": rome.corpus, "count": statistics.count, "seed": 0, "shrinkage": 0.0},
     }
     value = optimise_value(llama, build_contexts(llama, EditRequest(TOWER), ["", *PREFIXES]), 1, OBJECTIVE)
     assert first == {
