@@ -76,7 +76,9 @@ class MomentSum:
         """The sums so far, on the device; those that were read from disk may be on another."""
         if self.total is None:
             self.total = torch.zeros(self.size, self.size, dtype=torch.float64, device=device)
-            self.squares = torch.zeros(self.size, self.size, device=device) if self.shrinks else None
+            self.squares = (
+                torch.zeros(self.size, self.size, dtype=torch.float32, device=device) if self.shrinks else None
+            )
         self.total = self.total.to(device)
         self.squares = None if self.squares is None else self.squares.to(device)
         return self.total, self.squares
