@@ -222,8 +222,9 @@ class _Text:
             def written(number: int) -> Iterator[torch.Tensor]:
                 return token_batches(model, SAMPLED, first=number, tick=bar.update, **options)
 
-            batches = written(first)
-            if folder is not None:
+            if folder is None:
+                batches = written(first)
+            else:
                 kept = KeptText(folder=folder, name=f"{self.seed}-{self.rows}x{LENGTH}")
                 batches = kept.batches(written, first, self.of, bar.update)
             return iter([*islice(batches, end - begin)])

@@ -75,7 +75,7 @@ def measure_threads() -> Threads:
 
 
 def _seconds() -> float:
-    factor = torch.ones(_SIZE, _SIZE)
+    factor = torch.ones(_SIZE, _SIZE, dtype=torch.float32)
     taken = []
     for _ in range(_TIMES + 1):
         begun = perf_counter()

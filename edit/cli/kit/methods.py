@@ -63,7 +63,7 @@ class MethodOptions:
         list[Path] | None,
         typer.Option(
             help="Key statistics to use, from `locate-edit stats`: a file or a folder; may be given several times. Or "
-            "how many to collect: full, or quick (4 a dimension, shrunk; the default where a method does with it).",
+            "how many to collect: full (the default), or quick (4 a dimension, shrunk).",
             rich_help_panel=METHOD,
         ),
     ] = None

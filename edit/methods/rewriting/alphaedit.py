@@ -36,7 +36,6 @@ class AlphaEdit(Spreading):
 
     # The null space needs more keys than a solve does: of quick statistics it is another, a fifth smaller one.
     keys_per_dimension: ClassVar[int] = 40
-    does_with_few: ClassVar[bool] = False
 
     energy: Annotated[Positive, AfterValidator(_below_one)] | None = 0.1
     threshold: Positive | None = None

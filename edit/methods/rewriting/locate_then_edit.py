@@ -74,18 +74,16 @@ class LocateThenEdit(Rewriting):
         objective: how values are optimised.
         statistics: key statistics to use, by layer where there are several, or how many to collect and cache:
             ``"full"`` is the method's own number of keys (20 for each of their dimensions; AlphaEdit: 40),
-            ``"quick"`` a small one (4), shrunk by as much as they are few. By default quick where the model writes the
-            text itself, which is what takes long, and the method can do with it (all but AlphaEdit); otherwise full.
-            The same call gives the same numbers, whatever was collected before.
+            which is the default; ``"quick"`` a small one (4), shrunk by as much as they are few, for a first look at a
+            model whose text takes long to write. The same call gives the same numbers, whatever was collected before.
         corpus: for collecting them: ``"sampled"``, a text file or a ``datasets`` name.
         statistics_tokens: how many keys to collect; they are not shrunk unless ``statistics="quick"``.
         precision: of the matrix products while values are optimised.
     """
 
     uses_statistics: ClassVar[bool] = True
-    # How many keys full statistics take, per dimension of a key; whether quick ones do; where values are optimised.
+    # How many keys full statistics take, per dimension of a key; where values are optimised.
     keys_per_dimension: ClassVar[int] = 20
-    does_with_few: ClassVar[bool] = True
     place: ClassVar[Place] = "mlp"
 
     objective: ValueObjective = field(default_factory=ValueObjective)
@@ -105,13 +103,10 @@ class LocateThenEdit(Rewriting):
     def amount(self) -> Amount:
         """How many keys it collects, where it is given none.
 
-        >>> edit.ROME().amount, edit.ROME(corpus="text.txt").amount, edit.AlphaEdit().amount
-        ('quick', 'full', 'full')
+        >>> edit.ROME().amount, edit.ROME(statistics="quick").amount
+        ('full', 'quick')
         """
-        if isinstance(self.statistics, str):
-            return self.statistics
-        enough = self.does_with_few and self.corpus == SAMPLED and self.statistics_tokens is None
-        return "quick" if enough else "full"
+        return self.statistics if isinstance(self.statistics, str) else "full"
 
     @property
     def writes_again(self) -> bool:
