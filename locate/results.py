@@ -11,6 +11,7 @@ import xarray as xr
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from locate.errors import DataError, LocateError, suggest
+from locate.showing import ROWS, Shown, first_of, numbers_in
 from locate.store.netcdf import load_result, save_result
 
 if TYPE_CHECKING:
@@ -21,11 +22,18 @@ _Result = TypeVar("_Result", bound="Measured")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Result:
+class Result(Shown):
     """What an analysis found: arrays, and a description that fits into JSON.
 
     A new one is a dataclass that adds its fields, names its files, and says which tables its arrays are. Its figures
-    stand in modules of their own, and are imported when one is drawn.
+    stand in modules of their own, and are imported when one is drawn. It shows itself by a few lines, a figure and a
+    table (``Shown``); what these say of it follows from its arrays and ``info``, where it says nothing else.
+
+    Words mean the same on every result. ``best(…)`` is the ``Site`` of its largest effect on the answer, in the
+    direction that brings it where effects have one, and of what is asked for where there is a choice: where it would
+    edit, as ``fit(layer=…)`` takes it. ``top(n)`` are the ``n`` largest in that order, so that the first is the best:
+    a table, sites where these go on to other functions (neurons), or a circuit of them. ``peak(…)`` is the layer of
+    the best with its effect and the bounds of its interval. ``summary()`` are its main numbers.
 
     Attributes:
         stored_as: what its files are called, such as ``"trace"``.
@@ -89,6 +97,40 @@ class Result:
             raise LocateError(f"{type(self).__name__} has no figure {name!r}. {suggest(name, self.figures)}")
         module, function = self.figures[name].split(":")
         return getattr(import_module(module), function)(self, **options)
+
+    def _headline(self) -> Mapping[str, str]:
+        return {
+            "on": self._on(),
+            "sizes": " × ".join(f"{name} {size}" for name, size in self.data.sizes.items()),
+            "found": self._found(),
+            "best": self._chosen(),
+        }
+
+    def _on(self) -> str:
+        """What was asked: by default the prompt, or the facts."""
+        if prompt := getattr(self, "info", {}).get("prompt"):
+            return str(prompt)
+        if "fact" in self.data.coords:
+            return first_of([str(text) for text in self.data["fact"].values])
+        return ""
+
+    def _found(self) -> str:
+        """Its main number, with its interval; by default the first of its summary."""
+        told: Any = self.summary() if hasattr(self, "summary") else None  # type: ignore[attr-defined]
+        return numbers_in(told) if isinstance(told, Mapping) else ""
+
+    def _rows(self) -> pd.DataFrame | None:
+        """By default its largest, its summary, or the first rows of its table."""
+        for name, given in (("top", (ROWS,)), ("summary", ())):
+            found: Any = getattr(self, name)(*given) if hasattr(self, name) else None
+            if isinstance(found, pd.DataFrame):
+                return found
+            if isinstance(found, Mapping):
+                return pd.DataFrame({"measure": list(found), "value": list(found.values())})
+        return self.to_dataframe()
+
+    def _picture(self) -> "Figure | None":
+        return self.plot() if "plot" in self.figures else None  # type: ignore[attr-defined]
 
     def _tables(self) -> Sequence[xr.Dataset]:
         """The arrays of the table, joined one below the other."""

@@ -8,10 +8,12 @@ import doctest
 import importlib
 import json
 import re
+from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jaxtyping
 import pytest
@@ -20,6 +22,8 @@ import torch
 import edit
 import locate
 from locate.model.weights import model_fingerprint
+from locate.results import Result
+from locate.showing import Shown
 from locate.sites.graph import graph
 from tests import tiny
 
@@ -97,6 +101,61 @@ GIVEN: dict[str, Callable] = {
         given["model"], [given["request"]], layers=[2, 4], corruption=given["swap"], steps=5, **QUIET
     ),
 }
+# One of each kind that shows itself; others are given to examples by these names.
+SHOWN: dict[str, Callable] = {
+    "AttentionDrift": lambda given: given["drifted"],
+    "AveragePatches": lambda given: locate.average_patches([
+        locate.patch(given["model"], given["fact"], given["swap"], sites="attn_head_z", layers=[3, 4], **QUIET)
+    ]),
+    "AverageTrace": lambda given: given["average"],
+    "Circuit": lambda given: given["circuit"].top(30),
+    "CircuitShift": lambda given: given["circuits_shift"],
+    "ColumnReadout": lambda given: edit.column_readout(given["model"], given["update"], [given["request"]]),
+    "Concentration": lambda given: edit.concentration(given["update"], given["model"]),
+    "Contrast": lambda given: locate.Contrast.of(given["model"], given["fact"], given["swap"]),
+    "ContributionShift": lambda given: edit.contribution_shift(given["model"], given["update"], given["request"]),
+    "EdgeEffects": lambda given: locate.patch_edges(
+        given["model"], given["pairs"], edges=[("m2", "logits"), ("a0.h1", "a3.h2.q")], **QUIET
+    ),
+    "EditCircuit": lambda given: given["carrier"],
+    "EditRequest": lambda given: given["request"],
+    "Evaluation": lambda given: given["evaluation"],
+    "Faithfulness": lambda given: given["circuit"].faithfulness(
+        given["model"], given["pairs"], sizes=[20, 0.1, 1.0], **QUIET
+    ),
+    "FlowMap": lambda given: given["mapped"],
+    "Knockout": lambda given: given["knocked"],
+    "LayerStudy": lambda given: given["study"],
+    "LensTrajectory": lambda given: locate.logit_lens(given["model"], given["facts"][:3], **QUIET),
+    "LinearRelation": lambda given: given["linear"],
+    "LocalisationSimilarity": lambda given: given["similarity"],
+    "LogitAttribution": lambda given: locate.logit_attribution(given["model"], given["fact"], by="head", **QUIET),
+    "LogprobGain": lambda given: locate.neuron_logprob_gain(given["model"], given["fact"], **QUIET),
+    "MediatorReuse": lambda given: given["reuse"],
+    "NeuronEffects": lambda given: locate.verify_neurons(
+        given["model"], given["facts"][:3], given["neurons"].top(5), random=2, **QUIET
+    ),
+    "NeuronOverlap": lambda given: locate.neuron_overlap({"all": given["neurons"], "again": given["neurons"]}, k=5),
+    "NeuronScores": lambda given: given["neurons"],
+    "OldFactResidue": lambda given: given["residue"],
+    "PairedPrompts": lambda given: given["pairs"],
+    "Patches": lambda given: given["patches"],
+    "Propagation": lambda given: given["flow"],
+    "PropagationComparison": lambda given: edit.compare_propagation({"ROME": [given["followed"]] * 2}),
+    "PropagationReport": lambda given: given["followed"],
+    "QueryNeurons": lambda given: locate.query_neurons(given["model"], given["fact"], heads=3, neurons=5, **QUIET),
+    "ReachPrediction": lambda given: given["foreseen"],
+    "ReachStudy": lambda given: given["studied"],
+    "RelationLinearity": lambda given: given["linearity"],
+    "Reversal": lambda given: edit.reversibility(
+        given["model"], given["update"], given["request"], counts=[1], **QUIET
+    ),
+    "Trace": lambda given: given["trace"],
+    "TraceShift": lambda given: given["traced_shift"],
+    "WeightFootprint": lambda given: edit.weight_footprint(given["model"], given["update"], given["request"]),
+    "WeightUpdate": lambda given: given["update"],
+}  # fmt: skip
+SHOWN_SOON = ("Circuit", "Contrast", "EditRequest", "Evaluation", "Patches", "Propagation", "Trace", "WeightUpdate")
 # Files that examples read, by what is saved in them.
 FILES = {
     "trace": "t.nc", "update": "rome.safetensors", "average": "average.nc", "patches": "patches.nc",
@@ -221,3 +280,50 @@ def test_examples_run_on_the_default_model(name, given_default, tmp_path, monkey
 
 def test_modules_named_for_the_default_model_exist():
     assert {*modules()} >= OF_THE_DEFAULT_MODEL
+
+
+def kinds_shown() -> list[str]:
+    """Every public class that shows itself, and requests."""
+    public = [getattr(package, name) for package in (locate, edit) for name in package.__all__]
+    own = [one for one in (*public, locate.tasks.PairedPrompts) if isinstance(one, type) and issubclass(one, Shown)]
+    return sorted({one.__name__ for one in (*own, edit.EditRequest)})
+
+
+def test_there_is_one_of_each_kind_that_shows_itself():
+    assert kinds_shown() == sorted(SHOWN)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=() if kind in SHOWN_SOON else pytest.mark.slow("figures of forty kinds"))
+        for kind in kinds_shown()
+    ],
+)
+def test_results_show_themselves(kind, given_small, cache_apart):
+    """In five lines that say what they are meant to, and as a fragment of a page, with a picture and a table."""
+    result = SHOWN[kind](given_small)
+    assert type(result).__name__ == kind
+    text = repr(result)
+    assert text.startswith(kind)
+    assert len(text) <= 500
+    assert len(text.splitlines()) <= 5
+    if kind == "EditRequest":
+        return
+    said = result._headline()  # raises what a notebook is spared
+    assert said.get("sizes")
+    assert all(isinstance(line, str) for line in said.values())
+    if isinstance(result, Result):
+        assert " of " in text.splitlines()[0]
+        assert said["on"]
+        assert said["found"]
+        assert not hasattr(result, "best") or said["best"]
+    page = result._repr_html_()
+    root = ElementTree.fromstring(page)
+    rows = root.findall("table/tbody/tr")
+    table = result._rows()
+    assert len(rows) == (0 if table is None else min(10, len(table)))
+    picture = result._picture()
+    images = [image.get("src") for image in root.iter("img")]
+    assert len(images) == (picture is not None)
+    assert all(len(b64decode(image.partition(",")[2])) <= 60_000 for image in images)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import pandas as pd
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -20,6 +21,7 @@ from locate.errors import DataError, UpdateError, suggest
 from locate.model.copies import copied
 from locate.model.held import exchange
 from locate.model.weights import fingerprint, hf_parameters
+from locate.showing import Shown, counted, first_of, shown
 from locate.store.tensors import Kind, read_tensors, write_tensors
 
 UPDATE = Kind(name="update", noun="a weight update", version=1, remedy="save the update again")
@@ -33,7 +35,7 @@ class _Kept(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class WeightUpdate(Change):
+class WeightUpdate(Shown, Change):
     """A change of some of a model's parameters, as low-rank factors in the orientation they are stored in.
 
     ``before`` holds the fingerprint of each parameter that the update was made for; ``info`` what a
@@ -44,8 +46,8 @@ class WeightUpdate(Change):
 
     >>> delta = LowRank(left=torch.ones(model.cfg.d_model, 1), right=torch.zeros(1, model.cfg.d_mlp))
     >>> update = WeightUpdate.make(model, {"model.layers.5.mlp.down_proj.weight": delta}, method="none")
-    >>> update
-    WeightUpdate(method='none', rank=1, parameters=['model.layers.5.mlp.down_proj.weight'])
+    >>> update.rank, update.parameters
+    (1, ['model.layers.5.mlp.down_proj.weight'])
     >>> with update.applied(model):
     ...     update.is_applied(model)
     True
@@ -138,7 +140,7 @@ class WeightUpdate(Change):
             for name, delta in other.deltas.items():
                 if before.setdefault(name, other.before[name]) != other.before[name]:
                     raise UpdateError(
-                        f"{other!r} was made for other values of {name} than {self!r}, so their changes do not add up. "
+                        f"{other._called} was made for other values of {name} than {self._called}, so their changes do not add up. "
                         "Fit all of them on the same model, or edit one after the other in an EditSession."
                     )
                 deltas[name] = deltas[name].joined(delta) if name in deltas else delta
@@ -163,12 +165,12 @@ class WeightUpdate(Change):
             UpdateError: already applied, made for other weights than the model has now, or not finite.
         """
         if self.is_applied(model):
-            raise UpdateError(f"{self!r} is already applied to this model. Revert it first.")
+            raise UpdateError(f"{self._called} is already applied to this model. Revert it first.")
         parameters = _find(model, self.deltas)
         for name, parameter in parameters.items():
             if fingerprint(parameter) != self.before[name]:
                 raise UpdateError(
-                    f"{name} is not what {self!r} was made for: its values or dtype ({parameter.dtype}) "
+                    f"{name} is not what {self._called} was made for: its values or dtype ({parameter.dtype}) "
                     "differ. Either this is another model, or another edit came in between: load the model "
                     "that the update was fitted on, with the same dtype, or revert the other edit first."
                 )
@@ -192,14 +194,14 @@ class WeightUpdate(Change):
             UpdateError: not applied to this model, or the parameters were changed again since.
         """
         if not self.is_applied(model):
-            raise UpdateError(f"{self!r} is not applied to this model: there is nothing to revert.")
+            raise UpdateError(f"{self._called} is not applied to this model: there is nothing to revert.")
         kept = self._kept[model]
         parameters = _find(model, self.deltas)
         for name, parameter in parameters.items():
             # The first state is also fine: an interrupted revert can be taken up again.
             if fingerprint(parameter) not in (kept[name].edited, self.before[name]):
                 raise UpdateError(
-                    f"{name} was changed after {self!r} was applied. Revert the later update first "
+                    f"{name} was changed after {self._called} was applied. Revert the later update first "
                     "(the last one applied is the first to be reverted)."
                 )
         exchange(model, [(parameter, kept[name].original) for name, parameter in parameters.items()])
@@ -217,14 +219,47 @@ class WeightUpdate(Change):
         except (OSError, SafetensorError) as error:
             raise UpdateError(f"The update could not be written to {path}: {error}.") from error
 
-    def __repr__(self) -> str:
+    @property
+    def _called(self) -> str:
+        """In a sentence."""
         names = self.parameters if len(self.deltas) <= 2 else f"[{len(self.deltas)} of them]"
         return f"WeightUpdate(method={self.method!r}, rank={self.rank}, parameters={names})"
+
+    def _named(self) -> str:
+        return f"{super()._named()}, {self.method}"
+
+    def _headline(self) -> Mapping[str, str]:
+        edits = edits_in(self.info)
+        found = [float(one["probability"]) for one in edits if "probability" in one]
+        missed = sum(bool(one.get("missed")) for one in edits)
+        told = [f"P(o*) when fitted {'=' if len(found) == 1 else '≥'} {shown(min(found))}"] if found else []
+        size = [counted(len(edits), "edit"), f"rank {self.rank}", counted(len(self.deltas), "parameter")]
+        return {
+            "on": first_of([one["request"] for one in edits if "request" in one]),
+            "sizes": ", ".join([*size, f"first {self.parameters[0]}"]),
+            "found": ", ".join([*told, *([f"{missed} missed"] if missed else [])]),
+        }
+
+    def _rows(self) -> pd.DataFrame:
+        """The edits; without a record of any, the parameters."""
+        columns = ("request", "probability", "missed", "stopped")
+        if edits := [{name: one[name] for name in columns if name in one} for one in edits_in(self.info)]:
+            return pd.DataFrame(edits)
+        return pd.DataFrame({"parameter": self.parameters, "rank": [one.rank for one in self.deltas.values()]})
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A copy, also one sent to another process, is a new update that is applied to no model.
         arguments = {"deltas": self.deltas, "before": self.before, "method": self.method, "info": self.info}
         return partial(WeightUpdate, **arguments), ()
+
+
+def edits_in(info: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records of single edits in that of an update, of one that was merged of several or made in batches as well.
+
+    >>> len(edits_in(update.info))
+    1
+    """
+    return [edit for part in info.get("merged", info.get("batches", [info])) for edit in part.get("edits", ())]
 
 
 def load_update(path: str | Path) -> WeightUpdate:

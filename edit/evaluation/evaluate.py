@@ -10,6 +10,7 @@ from tqdm.auto import tqdm
 from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.change import Change, within, without
+from edit.changes.updates import edits_in
 from edit.evaluation.asking import Asking, Settings, ask, check_questions, with_settings, write_texts
 from edit.evaluation.baseline import Baseline, measure
 from edit.evaluation.results import Evaluation
@@ -156,8 +157,7 @@ def _each(
 def _missed(update: Change, request: EditRequest) -> bool:
     """Whether the record of a change says that the value of a request did not reach its target."""
     wanted = (request.fact.prompt, request.fact.subject, request.target_new)
-    info = getattr(update, "info", {})
-    edits = [edit for part in info.get("merged", info.get("batches", [info])) for edit in part.get("edits", ())]
+    edits = edits_in(getattr(update, "info", {}))
     return any(
         edit.get("missed", False) and (edit["prompt"], edit["subject"], edit["target_new"]) == wanted for edit in edits
     )

@@ -1,10 +1,11 @@
 """The result of an evaluation: one row per prompt, and what they add up to."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from statistics import harmonic_mean
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,11 @@ import torch
 from transformer_lens.utilities.statistics import bootstrap_ci, success_rate_ci
 
 from locate.contrast.bootstrap import resampled_means
+from locate.showing import Shown, first_of, spread
 from locate.store.files import whole_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Measure(NamedTuple):
@@ -59,7 +64,7 @@ _SCORED = ("efficacy", "paraphrase", "neighbourhood")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+class Evaluation(Shown):
     """One row per prompt and model state, and what they add up to.
 
     Attributes:
@@ -142,6 +147,22 @@ class Evaluation:
         texts = zip(own["prompt"], own["target"], own["target_new"], strict=True)
         return [f"{prompt}: {old} → {new}" for prompt, old, new in texts]
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per prompt and model state: the rows.
+
+        >>> len(evaluation.to_dataframe()) == len(evaluation.rows)
+        True
+        """
+        return self.rows.copy()
+
+    def plot(self, **options: Any) -> "Figure":
+        """What the edited and the unedited model do, with intervals; see ``edit.evaluation.figures``.
+
+        >>> evaluation.plot().axes[0].get_xlabel()
+        'cases [%]'
+        """
+        return import_module("edit.evaluation.figures").plot_evaluation(self, **options)
+
     def save(self, path: str | Path) -> Path:
         """Write the rows as CSV, and the texts, where there are any, beside them (``rows.csv``, ``rows.texts.csv``)."""
         path = Path(path)
@@ -163,6 +184,30 @@ class Evaluation:
             start += int(part.rows["case"].to_numpy().max()) + 1
         whole = pd.concat(texts, ignore_index=True) if texts else None
         return cls(rows=pd.concat(rows, ignore_index=True), texts=whole)
+
+    def _headline(self) -> Mapping[str, str]:
+        own = self.rows.query("probe == 'efficacy' and model == 'edited'")
+        asked = [f"{one['prompt']}: {one['target']} → {one['target_new']}" for one in own.to_dict("records")]
+        table = self.summary()
+        named = [name for name in ("exact match", "efficacy", "locality", "score") if name in table.index]
+        return {
+            "on": first_of(asked),
+            "sizes": f"cases {self.rows['case'].nunique()}, prompts {len(self.rows) // self.rows['model'].nunique()}",
+            "found": ", ".join(f"{name} {_told(table, name, 'edited')}" for name in named[:3]),
+            "before": ", ".join(f"{name} {_told(table, name, 'unedited')}" for name in named[:3]),
+        }
+
+    def _rows(self) -> pd.DataFrame:
+        table = self.summary()
+        columns = {state: [_told(table, name, state) for name in table.index] for state in ("edited", "unedited")}
+        return pd.DataFrame({"measure": table.index, **columns})
+
+    def _picture(self) -> "Figure":
+        return self.plot()
+
+
+def _told(table: pd.DataFrame, name: str, state: str) -> str:
+    return spread(*(table.loc[name, f"{state}{end}"] for end in ("", " low", " high")))
 
 
 def _with_derived(rows: pd.DataFrame) -> pd.DataFrame:

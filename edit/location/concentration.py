@@ -15,6 +15,7 @@ from edit.changes.updates import WeightUpdate
 from edit.location.matrices import changed_matrices
 from locate.errors import LocateError, UpdateError
 from locate.results import Result
+from locate.showing import first_of, numbers_in
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,6 +100,14 @@ class Concentration(Result):
     def plot(self, **options: Any) -> "Figure":
         """A heat map of columns, and how much the largest hold; see ``edit.location.plot_concentration``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return first_of([str(name) for name in self.data["matrix"].values])
+
+    def _found(self) -> str:
+        rank, columns, top = self.data["effective_rank"], self.effective(), self.top_share(_FEW)
+        numbers = {"effective rank": rank[0], "effective columns": columns[0], f"share of the top {_FEW}": top[0]}
+        return numbers_in({name: float(value) for name, value in numbers.items()})
 
     @property
     def _matrices(self) -> dict[str, Any]:

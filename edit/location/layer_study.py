@@ -13,6 +13,7 @@ from locate.contrast.bootstrap import mean_interval
 from locate.contrast.correlation import WAYS, correlated
 from locate.errors import LocateError
 from locate.results import Result
+from locate.showing import spread
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -136,6 +137,15 @@ class LayerStudy(Result):
     def plot_correlations(self, **options: Any) -> "Figure":
         """Correlations with their intervals; see ``edit.location.layer_figures``."""
         return self.draw("plot_correlations", **options)
+
+    def _found(self) -> str:
+        at, own = self.best().layer, self.table()
+        return f"rewrite score there {spread(*(own.loc[at, f'rewrite{end}'] for end in ('', ' low', ' high')))}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The layers, the best first."""
+        table = self.table()[[*self._names, "score"]]
+        return pd.DataFrame(table).sort_values("rewrite", ascending=False)
 
     @property
     def _names(self) -> list[str]:

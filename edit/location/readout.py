@@ -27,6 +27,7 @@ from locate.model.norms import NormShape
 from locate.model.running import running
 from locate.model.weights import down_projection
 from locate.results import Result
+from locate.showing import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,6 +96,14 @@ class ColumnReadout(Result):
                 row |= {name: float(found.mean), f"{name} low": float(found.low), f"{name} high": float(found.high)}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def _found(self) -> str:
+        last = self.rates().iloc[-1]
+        ends = [spread(*(last[f"{state}{end}"] for end in ("", " low", " high"))) for state in STATES]
+        return f"new object among the first {int(last['first'])} tokens of a column: {' → '.join(ends)}"
+
+    def _rows(self) -> pd.DataFrame:
+        return self.rates()
 
     def plot(self, **options: Any) -> "Figure":
         """Hit@n before and after; see ``edit.plot_column_readout``."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float
 from transformer_lens.model_bridge import TransformerBridge
@@ -18,6 +19,7 @@ from locate.facts.facts import Fact
 from locate.facts.prompts import worded
 from locate.neurons.asking import ask
 from locate.results import Result
+from locate.showing import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,6 +57,17 @@ class LocalisationSimilarity(Result):
     def plot(self, **options: Any) -> "Figure":
         """RSim curves; see ``edit.location.similarity_figures``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return ", ".join(f"{group} of {n} facts" for group, n in self.info["facts"].items())
+
+    def _found(self) -> str:
+        """Of the fewest layers, where that is known."""
+        own: Any = self._rows().dropna(subset="rsim").iloc[0]
+        return f"RSim of {own['group']} at k = {own['k']}: {spread(own['rsim'], own['rsim_low'], own['rsim_high'])}"
+
+    def _rows(self) -> pd.DataFrame:
+        return self.to_dataframe()
 
     def _tables(self) -> Sequence[xr.Dataset]:
         names = [name for name in self.data if set(self.data[name].dims) <= {"group", "k"}]

@@ -24,6 +24,7 @@ from locate.contrast.contrast import Contrast
 from locate.errors import FactError, LocateError, UpdateError
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result, place_of_largest
+from locate.showing import first_of
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -149,6 +150,12 @@ class AttentionDrift(Result):
     def plot(self, **options: Any) -> "Figure":
         """Where attention drifted, and what holding it undoes; see ``plot_attention_drift`` beside this module."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return first_of([one["text"] for one in self.probes])
+
+    def _rows(self) -> pd.DataFrame:
+        return pd.DataFrame(self.masks()[["text", "direction", "mask", "share", "random"]])
 
     def _tables(self) -> list[xr.Dataset]:
         each = [(side, key) for side in ("base", "edited") for key in KEYS]

@@ -16,6 +16,7 @@ from locate.circuits.comparing import CircuitDiff
 from locate.circuits.selecting import feeding, on_a_path
 from locate.errors import LocateError
 from locate.results import Result
+from locate.showing import shown, spread
 from locate.sites.components import Component
 from locate.sites.site import Site
 
@@ -225,11 +226,23 @@ class EditCircuit(Result):
         parts = {name: [vars(one) for one in getattr(self, name)] for name in ("probes", "writers", "readers")}
         return {**super()._plain(), **parts}
 
-    def __repr__(self) -> str:
-        return (
-            f"EditCircuit({self.n_edges} of {self.n_possible} edges, {len(self.nodes)} nodes, "
-            f"{100 * self.share:.0f}% of an effect of {self.total_effect:.3g})"
-        )
+    def _on(self) -> str:
+        first, n = self.probes[0], len(self.probes)
+        return f"{first.text}: {first.old} → {first.new}" + (f" (and {n - 1} more probes)" if n > 1 else "")
+
+    def _headline(self) -> Mapping[str, str]:
+        size = f"{self.n_edges} of {self.n_possible} edges, {len(self.nodes)} nodes"
+        return {**super()._headline(), "sizes": size}
+
+    def _found(self) -> str:
+        """What it carries, and what as many random edges do."""
+        own = self.summary()
+        random = [f"random_ways{end}" for end in ("", "_low", "_high")]
+        by_chance = f", random edges {spread(*own[random])}" if "random" in self.data else ""
+        return f"carries {shown(self.share)} of an effect of {shown(self.total_effect)} logits{by_chance}"
+
+    def _rows(self) -> pd.DataFrame:
+        return pd.DataFrame(self.to_dataframe()[["writer", "reader", "score"]])
 
 
 def load_edit_circuit(path: str | Path) -> EditCircuit:

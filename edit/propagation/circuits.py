@@ -89,6 +89,9 @@ class CircuitShift(Shift):
         """Where both circuits weigh, and the measures beside the null; see ``edit.propagation.shift_figures``."""
         return self.draw(**options)
 
+    def _on(self) -> str:
+        return f"{self.info['circuit']['prompt']}: {self.info['old']} → {self.info['new']}"
+
     def _plain(self) -> dict[str, Any]:
         return {**super()._plain(), **{side: [asdict(one) for one in getattr(self, side)] for side in _COMPONENTS}}
 

@@ -13,6 +13,7 @@ from edit.propagation.report import PropagationReport
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError, suggest
 from locate.results import Result
+from locate.showing import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,6 +81,20 @@ class PropagationComparison(Result):
         mean, low, high = mean_interval(apart, confidence=confidence, seed=seed)
         table = {"mean": mean, "low": low, "high": high, "n": (~np.isnan(apart)).sum(0)}
         return pd.DataFrame(table, index=pd.Index(self.measures, name="measure"))
+
+    def _found(self) -> str:
+        table: Any = self.table()
+        first = [(method, table.iloc[0][method]) for method in self.methods]
+        ends = [f"{method} {spread(own['mean'], own['low'], own['high'])}" for method, own in first]
+        return f"{self.measures[0]}: {', '.join(ends)}"
+
+    def _rows(self) -> pd.DataFrame:
+        table: Any = self.table()
+        named = {
+            method: [spread(one["mean"], one["low"], one["high"]) for _, one in table[method].iterrows()]
+            for method in self.methods
+        }
+        return pd.DataFrame({"measure": self.measures, **named})
 
     def plot(self, **options: Any) -> "Figure":
         """Methods beside each other, measure by measure; see ``edit.propagation.comparison_figures``."""

@@ -17,6 +17,7 @@ from locate.lens.attribution import LogitAttribution, logit_attribution
 from locate.lens.parts import part_name, part_site
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result
+from locate.showing import first_of
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -101,6 +102,13 @@ class ContributionShift(Result):
             for what, part in (("attention", own[~mlp]), ("MLPs", own[mlp])):
                 found[f"{what}, {name}"] = float(part["shift"].sum())
         return found
+
+    def _on(self) -> str:
+        return f"{first_of(self.texts)}: {' → '.join(self.answers[0])}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The parts of the first probe that shifted most."""
+        return pd.DataFrame(self.table(0)[["name", "base", "edited", "shift"]])
 
     def plot(self, **options: Any) -> "Figure":
         """From the base to the edited logit difference, part by part; see ``edit.propagation.contribution_figures``."""

@@ -22,6 +22,7 @@ from locate.errors import LocateError, SiteError
 from locate.figures.flow import LOGITS, Flow
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result, place_of_largest, restoring
+from locate.showing import first_of
 from locate.sites.components import parse
 from locate.sites.site import KINDS, Site, check_kind
 
@@ -131,6 +132,14 @@ class FlowMap(Result):
         }  # fmt: skip
         old, new = self.answers[0]
         return flow_html(flows, **{"title": f"How “{old} → {new}” reaches the answer", **options})
+
+    def _on(self) -> str:
+        return f"{first_of(self.texts)}: {' → '.join(self.answers[0])}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The places of the largest effects, either way."""
+        table = self.data["effect"].to_series().dropna().reset_index()
+        return table.sort_values("effect", key=abs, ascending=False, ignore_index=True)
 
     def _tables(self) -> Sequence[xr.Dataset]:
         """Places, then arrows: every arrow at every place would be millions of rows."""

@@ -23,6 +23,7 @@ from locate.model.running import running
 from locate.model.weights import edited_layers, stored_transposed
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result
+from locate.showing import first_of
 from locate.sites.contributions import passage
 from locate.sites.final import Readout
 from locate.sites.table import hook_name
@@ -87,6 +88,9 @@ class WeightFootprint(Result):
     def plot(self, **options: Any) -> "Figure":
         """Sizes, singular values and alignments; see ``plot_footprint`` beside this module."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return first_of([str(name) for name in self.data["parameter"].values])
 
     def _tables(self) -> list[xr.Dataset]:
         first = self.data[["singular", "alignment"]].isel(direction=0, drop=True)

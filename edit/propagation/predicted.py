@@ -11,6 +11,7 @@ import xarray as xr
 
 from locate.errors import LocateError, suggest
 from locate.results import Result
+from locate.showing import shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,6 +85,16 @@ class ReachPrediction(Result):
     def plot(self, **options: Any) -> "Figure":
         """The probes in order; see ``plot_reach_prediction`` in ``edit.propagation.reach_figures``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return f"{self.info['request']}, {len(self.probes)} probes"
+
+    def _found(self) -> str:
+        first: Any = self.ranking().iloc[0]
+        return f"first by {USUAL}: {first['text']} ({shown(float(first[USUAL]))})"
+
+    def _rows(self) -> pd.DataFrame:
+        return self.ranking()
 
     def _labelled(self, table: pd.DataFrame) -> pd.DataFrame:
         return table.merge(self.probes, left_on="probe", right_index=True)

@@ -13,6 +13,7 @@ from edit.names import DIRECTIONS, HEAD, HEADS
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import SiteError
 from locate.results import Result, place_of_largest
+from locate.showing import shown
 from locate.sites.site import KINDS, Site, check_traced
 
 if TYPE_CHECKING:
@@ -166,6 +167,23 @@ class Propagation(Result):
     def plot(self, **options: Any) -> "Figure":
         """The change flowing from the edited site to the last token; see ``plot_propagation`` beside this module."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        first: Any = self.totals.iloc[0]
+        more = f" (and {len(self.totals) - 1} more probes)" if len(self.totals) > 1 else ""
+        return f"{first['text']}: {first['old']} → {first['new']}{more}"
+
+    def _found(self) -> str:
+        first: Any = self.totals.iloc[0]
+        ends = f"{shown(float(first['base']))} → {shown(float(first['edited']))}"
+        return f"logit({first['new']}) − logit({first['old']}) {ends}, effect {shown(float(first['total_effect']))}"
+
+    def _choice(self) -> Site:
+        kinds = self.info["kinds"]
+        return self.best("mlp" if "mlp" in kinds else kinds[0], probe=self.mediated[0])
+
+    def _rows(self) -> pd.DataFrame:
+        return pd.DataFrame(self.totals[["role", "text", "old", "new", "base", "edited", "total_effect"]])
 
     def _measured(self, name: str, kinds: Sequence[str]) -> xr.DataArray:
         if name not in self.data:

@@ -18,6 +18,7 @@ from edit.propagation.reused import MEASURES, MediatorReuse
 from locate.contrast.correlation import correlated
 from locate.errors import FactError, LocateError, suggest
 from locate.results import Result
+from locate.showing import counted, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -86,6 +87,18 @@ class ReachStudy(Result):
             own = self.data["outcome"].transpose("what", "fact", "probe").values[:, roles == role]
             rows[str(role)] = {"probes": own.shape[1], **dict(zip(OUTCOMES, own.mean(1), strict=True))}
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("role")
+
+    def _on(self) -> str:
+        probes = np.count_nonzero(self.data["role"].values != "")
+        return f"{counted(self.info['facts'], 'fact')}, {probes} probes"
+
+    def _found(self) -> str:
+        best: Any = self.correlations(resamples=200).dropna(subset="value").sort_values("value").iloc[-1]
+        told = spread(best["value"], best["low"], best["high"])
+        return f"{best['score']} goes with {best['outcome']} best, ρ {told}"
+
+    def _rows(self) -> pd.DataFrame:
+        return self.table()
 
     def plot(self, **options: Any) -> "Figure":
         """The correlations with their intervals; see ``plot_reach_study`` in ``edit.propagation.reach_figures``."""

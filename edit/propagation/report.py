@@ -21,6 +21,7 @@ from edit.requests.probes import REACHED, Probed, as_probed
 from edit.requests.requests import Case, EditRequest, as_request
 from locate.errors import DataError, LocateError
 from locate.names import DEFAULT_BUDGET
+from locate.showing import Shown
 from locate.sites.site import Site
 from locate.store.files import load_json, save_json
 
@@ -31,7 +32,7 @@ _FLOW = "flow.nc"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class PropagationReport:
+class PropagationReport(Shown):
     """How a change reaches the answers: what it does to each probe, what carries it, and what it leaves as it was.
 
     Attributes:
@@ -127,16 +128,19 @@ class PropagationReport:
         save_json(place / CONTENTS, {"parts": list(self.parts), "left_out": dict(self.left_out)})
         return place
 
-    def _repr_html_(self) -> str:
-        shown = self.totals[["role", "text", "new", "old", "base", "edited", "total_effect"]]
-        return f"<p><code>{self!r}</code></p>{shown.round(2).to_html(index=False)}"
+    def _headline(self) -> Mapping[str, str]:
+        return {**self.flow._headline(), "sizes": f"parts: {', '.join(self.parts) or 'none'}"}
 
-    def __repr__(self) -> str:
-        info = self.flow.info
-        return (
-            f"PropagationReport(model={info['model']!r}, method={info['method']!r}, probes={len(self.totals)}, "
-            f"parts={list(self.parts)})"
-        )
+    def _rows(self) -> pd.DataFrame:
+        return self.flow._rows()
+
+    def _picture(self) -> "Figure | None":
+        return self.flow._picture()
+
+    @property
+    def info(self) -> Mapping[str, Any]:
+        """How the flow was made."""
+        return self.flow.info
 
 
 def load_propagation_report(folder: str | Path) -> PropagationReport:

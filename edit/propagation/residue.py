@@ -24,6 +24,7 @@ from locate.lens.parts import part_name, part_site
 from locate.lens.projecting import logit_lens
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result
+from locate.showing import first_of
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -139,6 +140,15 @@ class OldFactResidue(Result):
         site = part_site(str(first["kind"]), int(first["layer"]), int(first["unit"]))
         assert site is not None
         return site
+
+    def _on(self) -> str:
+        first: Any = self.probes.iloc[0]
+        return f"{first_of(self.probes['text'].tolist())}: {first['old']} → {first['new']}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The contexts of the question; without any, what writes the answers."""
+        columns = ["kind", "text", "rank_before", "rank_after", "answer_before", "answer_after"]
+        return self.writers() if self.contexts.empty else pd.DataFrame(self.contexts[columns])
 
     def plot(self, **options: Any) -> "Figure":
         """Trajectories, writers and contexts; see ``edit.propagation.residue_figures``."""

@@ -12,6 +12,7 @@ import xarray as xr
 from edit.names import HEAD
 from locate.contrast.correlation import pooled
 from locate.results import Result
+from locate.showing import first_of
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -126,6 +127,13 @@ class MediatorReuse(Result):
     def _shares(self, name: str) -> xr.DataArray:
         """NaN on probes that the edit does nothing to."""
         return self.data[name] / self._total.where(self._total != 0)
+
+    def _on(self) -> str:
+        return first_of(self.totals["text"].tolist())
+
+    def _rows(self) -> pd.DataFrame:
+        columns = ["role", "text", "total_effect", "rank_correlation", "overlap", "gained", "random_gained"]
+        return pd.DataFrame(self.table()[columns])
 
     @property
     def _total(self) -> xr.DataArray:

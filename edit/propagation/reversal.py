@@ -23,6 +23,7 @@ from locate.model.held import HeldWeights
 from locate.model.weights import fingerprint, hf_parameters, model_fingerprint
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result
+from locate.showing import first_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,6 +102,9 @@ class Reversal(Result):
     def plot(self, **options: Any) -> "Figure":
         """What is undone by k, and what becomes of both answers; see ``plot_reversal`` beside this module."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return first_of([one["text"] for one in self.probes])
 
     def _tables(self) -> list[xr.Dataset]:
         values = self.data["value"].to_dataset("answer")

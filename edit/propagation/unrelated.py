@@ -17,6 +17,7 @@ from locate.facts.files import bundled_facts
 from locate.facts.prompts import worded
 from locate.facts.subjects import same_text
 from locate.results import Result
+from locate.showing import shown, spread
 
 # How many facts stand for all others, where users name none.
 FEW = 8
@@ -152,6 +153,14 @@ class Shift(Result):
                 raise LocateError(f"{name}: there are {', '.join(known)}; found {given!r}.")
         at = {self.compared: what, "measure": measure}
         return self._verdict(float(self.data["comparable"].sel(at)), self.data["null"].sel(at).values, measure)
+
+    def _found(self) -> str:
+        first: Any = self.to_dataframe().iloc[0]
+        null = spread(first["null"], first["null_low"], first["null_high"])
+        return f"{first[self.compared]} {first['measure']} {shown(first['value'])}, unrelated facts {null}"
+
+    def _rows(self) -> pd.DataFrame:
+        return self.to_dataframe().drop(columns="comparable")
 
     def _verdict(self, value: float, null: Float[np.ndarray, "pair"], measure: str) -> str:
         return standing(value, null, alike=self.alike[measure], confidence=self.info["confidence"])

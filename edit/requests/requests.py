@@ -35,7 +35,7 @@ class Unrelated:
         _check_answers("aliases", self.aliases)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditRequest:
     """Make the model answer ``fact`` with ``target_new``.
 
@@ -97,6 +97,14 @@ class EditRequest:
     def describe(self) -> str:
         """One line that says what changes."""
         return f"{self.fact.text}: {self.fact.target} → {self.target_new}"
+
+    def __repr__(self) -> str:
+        counts = {
+            "paraphrases": len(self.paraphrases), "neighbours": len(self.fact.neighbours),
+            "unrelated": len(self.unrelated),
+        }  # fmt: skip
+        asked = [f"{n} {name}" for name, n in counts.items() if n]
+        return f"EditRequest({', '.join([repr(self.describe()), *asked])})"
 
     def change(self, *, paraphrases: bool = False) -> "Identity":
         """What the edit itself depends on, and not what is only asked about it afterwards.

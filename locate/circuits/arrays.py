@@ -1,5 +1,6 @@
 """The arrays of a circuit: writers by readers, by name."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 from locate.circuits.comparing import Scored
 from locate.circuits.selecting import Edges
 from locate.errors import LocateError
+from locate.sites.components import Component
 from locate.sites.graph import Graph
 
 Array = xr.DataArray | np.ndarray | Tensor
@@ -57,3 +59,17 @@ def check_arrays(circuit: Scored, possible: Edges) -> None:
         if len(places):
             writer, reader = (names[dim][at] for dim, at in zip(DIMS, places[0], strict=True))
             raise LocateError(f"{len(places)} kept edges are {why}, as {writer} → {reader}. Leave them out.")
+
+
+def named(
+    arrays: Mapping[str, np.ndarray], writers: Sequence[Component], readers: Sequence[Component]
+) -> dict[str, xr.DataArray]:
+    """Arrays of a file with their components' names.
+
+    Raises:
+        ValueError: there are not as many components.
+    """
+    coords = {"writer": [one.name for one in writers], "reader": [one.name for one in readers]}
+    return {
+        name: xr.DataArray(one, coords=coords, dims=("position", *DIMS)[-one.ndim :]) for name, one in arrays.items()
+    }

@@ -15,7 +15,7 @@ from jaxtyping import Bool
 from transformer_lens.model_bridge import TransformerBridge
 
 from locate.circuits import judging
-from locate.circuits.arrays import DIMS, Array, check_arrays, labelled
+from locate.circuits.arrays import Array, check_arrays, labelled, named
 from locate.circuits.comparing import CircuitDiff, check_alike, compared
 from locate.circuits.faithfulness import Faithfulness
 from locate.circuits.files import read_circuit, write_circuit
@@ -25,6 +25,7 @@ from locate.circuits.selecting import Edges, Feeds, as_count, feeding, grown, la
 from locate.contrast.corruption import Corruption
 from locate.contrast.pairs import Text
 from locate.errors import DataError, LocateError, suggest
+from locate.showing import Shown
 from locate.sites.components import Component, site_written
 from locate.sites.graph import Graph
 from locate.sites.site import Site
@@ -38,7 +39,7 @@ How = Literal["greedy", "threshold"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
-class Circuit:
+class Circuit(Shown):
     """Scored edges between what writes to a model's residual stream and what reads from it, of which some are kept.
 
     Attributes:
@@ -96,8 +97,8 @@ class Circuit:
 
         >>> from locate.sites.graph import graph
         >>> found = graph(model)
-        >>> locate.Circuit.of(found, np.ones(found.edges().shape), model_print="none").top(1)
-        Circuit(model=None, method=None, edges=1/..., nodes=2)
+        >>> locate.Circuit.of(found, np.ones(found.edges().shape), model_print="none").top(1).nodes
+        ('embed', 'logits')
         """
         possible = graph.edges()
         return cls(
@@ -316,14 +317,16 @@ class Circuit:
     def _keeping(self, kept: Bool[np.ndarray, "writer reader"]) -> "Circuit":
         return replace(self, kept=self.kept.copy(data=kept))
 
-    def __repr__(self) -> str:
-        model, method = (self.info.get(name) for name in ("model", "method"))
-        edges = f"{self.n_edges}/{self.n_possible}"
-        return f"Circuit(model={model!r}, method={method!r}, edges={edges}, nodes={len(self.nodes)})"
+    def _headline(self) -> dict[str, str]:
+        metric, n = self.info.get("metric", ""), self.info.get("pairs", "")
+        size = f"{self.n_edges} of {self.n_possible} edges, {len(self.nodes)} nodes"
+        return {"on": f"{n} pairs, {metric}" if n else metric, "sizes": size, "best": self._chosen()}
 
-    def _repr_html_(self) -> str:
-        table = pd.DataFrame(self.edges[:10], columns=["writer", "reader", "score"])  # type: ignore[arg-type]
-        return f"<p><code>{self!r}</code></p>{table.to_html(index=False)}"
+    def _rows(self) -> pd.DataFrame:
+        return pd.DataFrame(self.edges[:10], columns=["writer", "reader", "score"])  # type: ignore[arg-type]
+
+    def _picture(self) -> "Figure":
+        return self.top(min(20, self.n_edges), "threshold").plot()
 
 
 def load_circuit(path: str | Path) -> Circuit:
@@ -336,12 +339,7 @@ def load_circuit(path: str | Path) -> Circuit:
     'made up'
     """
     arrays, plain = read_circuit(path)
-    coords = {"writer": [one.name for one in plain["writers"]], "reader": [one.name for one in plain["readers"]]}
     try:
-        labelled = {
-            name: xr.DataArray(one, coords=coords, dims=("position", *DIMS)[-one.ndim :])
-            for name, one in arrays.items()
-        }
-        return Circuit(**labelled, **plain)
+        return Circuit(**named(arrays, plain["writers"], plain["readers"]), **plain)
     except (LocateError, TypeError, ValueError) as error:
         raise DataError(f"{path} is damaged: {error}") from error

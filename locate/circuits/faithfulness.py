@@ -13,6 +13,7 @@ from locate.circuits.evaluating import Measured
 from locate.circuits.selecting import as_count
 from locate.errors import LocateError
 from locate.results import Result
+from locate.showing import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,6 +107,16 @@ class Faithfulness(Result):
     def random_cmd(self) -> np.ndarray:
         """The circuit–model distance of random circuits, sample by sample."""
         return self._area(np.abs(1 - self.random.values))
+
+    def _on(self) -> str:
+        return f"{self.data.sizes['pair']} pairs, circuits of {self.data.sizes['size']} sizes"
+
+    def _found(self) -> str:
+        sizes = self.data["size"].values
+        if sizes[-1] >= self.info["n_possible"]:
+            return f"circuit–model distance {spread(self.cmd, *self.cmd_interval())}"
+        ends = (float(one[-1]) for one in (self.curve, *self.interval()))
+        return f"{int(sizes[-1])} of {self.info['n_possible']} edges carry {spread(*ends)}"
 
     def plot(self, **options: Any) -> "Figure":
         """f over the share of edges; see ``locate.plots.plot_faithfulness``."""

@@ -25,6 +25,7 @@ from locate.errors import LocateError, SiteError
 from locate.model.weights import model_fingerprint
 from locate.names import DEFAULT_BUDGET
 from locate.results import Result
+from locate.showing import shown
 from locate.sites.components import site_written
 from locate.sites.graph import Graph
 from locate.sites.site import Site
@@ -94,6 +95,20 @@ class EdgeEffects(Result):
     def plot(self, **options: Any) -> "Figure":
         """The largest effects; see ``locate.plots.plot_edge_effects``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return f"{self.info['prompt']} ({self.info['pairs']} pairs)"
+
+    def _found(self) -> str:
+        first = self._rows().iloc[0]
+        error = shown(float(first["standard_error"]))
+        effect = f"{shown(float(first['effect']))}{error and f' ± {error}'}"
+        return f"{self.info['metric']} {shown(self.clean)}, {first['writer']} → {first['reader']} moves it by {effect}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The largest effects, either way."""
+        table = self.to_dataframe()[["writer", "reader", "effect", "standard_error"]]
+        return pd.DataFrame(table).sort_values("effect", key=abs, ascending=False, ignore_index=True)
 
     @property
     def _moved(self) -> xr.DataArray:

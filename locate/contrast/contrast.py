@@ -20,6 +20,7 @@ from locate.errors import FactError, SiteError
 from locate.facts.prompts import token_strings
 from locate.facts.questions import Questions
 from locate.names import DEFAULT_BUDGET, Direction
+from locate.showing import Shown, first_of, shown
 
 
 class Ends(NamedTuple):
@@ -30,7 +31,7 @@ class Ends(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Contrast:
+class Contrast(Shown):
     """Two runs of the same questions, to give one of them states of the other and see what becomes of the answer.
 
     Clean against corrupted, in both directions, and a base against an edited model are all this.
@@ -243,6 +244,20 @@ class Contrast:
             "tokens": _shared_tokens([token_strings(model, prompt.tokens) for prompt in asked.prompts]),
             "corruption": "other weights" if self.by_weights else "another prompt", **self.info,
         }  # fmt: skip
+
+    def _named(self) -> str:
+        return f"Contrast of {self.questions.model.cfg.model_name}, {self.record['corruption']}"
+
+    def _headline(self) -> Mapping[str, str]:
+        tokens, n = self.target.tokens.shape[1], len(self.questions.prompts)
+        return {
+            "on": first_of(self.questions.texts),
+            "sizes": f"questions {n} × rows {len(self.rows)} × tokens {tokens}, alike before position {self.first}",
+            "found": ", ".join(
+                f"{one.name} {shown(float(target))} in the target, {shown(float(source))} in the source"
+                for one, target, source in zip(self.metrics(), *(end.mean(0) for end in self.ends()), strict=True)
+            ),
+        }
 
     def _spelled(self, index: int) -> list[str]:
         """An answer's tokens: all of it where they are known, else its first."""

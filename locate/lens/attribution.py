@@ -19,6 +19,7 @@ from locate.lens.asking import Answers, Asked, Prompts, asked_of
 from locate.lens.parts import KINDS, By, check_by, joined, part_name, part_site, parts, read_at
 from locate.model.running import running
 from locate.results import Result
+from locate.showing import spread
 from locate.sites.final import Readout
 from locate.sites.site import Site
 
@@ -113,6 +114,11 @@ class LogitAttribution(Result):
             if (site := part_site(str(kind), int(layer), int(unit))) is not None:
                 return site
         raise SiteError("This attribution has no part that is a site.")
+
+    def _found(self) -> str:
+        other = f" − logit({self.info['others'][0].strip()})" if self.info["others"][0] else ""
+        mean, low, high = (float(one) for one in mean_interval(self.logit.values))
+        return f"logit({self.info['answers'][0].strip()}){other} {spread(mean, low, high)}, by {self.by}"
 
     def plot(self, **options: Any) -> "Figure":
         """A map of heads and MLPs, or lines over layers; see ``locate.plots.plot_attribution``."""

@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError, SiteError
 from locate.results import Result
+from locate.showing import spread
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -107,6 +109,19 @@ class LensTrajectory(Result):
     def plot_map(self, **options: Any) -> "Figure":
         """Layers by positions with each readout's first token; see ``locate.plots.plot_lens``."""
         return self.draw("plot_map", **options)
+
+    def _found(self) -> str:
+        last = self._last().isel(layer=-1)
+        return f"{self.sites}, log-probability at the end {spread(*(float(last[name]) for name in ('mean', 'low', 'high')))}"
+
+    def _rows(self) -> pd.DataFrame:
+        """By layer, the answer at the last position: the layers where it rises most."""
+        table = self._last().to_dataframe()[["mean", "low", "high"]].reset_index()
+        table["rise"] = table["mean"].diff()
+        return table.sort_values("rise", ascending=False, ignore_index=True)
+
+    def _last(self) -> xr.Dataset:
+        return self.summary().isel(position=-1, token=0, drop=True)
 
     def _tables(self) -> list[xr.Dataset]:
         return [self.data[["logit", "log_probability", "rank"]]]

@@ -13,6 +13,7 @@ from scipy import stats
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import LocateError
 from locate.results import Measured
+from locate.showing import shown, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -96,6 +97,12 @@ class NeuronEffects(Measured):
                     row |= {name: mean, f"{name}_low": low, f"{name}_high": high}
                 rows.append(row | _tested(parts["difference"][there], seed))
         return pd.DataFrame(rows)
+
+    def _found(self) -> str:
+        """Of silencing each fact's own neurons, or whatever was done first."""
+        first = self.summary().iloc[0]
+        effect, random = (spread(*(first[f"{name}{end}"] for end in ("", "_low", "_high"))) for name in _PARTS[:2])
+        return f"{self.metric} × {shown(first['factor'])}: {effect}{random and f', random sets {random}'}"
 
     def plot(self, **options: Any) -> "Figure":
         """Own sets beside random ones, fact by fact; see ``locate.plots.plot_neuron_effects``."""

@@ -15,6 +15,7 @@ from scipy.stats import rankdata
 from locate.errors import DataError, LocateError
 from locate.neurons.scores import NeuronScores
 from locate.results import Result
+from locate.showing import first_of, shown
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,6 +94,20 @@ class NeuronOverlap(Result):
         found.insert(0, "pairs", table["where"].value_counts().reindex(found.index, fill_value=0))
         return found.reset_index()
 
+    def _on(self) -> str:
+        return f"{first_of([str(name) for name in self.data['one'].values])}, between {self.info['between']}"
+
+    def _found(self) -> str:
+        values = self.jaccard.values[np.triu_indices(self.data.sizes["one"], 1)]
+        return f"Jaccard index of the best {int(self.data['k'][0])}: {shown(float(values.mean()))} in the mean"
+
+    def _rows(self) -> pd.DataFrame:
+        """The pairs that are most alike."""
+        names, (one, other) = self.data["one"].values, np.triu_indices(self.data.sizes["one"], 1)
+        alike = {"jaccard": self.jaccard.values[one, other], "spearman": self.spearman.values[one, other]}
+        table = pd.DataFrame({"one": names[one], "other": names[other], **alike})
+        return table.sort_values("jaccard", ascending=False, ignore_index=True)
+
     def plot(self, **options: Any) -> "Figure":
         """Two matrices; see ``locate.plots.plot_neuron_overlap``."""
         return self.draw(**options)
@@ -150,7 +165,9 @@ def neuron_overlap(scores: NeuronScores | Mapping[str, NeuronScores], *, k: int 
         coords={"fact": facts, "k": several, "one": names, "other": names},
     )  # fmt: skip
     chance = {str(one): (one * one / n) / (2 * one - one * one / n) for one in several}
-    return NeuronOverlap(data=data, info={"between": between, "neurons": n, "chance": chance})
+    first = scores if isinstance(scores, NeuronScores) else next(iter(scores.values()))
+    info = {"model": first.info.get("model"), "between": between, "neurons": n, "chance": chance}
+    return NeuronOverlap(data=data, info=info)
 
 
 def _same(scores: Mapping[str, NeuronScores]) -> list[str]:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locate.errors import LocateError, SiteError, counted
 from locate.results import Result, place_of_largest
+from locate.showing import ROWS, shown
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -132,6 +134,16 @@ class NeuronScores(Result):
         """The neurons of a fact, layer by layer; see ``locate.plots.plot_neurons``."""
         self._check(fact)
         return self.draw(fact=fact, **options)
+
+    def _found(self) -> str:
+        return f"largest score {shown(float(self.scores.max()))} ({self.info.get('measure', 'attribution')})"
+
+    def _rows(self) -> pd.DataFrame:
+        """The best of the first fact."""
+        sites = self.top(ROWS)
+        scores = [float(self.scores.isel(fact=0).sel(layer=one.layer, neuron=one.neuron)) for one in sites]
+        table = pd.DataFrame({"layer": [one.layer for one in sites], "neuron": [one.neuron for one in sites]})
+        return table.assign(score=scores)
 
     def _check(self, fact: int) -> None:
         if not 0 <= fact < self.data.sizes["fact"]:

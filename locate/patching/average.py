@@ -13,6 +13,7 @@ from locate.contrast.metrics import hardly_differ
 from locate.errors import LocateError
 from locate.patching.patches import Patches, site_patched
 from locate.results import Result, place_of_largest
+from locate.showing import counted, shown
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -70,6 +71,14 @@ class AveragePatches(Result):
         if "confirmed" in self.data:
             gained = gained.where(self.data["confirmed"] > 0)
         return site_patched(self.info, place_of_largest(gained))
+
+    def _on(self) -> str:
+        return f"{counted(self.n_facts, 'fact')}, {self.info['sites']}"
+
+    def _found(self) -> str:
+        best = self.top(1).iloc[0]
+        error = shown(float(best["standard_error"]))
+        return f"{self.metric}, score at best {shown(float(best['score']))}{error and f' ± {error}'}"
 
     def plot(self, **options: Any) -> "Figure":
         """A heat map; see ``locate.plots.plot_average_patches``."""

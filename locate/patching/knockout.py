@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import torch
 import xarray as xr
 from einops import rearrange
@@ -24,6 +25,7 @@ from locate.facts.prompts import Positions, answer_strings, encode_target, resol
 from locate.facts.questions import Questions
 from locate.model.precision import Precision, check_precision, computing_in
 from locate.results import Measured, place_of_largest
+from locate.showing import shown
 from locate.sites.places import hooks_of
 from locate.sites.site import Site
 
@@ -80,6 +82,20 @@ class Knockout(Measured):
     def plot(self, **options: Any) -> "Figure":
         """Lines over layers; see ``locate.plots.plot_knockout``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return f"{self.info['prompt']} → {self.info['answer'].strip()}"
+
+    def _found(self) -> str:
+        change = self.change.values.ravel()
+        most = float(change[np.nanargmax(abs(change))])
+        how = f"{shown(self.clean)}, changed by {shown(100 * most)}%" if self.is_relative else shown(most)
+        return f"{self.metric} {how} at most"
+
+    def _rows(self) -> pd.DataFrame:
+        """The windows of the largest change, either way."""
+        table = self.to_dataframe().dropna(subset="change")
+        return table.sort_values("change", key=abs, ascending=False, ignore_index=True)
 
     def _tables(self) -> list[xr.Dataset]:
         return [xr.Dataset({"value": self.values, "change": self.change})]

@@ -11,6 +11,7 @@ import xarray as xr
 
 from locate.errors import LocateError
 from locate.results import Measured, place_of_largest, restoring
+from locate.showing import shown
 from locate.sites.components import site_written
 from locate.sites.site import Site
 
@@ -112,6 +113,18 @@ class Patches(Measured):
     def plot(self, **options: Any) -> "Figure":
         """A heat map; see ``locate.plots.plot_patches``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        n = self.info.get("pairs", 1)
+        return f"{self.info.get('prompt', '')} ({n} pairs)" if n > 1 else self.info.get("prompt", "")
+
+    def _found(self) -> str:
+        best = self.top(1).iloc[0]
+        error = shown(float(best["standard_error"]))
+        return (
+            f"{self.metric} {shown(self.clean)} clean, {shown(self.corrupted)} corrupted, at best "
+            f"{shown(float(best['value']))}{error and f' ± {error}'}"
+        )
 
     def _tables(self) -> list[xr.Dataset]:
         columns = {"value": self.values, "score": self.scores, "effect": self.effect}

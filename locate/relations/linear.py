@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import xarray as xr
 from jaxtyping import Float
@@ -20,6 +21,7 @@ from locate.relations.linearity import RelationLinearity
 from locate.relations.maps import Estimate, linear
 from locate.relations.sweeping import describe, fit_maps, linearity_of
 from locate.results import Result
+from locate.showing import shown
 from locate.sites.site import Site
 
 
@@ -169,6 +171,16 @@ class LinearRelation(Result):
         True
         """
         return Site("resid", layer=self.layer)
+
+    def _on(self) -> str:
+        return f"{self.info['relation']}, {len(self.info['examples'])} examples, {len(self.info['held_out'])} held out"
+
+    def _found(self) -> str:
+        return f"layer {self.layer} → {self.to_layer}, β {shown(self.beta)}, rank {self.rank}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The examples."""
+        return pd.DataFrame(self.info["examples"], columns=["subject", "target"])
 
     @property
     def estimate(self) -> Estimate:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import pandas as pd
 import xarray as xr
 
 from locate.contrast.bootstrap import Interval, mean_interval
 from locate.results import Result
+from locate.showing import spread
 from locate.sites.site import Site
 
 if TYPE_CHECKING:
@@ -77,6 +79,19 @@ class RelationLinearity(Result):
     def plot(self, **options: Any) -> "Figure":
         """Both measures over layers; see ``locate.plots.plot_linearity``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return f"{self.info['relation']}, {self.data.sizes['subject']} subjects held out"
+
+    def _found(self) -> str:
+        table = self.to_dataframe().query("way == @LINEAR")
+        best: Any = table[(table["measure"] == "faithfulness") & (table["layer"] == self.best().layer)].iloc[0]
+        return f"faithful for a share of {spread(best['share'], best['low'], best['high'])}"
+
+    def _rows(self) -> pd.DataFrame:
+        """What the affine map does, layer by layer, the best first."""
+        table: Any = self.to_dataframe().query("way == @LINEAR").drop(columns="way")
+        return table.sort_values("share", ascending=False, ignore_index=True)
 
     def _tables(self) -> Sequence[xr.Dataset]:
         tables = []

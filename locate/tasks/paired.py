@@ -1,6 +1,6 @@
 """Pairs of prompts that differ in their subject, and in their answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, overload
@@ -15,6 +15,7 @@ from locate.contrast.pairs import make_pairs
 from locate.errors import DataError, FactError
 from locate.facts.facts import Fact, as_tuple
 from locate.facts.records import parse_records, read_records
+from locate.showing import Shown
 from locate.store.files import save_json
 
 _STORED_AS, _FORMAT = "paired prompts", 1
@@ -33,7 +34,7 @@ class Group(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairedPrompts:
+class PairedPrompts(Shown):
     """Clean and corrupted prompts in pairs: as many tokens in both, of which those of the subject differ.
 
     Both are facts, so that all that takes facts takes them; pairs of one length (``by_length``) go together.
@@ -151,8 +152,19 @@ class PairedPrompts:
         rows = [(clean.text, clean.target, corrupt.text, corrupt.target) for clean, corrupt in self]
         return pd.DataFrame(rows, columns=["clean", "answer", "corrupt", "corrupt_answer"])
 
-    def _repr_html_(self) -> str:
-        return self.to_dataframe().to_html(max_rows=20)
+    def _named(self) -> str:
+        return f"PairedPrompts, {self.name}"
+
+    def _headline(self) -> Mapping[str, str]:
+        (clean, corrupt), metric = self[0], self.metric
+        told = metric if isinstance(metric, str | None) else metric.label
+        return {
+            "sizes": f"{len(self)} pairs", "first": f"{clean.text} → {clean.target}",
+            "against": f"{corrupt.text} → {corrupt.target}", "metric": told or "logit_diff",
+        }  # fmt: skip
+
+    def _rows(self) -> pd.DataFrame:
+        return self.to_dataframe()
 
     def save(self, path: str | Path) -> Path:
         """Write the pairs to a JSON file, which ``load`` reads back.

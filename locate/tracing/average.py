@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from locate.contrast.bootstrap import mean_interval
 from locate.errors import SiteError
 from locate.results import Result, place_of_largest, restoring
+from locate.showing import counted, spread
 from locate.sites.site import Site, check_traced
 from locate.tracing.trace import Trace, check_comparable
 
@@ -167,6 +169,22 @@ class AverageTrace(Result):
     def plot_heads(self, **options: Any) -> "Figure":
         """A heat map of single heads at the tokens of one role; see ``locate.plots.plot_average_heads``."""
         return self.draw("plot_heads", **options)
+
+    def _on(self) -> str:
+        return counted(self.n_facts, "fact")
+
+    def _found(self) -> str:
+        return f"total effect on {self.metric} {spread(*self.total_effect)}"
+
+    def _rows(self) -> pd.DataFrame:
+        """The peaks of each kind by role; of heads alone the largest at the last token."""
+        if "effect" not in self.data:
+            return self.top_heads(self.roles[-1])
+        kinds = [str(kind) for kind in self.data["kind"].values]
+        names = ("layer", "effect", "low", "high")
+        peaks = [(kind, role, self.peak(kind, role)) for kind in kinds for role in self.roles]
+        rows = [{"kind": kind, "role": role, **dict(zip(names, peak, strict=True))} for kind, role, peak in peaks]
+        return pd.DataFrame(rows).sort_values("effect", key=abs, ascending=False, ignore_index=True)
 
     def _tables(self) -> list[xr.Dataset]:
         parts: list[xr.Dataset] = [self.data[["effect", "low", "high"]]] if "effect" in self.data else []

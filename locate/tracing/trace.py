@@ -1,6 +1,7 @@
 """The result of a causal trace."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,6 +12,7 @@ import xarray as xr
 
 from locate.errors import LocateError, SiteError
 from locate.results import Measured, place_of_largest, restoring
+from locate.showing import shown
 from locate.sites.site import Site, check_traced
 
 if TYPE_CHECKING:
@@ -138,6 +140,38 @@ class Trace(Measured):
     def plot(self, **options: Any) -> "Figure":
         """Heat maps in the familiar layout; see ``locate.plots.plot_trace``."""
         return self.draw(**options)
+
+    def _on(self) -> str:
+        return f"{self.info['prompt']} → {self.answer.strip()} (rank {self.answer_rank})"
+
+    def _found(self) -> str:
+        ends = f"{shown(self.clean)} clean, {shown(self.corrupted)} corrupted"
+        return f"{self.metric} {ends}, total effect {shown(self.total_effect)}"
+
+    def _choice(self) -> Site | None:
+        kinds = self._kinds_here
+        return self.best("mlp" if "mlp" in kinds else kinds[0])
+
+    def _rows(self) -> pd.DataFrame:
+        """By kind, the best site of the subject's tokens, and of the last."""
+        rows = []
+        for kind in self._kinds_here:
+            for within in ("subject", "last"):
+                with suppress(SiteError):
+                    site = self.best(kind, within=within)
+                    effects = self.head_effect if kind == "attn_head" else self.indirect_effect.sel(kind=kind)
+                    at = {name: value for name, value in vars(site).items() if name != "kind" and value is not None}
+                    effect = float(effects.sel(at))
+                    rows.append({
+                        "kind": kind, "of": within, **at, "token": self.tokens[at["position"]], "effect": effect,
+                        "recovered": effect / self.total_effect,
+                    })  # fmt: skip
+        return pd.DataFrame(rows)
+
+    @property
+    def _kinds_here(self) -> list[str]:
+        kinds = [str(kind) for kind in self.data["kind"].values] if "scores" in self.data else []
+        return [*kinds, "attn_head"] if "head_scores" in self.data else kinds
 
     def _tables(self) -> list[xr.Dataset]:
         parts: list[xr.Dataset] = []
