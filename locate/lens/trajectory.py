@@ -112,7 +112,8 @@ class LensTrajectory(Result):
 
     def _found(self) -> str:
         last = self._last().isel(layer=-1)
-        return f"{self.sites}, log-probability at the end {spread(*(float(last[name]) for name in ('mean', 'low', 'high')))}"
+        told = spread(*(float(last[name]) for name in ("mean", "low", "high")))
+        return f"{self.sites}, log-probability at the end {told}"
 
     def _rows(self) -> pd.DataFrame:
         """By layer, the answer at the last position: the layers where it rises most."""
