@@ -141,7 +141,8 @@ class WeightUpdate(Shown, Change):
                 if before.setdefault(name, other.before[name]) != other.before[name]:
                     raise UpdateError(
                         f"{other._called} was made for other values of {name} than {self._called}, so their changes "
-                        "do not add up. Fit all of them on the same model, or edit one after the other in an EditSession."
+                        "do not add up. Fit all of them on the same model, or edit one after the other in an "
+                        "EditSession."
                     )
                 deltas[name] = deltas[name].joined(delta) if name in deltas else delta
         everything = (self, *others)

@@ -111,7 +111,8 @@ def evaluate_each(
     The unedited model is asked once for all cases, and a method of this toolkit optimises the values of all of them
     together, which changes nothing but speed. ``layer`` is where to edit instead of the method's own layers, as
     ``fit_each`` takes it: one place, or one for each case, such as their traces. The other settings are those of
-    ``evaluate``. A method of one's own needs no more than ``fit``.
+    ``evaluate``. A method of one's own needs no more than ``fit``. The changes themselves are not kept: ``fit_each``
+    gives them, to be evaluated one by one and pooled by ``Evaluation.join``.
 
     >>> evaluation = edit.evaluate_each(model, edit.ROME(layer=4), facts)       # doctest: +SKIP
     """

@@ -1,5 +1,6 @@
 """A clean and a corrupted prompt of the same shape, however the user gives them."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -12,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from locate.contrast.corruption import Corrupted, Corruption
 from locate.contrast.metrics import Comparing, Metric
 from locate.contrast.swaps import check_alike
-from locate.errors import FactError, SiteError
+from locate.errors import FactError, SiteError, tell
 from locate.facts.answers import up_to_difference
 from locate.facts.facts import Fact
 from locate.facts.prompts import Prompt, encode_fact, encode_target, encode_text
@@ -115,6 +116,11 @@ def _pair(model: TransformerBridge, clean: Text, corrupt: Corruption | Text, met
         if isinstance(corrupt, Fact):
             target_new = corrupt.target
     elif isinstance(clean, Fact):
+        if names_again(clean):
+            tell(
+                f"{clean.text!r} names {clean.subject!r} more than once, and only the mention at {{}} is corrupted: "
+                "the others still say what is asked about. Reword the prompt, or give a corrupted prompt of your own."
+            )
         corrupted = corrupt.corrupt(model, clean, prompt)
     else:
         raise FactError(
@@ -143,6 +149,16 @@ def _compared(metrics: Sequence[Metric], target: str | None, target_new: str | N
     """The answers that are held against each other: those that a metric names, else the prompt's own."""
     named = (metric.compared(target, target_new) for metric in metrics if isinstance(metric, Comparing))
     return next(named, (target, target_new))
+
+
+def names_again(fact: Fact) -> bool:
+    """Whether a prompt names its subject besides where it stands.
+
+    >>> names_again(locate.Fact(prompt="{} is a city. The country of Rome is", subject="Rome", target="Italy"))
+    True
+    """
+    word = rf"(?<!\w){re.escape(fact.subject.strip())}(?!\w)"
+    return any(re.search(word, part, re.IGNORECASE) for part in fact.prompt.split("{}"))
 
 
 def as_prompt(model: TransformerBridge, text: Text) -> Prompt:

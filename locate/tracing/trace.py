@@ -116,7 +116,11 @@ class Trace(Measured):
             kind: ``resid``, ``mlp``, ``attn`` or ``attn_head``.
             within: ``"subject"`` for the subject's tokens (where facts are recalled, and where an
                 edit goes), ``"last"`` for the last token, or ``"all"``. The last token's late states
-                restore the answer trivially.
+                restore the answer trivially; so where the subject ends the prompt, that token's ``resid`` does not
+                count among the subject's.
+
+        Raises:
+            SiteError: a kind or position that was not traced; or the last token is all that there is of the subject.
 
         >>> trace.best("mlp").kind
         'mlp'
@@ -132,7 +136,13 @@ class Trace(Measured):
         spans = {"subject": range(*self.subject_span), "last": range(last, last + 1), "all": range(last + 1)}
         if within not in spans:
             raise SiteError(f"within must be one of {sorted(spans)}, found {within!r}.")
-        table = table.isel(position=np.isin(table["position"], list(spans[within])))
+        wanted = [at for at in spans[within] if not (kind == "resid" and within == "subject" and at == last)]
+        if not wanted:
+            raise SiteError(
+                "The subject is the prompt's last token, whose late states restore the answer trivially: no residual "
+                "state is best. Ask for another kind, or for within='last'."
+            )
+        table = table.isel(position=np.isin(table["position"], wanted))
         if table.sizes["position"] == 0:
             raise SiteError(f"This trace visited no position within {within!r}; it has {self.info['positions']}.")
         return Site(kind, **place_of_largest(restoring(table, self.total_effect)))
@@ -142,7 +152,8 @@ class Trace(Measured):
         return self.draw(**options)
 
     def _on(self) -> str:
-        return f"{self.info['prompt']} → {self.answer.strip()} (rank {self.answer_rank})"
+        prompt = self.info.get("prompt", "".join(self.tokens))
+        return f"{prompt} → {self.answer.strip()} (rank {self.answer_rank})"
 
     def _found(self) -> str:
         ends = f"{shown(self.clean)} clean, {shown(self.corrupted)} corrupted"

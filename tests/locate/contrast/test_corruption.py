@@ -1,5 +1,7 @@
 """Corruptions: what stands in the subject's place."""
 
+import warnings
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -153,3 +155,14 @@ def test_embedding_std_takes_facts_or_prompts():
     assert locate.embedding_std(model(), REFERENCE) == pytest.approx(float(known.std()))
     with pytest.raises(LocateError, match="embedding_std needs at least one prompt or fact"):
         locate.embedding_std(model(), [])
+
+
+def test_a_subject_that_is_named_again_is_told_of():
+    """Only the mention that the fact marks is corrupted; a longer word that begins like it is none."""
+    again = Fact(prompt="{} is large. Of all clocks big ben is in", subject="Big Ben", target="London")
+    noise = locate.GaussianNoise(samples=1)
+    with pytest.warns(UserWarning, match="names 'Big Ben' more than once"):
+        locate.Contrast.of(model(), again, noise)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        locate.Contrast.of(model(), replace(again, prompt="{} is large. The Big Benefit is in"), noise)

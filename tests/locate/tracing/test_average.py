@@ -214,3 +214,18 @@ def test_saving_loading_and_figures(tmp_path):
         average.plot_lines(roles=["end"])
     with pytest.raises(SiteError, match=r"can be plotted for the kinds \['mlp'\], found \['attn'\]"):
         average.plot(kinds=["attn"])
+
+
+def test_the_last_state_is_not_best_where_the_subject_ends_the_prompt():
+    grid = np.stack([np.arange(6.0).reshape(2, 3)] * 2)
+    scores = xr.DataArray(
+        grid, dims=("kind", "position", "layer"),
+        coords={"kind": ["resid", "mlp"], "position": [0, 1], "layer": [0, 1, 2]},
+    )  # fmt: skip
+    how = {"clean": 9.0, "corrupted": 0.0, "answer": " x"}
+    found = tiny.made_up_trace(scores, tokens=("a", "b"), span=(0, 2), **how)
+    assert (found.best("resid"), found.best("mlp")) == (Site("resid", 2, 0), Site("mlp", 2, 1))
+    assert found.best("resid", within="last") == found.best("resid", within="all") == Site("resid", 2, 1)
+    alone = tiny.made_up_trace(scores, tokens=("a", "b"), span=(1, 2), **how)
+    with pytest.raises(SiteError, match="Ask for another kind, or for within='last'"):
+        alone.best("resid")
