@@ -1,15 +1,14 @@
 """A figure of an evaluation: what is said before and after, measure by measure."""
 
-from typing import Any
+from typing import Any, Unpack
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
 from edit.evaluation.results import Evaluation
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE, add_headline
+from locate.figures.options import PlotOptions
+from locate.figures.sheet import sheet
 
 # In inches: a measure's row, and what stands above and below all of them.
 _ROW, _AROUND = 0.24, 0.95
@@ -18,24 +17,21 @@ _STATES = ("edited", "unedited")
 _APART = ("fluency", "reference score")
 
 
-def plot_evaluation(
-    evaluation: Evaluation, *, confidence: float = 0.95, figsize: tuple[float, float] | None = None
-) -> Figure:
+def plot_evaluation(evaluation: Evaluation, *, confidence: float = 0.95, **options: Unpack[PlotOptions]) -> Figure:
     """The lines of the summary, one a row: the edited and the unedited model, with the intervals over cases.
 
     Args:
         evaluation: from ``edit.evaluate`` or ``edit.evaluate_each``.
         confidence: of the intervals.
-        figsize: width and height in inches.
+        options: what every figure takes, ``PlotOptions``.
 
     >>> figure = plot_evaluation(evaluation)
     >>> len(figure.axes)
     1
     """
     table: Any = evaluation.summary(confidence=confidence).drop(index=list(_APART), errors="ignore")
-    with mpl.rc_context(STYLE):
-        figure = plt.figure(figsize=figsize or (3.3, _AROUND + _ROW * len(table)), layout="constrained")
-        axes = figure.subplots()
+    with sheet(options, "plot_evaluation", width=3.3, height=_AROUND + _ROW * len(table)) as drawn:
+        (axes,) = drawn.panels()
         for line in (0, 100):
             axes.axvline(line, color="0.7", linewidth=0.6, zorder=0)
         for state, (colour, marker), apart in zip(_STATES, STYLES, (-0.12, 0.12), strict=False):
@@ -44,13 +40,12 @@ def plot_evaluation(
             axes.errorbar(
                 means, rows, xerr=np.nan_to_num(ends), fmt=marker, color=colour, markersize=4, elinewidth=1, label=state
             )
-        axes.set_yticks(range(len(table)), list(table.index), fontsize=7)
+        axes.set_yticks(range(len(table)), list(table.index), fontsize=drawn.small)
         axes.set_ylim(len(table) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("cases [%]")
         axes.spines[["top", "right", "left"]].set_visible(False)
-        figure.legend(loc="outside lower center", ncols=len(_STATES), frameon=False, fontsize=7)
+        drawn.legend(*axes.get_legend_handles_labels())
         n = evaluation.rows["case"].nunique()
-        add_headline(figure, f"edited and unedited model, {n} case{'s' * (n > 1)}")
-    plt.close(figure)
-    return figure
+        drawn.headline(f"edited and unedited model, {n} case{'s' * (n > 1)}")
+    return drawn.figure
