@@ -46,6 +46,8 @@ from .requests.requests import EditRequest, Unrelated
 from .sessions.session import EditSession
 from .statistics import KeyStatistics, Part, collect_statistics, key_statistics, load_statistics
 from .statistics.spectrum import Spectrum, spectrum
+from .studies.result import EditStudy, load_edit_study
+from .studies.study import study
 from .values.contexts import sample_prefixes
 from .values.objective import ValueObjective
 
@@ -72,6 +74,7 @@ __all__ = [
     "EditCircuit",
     "EditRequest",
     "EditSession",
+    "EditStudy",
     "Evaluation",
     "FineTuning",
     "FlowMap",
@@ -124,6 +127,7 @@ __all__ = [
     "load_concentration",
     "load_counterfact",
     "load_edit_circuit",
+    "load_edit_study",
     "load_layer_study",
     "load_localisation_similarity",
     "load_mediator_reuse",
@@ -157,6 +161,7 @@ __all__ = [
     "run_demo",
     "sample_prefixes",
     "spectrum",
+    "study",
     "trace_shift",
     "unrelated_circuits",
     "unrelated_traces",

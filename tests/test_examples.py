@@ -97,6 +97,15 @@ GIVEN: dict[str, Callable] = {
     "similarity": lambda given: edit.localisation_similarity(
         given["model"], given["facts"][::120], most=4, only_known=False, corruption=given["swap"], **QUIET
     ),
+    "studied_edits": lambda given: edit.study(
+        given["model"],
+        given["facts"][:2],
+        edit.FineTuning(steps=2),
+        parts=None,
+        trace={"corruption": given["swap"]},
+        evaluate={"generate": True},
+        **QUIET,
+    ),
     "study": lambda given: edit.layer_choice(
         given["model"], [given["request"]], layers=[2, 4], corruption=given["swap"], steps=5, **QUIET
     ),

@@ -33,6 +33,8 @@ class PropagationComparison(Result):
 
     stored_as = "propagation_comparison"
     figures: ClassVar[Mapping[str, str]] = {"plot": "edit.propagation.comparison_figures:plot_comparison"}
+    # What its figure is about.
+    about: ClassVar[str] = "what reaches the answers"
 
     info: dict[str, Any]
 
@@ -104,7 +106,7 @@ class PropagationComparison(Result):
 def compare_propagation(
     reports: Mapping[str, Sequence[PropagationReport]], *, facts: Sequence[str] | None = None
 ) -> PropagationComparison:
-    """Reports of several methods' edits of the same facts, beside each other.
+    """Reports of several methods' edits of the same facts, averaged and beside each other; one method is enough.
 
     Args:
         reports: by method, one report for each fact, in the same order.

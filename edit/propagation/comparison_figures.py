@@ -62,7 +62,7 @@ def plot_comparison(
         sns.despine(ax=axes)
         drawn.legend(*axes.get_legend_handles_labels())
         n = found.data.sizes["fact"]
-        drawn.headline(f"{found.info['model']}: what reaches the answers, {n} fact{'s' if n != 1 else ''}")
+        drawn.headline(f"{found.info['model']}: {found.about}, {n} fact{'s' if n != 1 else ''}")
     return drawn.figure
 
 

@@ -35,6 +35,9 @@ _FLOW = "flow.nc"
 class PropagationReport(Shown):
     """How a change reaches the answers: what it does to each probe, what carries it, and what it leaves as it was.
 
+    Reports of many edits are averaged, with intervals over facts, by ``edit.compare_propagation({"ROME": reports})``;
+    ``edit.study`` makes the edits as well.
+
     Attributes:
         flow: totals of all probes, and exact mediation.
         parts: by name, what else was found; ``report["circuit"]`` is one of them.

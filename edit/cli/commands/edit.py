@@ -71,7 +71,8 @@ def run(
 
     Without any fact the first shipped one, of the Eiffel Tower, is edited. Several facts (--facts) are edited in
     batches, each with the earlier ones in place. The folder gets the batches, update.safetensors, evaluation.csv and
-    summary.json.
+    summary.json. With --layers traced each fact is traced, and edited by itself where its own trace says: several give
+    traces, updates, study.nc, edits.csv (a row each) and summary.json.
     """
     if overwrite and export is None:
         raise DataError("--overwrite goes with --export: it replaces the model that is there.")
@@ -83,10 +84,16 @@ def run(
         )
     if facts is not None and (which.given or target_new):
         raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
-    method = how.make()
+    if how.traced and (batch_size is not None or skip_answered or (facts is not None and export is not None)):
+        raise DataError(
+            "--layers traced edits each fact by itself: leave out --batch-size, --skip-answered (what cannot be edited "
+            "is a row with its reason) and, with several facts, --export."
+        )
+    method = how.make(traced=True)
 
     from edit.changes.exporting import check_target
     from edit.cli.kit.editing import ManyEdits
+    from edit.cli.kit.traced import edit_traced
 
     place = None if export is None else check_target(export, overwrite)
     if facts is None:
@@ -94,11 +101,13 @@ def run(
         file = _check_file(out or Path("runs/update.safetensors"))
         _check_apart(file, place)
         bridge = load_model(model, console)
-        return _edit_one(bridge, how.with_statistics(method, bridge), request, file, place)
+        return _edit_one(bridge, how.with_statistics(method, bridge), request, file, place, how.traced)
     requests = requests_in(facts, form, taught, limit)
     folder = out or Path(f"runs/edit-{facts.stem}-{how.method}")
     _check_apart(folder, place)
     bridge = load_model(model, console)
+    if how.traced:
+        return edit_traced(bridge, how.with_statistics(method, bridge), requests, folder)
     many = ManyEdits(
         model=bridge, method=how.with_statistics(method, bridge), folder=folder, export=place, batch_size=batch_size,
         kept=_KEPT, console=console,
@@ -123,18 +132,22 @@ def _check_apart(out: Path, export: Path | None) -> None:
         )
 
 
-def _edit_one(model: Any, method: Any, request: edit.EditRequest, file: Path, export: Path | None) -> Outcome:
+def _edit_one(
+    model: Any, method: Any, request: edit.EditRequest, file: Path, export: Path | None, traced: bool
+) -> Outcome:
     from edit.evaluation.asking import check_questions
 
     check_questions(model, [request])
-    update = method.fit(model, [request])
+    where = locate.causal_trace(model, request.fact, kinds=["mlp"], positions="subject_last") if traced else None
+    update = method.fit(model, [request], layer=where)
     update.save(file)
     if export is not None:
         edit.export(model, update, export, overwrite=True)
     answers: Any = edit.evaluate(model, update, [request]).rows[COLUMNS]
     rows: list[dict[str, Any]] = answers.to_dict(orient="records")
     told = {
-        "request": request.describe(), "method": update.method, "update": str(file),
+        "request": request.describe(), "method": update.method, "layers": update.info.get("layers"),
+        "update": str(file),
         "norm": {name: update.norm(name) for name in update.parameters}, "rows": rows,
     }  # fmt: skip
     return Outcome(value=told, shown=[answers_table(rows, request.describe())], results=[file])

@@ -24,6 +24,7 @@ _METHODS: dict[MethodName, str] = {
     "alphaedit": "AlphaEdit", "kn": "KN", "ft": "FineTuning",
 }  # fmt: skip
 _STABILISERS = {"nas": "NAS", "encore": "ENCORE", "blue": "BLUE", "prune": "PRUNE", "rect": "RECT"}
+_TRACED = "traced"
 # By option, the field that it sets; methods that edit one layer have a field for one.
 _SETS = {
     "--layers": ("layers", "layer"), "--statistics": ("statistics",), "--corpus": ("corpus",),
@@ -48,7 +49,8 @@ class MethodOptions:
         typer.Option(
             "--layers",
             "--layer",
-            help="Layers to edit, such as 4 or 3-7; by default the method's share of the depth.",
+            help="Layers to edit, such as 4 or 3-7; by default the method's share of the depth. `edit` also takes "
+            "traced: each fact is edited by itself, where its own trace says.",
             rich_help_panel=METHOD,
         ),
     ] = None
@@ -74,15 +76,25 @@ class MethodOptions:
     ] = "model"
     seed: Annotated[int, typer.Option(help="Of sampled prefixes and text.", rich_help_panel=METHOD)] = 0
 
-    def make(self) -> Any:
+    @property
+    def traced(self) -> bool:
+        """Whether each fact shall be edited where its own trace says."""
+        return self.layers == _TRACED
+
+    def make(self, *, traced: bool = False) -> Any:
         """The method that was asked for.
+
+        Args:
+            traced: whether the command can edit each fact at its own traced layer.
 
         Raises:
             DataError: an option that this method does not have, or a name that is not known.
         """
         names = self._stabilisers()
         given: dict[str, Any] = {
-            "--layers": None if self.layers is None else read_numbers(self.layers, "--layers"),
+            "--layers": None
+            if self.layers is None or (traced and self.traced)
+            else read_numbers(self.layers, "--layers"),
             "--statistics": self._amount() or self.statistics or None,
             "--corpus": None if self.corpus == SAMPLED else self.corpus,
             "--tokens": self.tokens,
@@ -132,13 +144,15 @@ class MethodOptions:
         """
         if not self.statistics or self._amount():
             return method
-        known = add_up(statistics_files(self.statistics), layers=method.edited_layers(model))
+        layers = None if self.traced else method.edited_layers(model)
+        known = add_up(statistics_files(self.statistics), layers=layers)
         for layer, one in known.items():
             if missing := [part for part in one.parts if part.of > 1]:
                 have = ", ".join(f"{part.index}/{part.of}" for part in missing)
                 warnings.warn(f"The key statistics of layer {layer} are of shards {have} alone.", stacklevel=2)
         method = replace(method, statistics=known)
-        method.statistics_for(model)
+        if layers is not None:
+            method.statistics_for(model)
         return method
 
     def _amount(self) -> str | None:

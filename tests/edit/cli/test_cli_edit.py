@@ -364,3 +364,15 @@ def test_what_kn_cannot_tell_apart_is_told_before_any_edit(edit, facts_file, tmp
     assert "both targets of 1 request begin with one. Nothing was changed" in message
     assert "Big Ben is located in the city of: London → London in France" in message
     edit("--facts", facts_file(FACTS[:1]), *common)
+
+
+def test_each_fact_is_edited_at_its_own_traced_layer(edit, facts_file, tmp_path):
+    out = tmp_path / "run"
+    arguments = ["--facts", facts_file(), "--method", "ft", "--layers", "traced", "--limit", 2, "--out", out]
+    edit(*arguments)
+    rows = pd.read_csv(out / "edits.csv")
+    assert rows["layer"].tolist() == rows["traced: layer"].tolist()
+    before = (out / "cases.jsonl").read_text()
+    edit(*arguments)
+    assert (out / "cases.jsonl").read_text() == before
+    assert "--batch-size" in edit(*arguments, "--batch-size", 2, expect=2).output

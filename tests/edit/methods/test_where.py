@@ -43,6 +43,10 @@ LOCATED = {
     "neurons": lambda: locate.knowledge_neurons(llama(), FACT, steps=3, **QUIET),
     "circuit": lambda: tiny.made_up_circuit(graph(llama())).top(5),
     "layer study": drawings.layers,
+    "propagation": lambda: edit.mediate(
+        llama(), edit.FineTuning(layer=1, steps=1).fit(llama(), FACT, **QUIET), FACT, roles="edit", kinds=["mlp"],
+        **QUIET,
+    ),
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Many edits, each by itself: located, made, judged and followed in one call."""
