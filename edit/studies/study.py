@@ -138,7 +138,7 @@ class _Study:
         def keep(key: str, found: Trace) -> None:
             self.run.record(_traced(key), file=found.save(self._file("traces", f"{key}.nc")))
 
-        self._work_off(cases, self.run.pending(cases, retry_failed=self.retry), "tracing", trace, keep)
+        self._work_off(cases, self.run.pending(list(cases), retry_failed=self.retry), "tracing", trace, keep)
         done = self.run.done
         return {key: load_trace(self.run.path / str(done[case].file)) for case, key in cases.items() if case in done}
 
@@ -166,7 +166,7 @@ class _Study:
 
         cases = {case: key for case, key in cases.items() if key in places}
         at = {key: list(method.edited_layers(self.model, place)) for key, place in places.items()}
-        done, pending = self.run.done, self.run.pending(cases, retry_failed=self.retry)
+        done, pending = self.run.done, self.run.pending(list(cases), retry_failed=self.retry)
         # Facts that can be traced now and could not before may have moved an average.
         pending += [case for case, key in cases.items()
                     if case in done and case not in pending and done[case].found["at"] != at[key]]  # fmt: skip
