@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import edit
+import locate
 from edit.cli.kit.command import command
 from edit.cli.kit.facts import OneFact
 from edit.cli.kit.methods import MethodOptions
