@@ -214,7 +214,8 @@ class _Job(Job[Any]):
         save_figure(found.plot(), folder, "comparison")
         shown = Table("measure", "mean", "95% interval", "facts", title=counted(len(results), "edit"))
         for name, row in table.iterrows():
-            shown.add_row(str(name), f"{row['mean']:.3f}", between(float(row["low"]), float(row["high"])), f"{row['n']:.0f}")
+            ends = between(float(row["low"]), float(row["high"]))
+            shown.add_row(str(name), f"{row['mean']:.3f}", ends, f"{row['n']:.0f}")
         return Together(summary={"measures": table.to_dict(orient="index")}, shown=[shown])
 
     def _follow(self, request: edit.EditRequest, progress: bool) -> edit.PropagationReport:
