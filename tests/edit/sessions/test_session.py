@@ -488,7 +488,7 @@ def test_a_script_that_replaces_an_edit_can_be_run_again(llama, method, tmp_path
         script(session, killed=True)
     for _ in range(2):
         with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
-            with pytest.warns(UserWarning, match=r"1 request\(s\) are left out, as in a script that is run again"):
+            with pytest.warns(UserWarning, match=r"Left out 1 request, as in a script that is run again"):
                 script(session)
             assert torch.equal(weight(llama), expected)
             assert session.requests == [REQUESTS[1], new, REQUESTS[2]]
@@ -586,7 +586,7 @@ def test_a_session_goes_on_with_the_prefixes_and_statistics_it_began_with(llama,
         assert session.log[1]["info"]["prefixes"] == prefixes
     text.write_text(" ".join(f"{number:04d}" for number in range(7000, 3000, -1)))
     with edit.EditSession(llama, own, folder=tmp_path / "s") as session:
-        with pytest.warns(UserWarning, match=r"of layer\(s\) 1, 2 are not those that this session began with"):
+        with pytest.warns(UserWarning, match=r"of layers 1, 2 are not those that this session began with"):
             session.edit(REQUESTS[2:3], progress=False)
         assert len(session.requests) == 3
 
@@ -720,7 +720,7 @@ def test_what_is_only_asked_does_not_make_another_edit(llama, method, tmp_path, 
         after = weight(llama)
     with edit.EditSession(llama, method(), folder=tmp_path / "session") as session:
         made = count_calls(monkeypatch, session, "_edit_batch")
-        with pytest.warns(UserWarning, match=r"1 request\(s\) are left out"):
+        with pytest.warns(UserWarning, match=r"Left out 1 request"):
             session.edit(asked[0], progress=False)
         session.edit(london, on_conflict="replace", progress=False)
         assert not made

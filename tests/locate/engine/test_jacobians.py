@@ -88,7 +88,7 @@ def test_bad_input():
         jacobians(run, 1, [3], to_layer=3)
     with pytest.raises(SiteError, match="lead from layers"):
         jacobians(run, 1, [])
-    with pytest.raises(SiteError, match=r"one row .* found 2 row\(s\)"):
+    with pytest.raises(SiteError, match=r"one row .* found 2 rows"):
         jacobians(run, 1, [3])
 
 
