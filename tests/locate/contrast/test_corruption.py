@@ -105,9 +105,7 @@ def test_a_swap_chooses_a_subject_of_the_relation_with_as_many_tokens_and_anothe
     assert found.subjects == ("Rome",)
     _, both = corrupted(TokenSwap(pool=pool, samples=2), fact)
     assert both.subjects == ("Rome", "Paris")
-    with pytest.raises(
-        FactError, match=r"needs 3 other subjects of 1 token for 'London'.*found \['Rome', 'Paris'\]"
-    ):
+    with pytest.raises(FactError, match=r"needs 3 other subjects of 1 token for 'London'.*found \['Rome', 'Paris'\]"):
         corrupted(TokenSwap(pool=pool, samples=3), fact)
 
 

@@ -178,9 +178,7 @@ def test_bad_input():
     apart = dataclasses.replace(FACT, paraphrases=("{} stands in the “",))
     with pytest.raises(FactError, match=r"“' does not share the answer of .* begins with 'Par?.*' after the one and"):
         locate.knowledge_neurons(model, apart)
-    with pytest.raises(
-        FactError, match=r"has no negative: of 1 other fact none has another answer and the relati"
-    ):
+    with pytest.raises(FactError, match=r"has no negative: of 1 other fact none has another answer and the relati"):
         locate.knowledge_neurons(model, CITIES[0], negatives=CITIES[3:4])
     with pytest.raises(FactError, match="has no negative: of 1 other"):
         locate.knowledge_neurons(model, FACT, negatives="relation")
