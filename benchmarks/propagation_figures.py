@@ -25,7 +25,7 @@ from benchmarks.single_edits import METHODS
 from edit.propagation.reach import COMBINED
 from locate.contrast.bootstrap import mean_interval
 from locate.figures.lines import STYLES
-from locate.figures.style import STYLE
+from locate.figures.style import style
 from locate.store.files import load_json
 from locate.store.folders import CaseRecord, RunFolder
 
@@ -48,7 +48,7 @@ def main() -> None:
         "claims": lambda: claims(asked.claims),
     }  # fmt: skip
     for name, draw in drawn.items():
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(style(_WIDTH)):
             figure = draw()
         figure.savefig(asked.out / f"propagation_{name}.png", dpi=_DPI)
         plt.close(figure)
