@@ -128,6 +128,7 @@ SHOWN: dict[str, Callable] = {
     ),
     "EditCircuit": lambda given: given["carrier"],
     "EditRequest": lambda given: given["request"],
+    "EditStudy": lambda given: given["studied_edits"],
     "Evaluation": lambda given: given["evaluation"],
     "Faithfulness": lambda given: given["circuit"].faithfulness(
         given["model"], given["pairs"], sizes=[20, 0.1, 1.0], **QUIET

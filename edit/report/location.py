@@ -203,7 +203,7 @@ class _Changes:
         keys = {f"{name}-{key}": index for index, key in enumerate(self.keys)}
         place = self.run.path / "edits"
         place.mkdir(exist_ok=True)
-        for part in in_parts(self.run.pending(keys), _TOGETHER):
+        for part in in_parts(self.run.pending(list(keys)), _TOGETHER):
             own = [self.requests[keys[key]] for key in part]
             for key, request, change in zip(
                 part, own, method.fit_each(self.model, own, progress=self.progress), strict=True

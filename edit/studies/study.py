@@ -77,11 +77,11 @@ def study(
         DataError: the folder is another run's.
 
     >>> found = edit.study(model, facts[:2], edit.FineTuning(steps=2), layer=[4, None], parts=None, progress=False)
-    >>> found.table().loc["efficacy", ("layer 4", "n")]
+    >>> float(found.table().loc["efficacy", ("layer 4", "n")])
     2.0
     """
     asked = as_requests(facts)
-    named = {methods.name: methods} if isinstance(methods, EditingMethod) else dict(methods)
+    named = dict(methods) if isinstance(methods, Mapping) else {methods.name: methods}
     if not named:
         raise FactError("methods: give at least one, by name.")
     several: list[Any] = layer if isinstance(layer, list) else [layer]

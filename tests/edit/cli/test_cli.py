@@ -82,7 +82,8 @@ def test_demo_writes_the_whole_folder(model_folder, corpus, tmp_path):
     assert f"neuron {neurons.best().neuron}</td>" in page
     assert "this layer was asked for" in page
     assert "The Louvre" in page
-    assert "http" not in page.replace("http-equiv", "")  # nothing is loaded from anywhere
+    loaded = re.sub(r"base64,[^\"]*", "", page)  # letters of a picture may spell anything
+    assert "http" not in loaded.replace("http-equiv", "")  # nothing is loaded from anywhere
     assert page.count("data:image/png;base64,") == 4
     # What is too wide for a small screen scrolls by itself, and the page does not.
     tables = re.findall(r'(<div class="scrolls" .*>\n)?<table>\s*<tr>(.*)</tr>', page)

@@ -42,7 +42,7 @@ def test_facts_are_taken_from_all_of_the_file():
 
 
 BAD = {
-    "no new object": ([{**FACTS[0], "target_new": None}], [], "1 facts have no new object"),
+    "no new object": ([{**FACTS[0], "target_new": None}], [], "1 fact without a new object"),
     "a method that there is not": (
         FULL,
         ["--methods", "rome,memi"],

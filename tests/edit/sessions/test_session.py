@@ -165,7 +165,7 @@ def test_undoing_part_of_a_batch_solves_it_again(llama, method):
         session.undo(2)
         with pytest.raises(UpdateError, match="This session has no edits"):
             _ = session.update
-        with pytest.raises(UpdateError, match="There are 0 edits in this session; 1 cannot be undone"):
+        with pytest.raises(UpdateError, match="This session has 0 edits; 1 cannot be undone"):
             session.undo()
 
 

@@ -107,7 +107,7 @@ def test_the_refined_sets_of_scores_are_taken():
     kept = scores.kept.copy()
     kept[1] = 0
     lacking = dataclasses.replace(scores, data=scores.data.assign(kept=kept))
-    with pytest.warns(UserWarning, match=r"1 of 3 facts have no refined neurons .* such as 'Big Ben is"):
+    with pytest.warns(UserWarning, match=r"Left out 1 of 3 facts, without refined neurons, such as 'Big Ben is"):
         effects = locate.verify_neurons(model, FACTS, lacking, random=1, unrelated=0, progress=False)
     assert effects.data["fact"].values.tolist() == [FACTS[0].text, FACTS[2].text]
     own = sorted((site.layer, site.neuron) for site in scores.refined(2))
