@@ -76,8 +76,8 @@ class Concentration(Result):
     def top_share(self, n: int, by: Side = "column", of: Measured = "energy") -> xr.DataArray:
         """Of each matrix's change, how much its ``n`` largest columns or rows have.
 
-        >>> bool(edit.concentration(update, model).top_share(96) == 1)
-        True
+        >>> round(float(edit.concentration(update, model).top_share(96)), 6)
+        1.0
         """
         if n < 1:
             raise LocateError(f"n: must be 1 or more, found {n}.")

@@ -95,6 +95,7 @@ ASKING = {
 }  # fmt: skip
 
 
+@pytest.mark.slow("every part of a report, twice")
 def test_a_fact_stands_for_its_own_counterfactual_wherever_a_change_is_followed():
     model = tiny.bridge("llama")
     update = random_update(model)
