@@ -76,7 +76,7 @@ class Concentration(Result):
     def top_share(self, n: int, by: Side = "column", of: Measured = "energy") -> xr.DataArray:
         """Of each matrix's change, how much its ``n`` largest columns or rows have.
 
-        >>> round(float(edit.concentration(update, model).top_share(96)), 6)
+        >>> round(edit.concentration(update, model).top_share(96).item(), 6)
         1.0
         """
         if n < 1:
