@@ -31,9 +31,9 @@ class Result(Shown):
 
     Words mean the same on every result. ``best(…)`` is the ``Site`` of its largest effect on the answer, in the
     direction that brings it where effects have one, and of what is asked for where there is a choice: where it would
-    edit, as ``fit(layer=…)`` takes it. ``top(n)`` are the ``n`` largest in that order, so that the first is the best:
-    a table, sites where these go on to other functions (neurons), or a circuit of them. ``peak(…)`` is the layer of
-    the best with its effect and the bounds of its interval. ``summary()`` are its main numbers.
+    edit, as ``fit(layer=…)`` takes it. ``top(n)`` are the ``n`` largest, of patches and of what parts add to a logit by
+    size, either way: a table, sites where these go on to other functions (neurons), or a circuit of them. ``peak(…)``
+    is the layer of the best with its effect and the bounds of its interval. ``summary()`` are its main numbers.
 
     Attributes:
         stored_as: what its files are called, such as ``"trace"``.

@@ -158,15 +158,6 @@ def numbers_in(numbers: Mapping[str, float], most: int = 3) -> str:
     return ", ".join(f"{name} = {text}" for name, text in known[:most])
 
 
-def counted(n: int, name: str) -> str:
-    """So many of something.
-
-    >>> counted(1, "fact"), counted(2, "fact")
-    ('1 fact', '2 facts')
-    """
-    return f"{n} {name}" if n == 1 else f"{n} {name}s"
-
-
 def _clipped(text: str, most: int) -> str:
     """On one line, and not longer than that."""
     line = " ".join(text.split()) if "\n" in text or "\t" in text else text

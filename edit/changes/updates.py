@@ -17,11 +17,11 @@ from transformer_lens.model_bridge import TransformerBridge
 
 from edit.changes.change import Change
 from edit.changes.lowrank import LowRank, deltas_in, factors_of
-from locate.errors import DataError, UpdateError, suggest
+from locate.errors import DataError, UpdateError, counted, suggest
 from locate.model.copies import copied
 from locate.model.held import exchange
 from locate.model.weights import fingerprint, hf_parameters
-from locate.showing import Shown, counted, first_of, shown
+from locate.showing import Shown, first_of, shown
 from locate.store.tensors import Kind, read_tensors, write_tensors
 
 UPDATE = Kind(name="update", noun="a weight update", version=1, remedy="save the update again")

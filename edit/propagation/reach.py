@@ -16,9 +16,9 @@ from edit.propagation.predicted import FEATURES, ReachPrediction
 from edit.propagation.propagation import Propagation
 from edit.propagation.reused import MEASURES, MediatorReuse
 from locate.contrast.correlation import correlated
-from locate.errors import FactError, LocateError, suggest
+from locate.errors import FactError, LocateError, counted, suggest
 from locate.results import Result
-from locate.showing import counted, spread
+from locate.showing import spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

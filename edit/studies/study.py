@@ -32,7 +32,8 @@ from locate.tracing.trace import Trace, load_trace
 
 # Facts that are traced, and edits that are found, together; and lost together where a run is stopped.
 _TOGETHER = 10
-_TRACE: dict[str, Any] = {"kinds": ["mlp"], "positions": "subject_last"}
+# How facts are traced to be edited there.
+TRACE: dict[str, Any] = {"kinds": ["mlp"], "positions": "subject_last"}
 
 
 def study(
@@ -87,7 +88,7 @@ def study(
     several: list[Any] = layer if isinstance(layer, list) else [layer]
     places = {name_of(model, at): at for at in several}
     how: dict[str, dict[str, Any]] = {
-        "trace": {**_TRACE, **(trace or {})}, "evaluate": dict(evaluate or {}),
+        "trace": {**TRACE, **(trace or {})}, "evaluate": dict(evaluate or {}),
         "propagate": {"mediate": "edit", "parts": parts, **(propagate or {})},
     }  # fmt: skip
     description = {

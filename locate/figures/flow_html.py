@@ -69,10 +69,9 @@ def flow_html(
                 SubElement(choice, "option", value=option).text = option
     shares = [sorted(flow.curves(least)["share"].abs(), reverse=True) for flow in flows.values()]
     if any(shares):
-        first = shares[0][_LEGIBLE - 1] if len(shares[0]) >= _LEGIBLE else 0.0
-        _slider(
-            tools, 100 * max(own[0] for own in shares if own), 100 * (first if arrows_from is None else arrows_from)
-        )
+        legible = shares[0][_LEGIBLE - 1] if len(shares[0]) >= _LEGIBLE else 0.0
+        start = legible if arrows_from is None else arrows_from
+        _slider(tools, 100 * max(own[0] for own in shares if own), 100 * start)
     box = SubElement(figure, "div", {"class": "flow-box"})
     for key, flow in flows.items():
         data = {f"data-{part}": name for part, name in zip(names, key, strict=True)}

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from locate.errors import LocateError, suggest
 from locate.figures.options import PlotOptions
-from locate.figures.style import EMBEDDED, WIDE, fitted, style
+from locate.figures.style import EMBEDDED, WIDE, beside, fitted, style
 
 # Of a legend, in inches: a letter with 7 points, and what stands before each label.
 _LETTER, _HANDLE = 0.058, 0.55
@@ -69,7 +69,7 @@ class Sheet:
     @property
     def small(self) -> float:
         """The size of what is beside the point, in points."""
-        return max(7.0, 0.875 * mpl.rcParams["font.size"])
+        return beside(mpl.rcParams["font.size"])
 
     def panels(self, rows: int = 1, columns: int = 1, **options: Any) -> list[Axes]:
         """So many Axes, row by row: new ones, or the next of the user's."""

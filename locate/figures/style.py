@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import Colormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
@@ -47,7 +48,7 @@ def style(width: float) -> dict[Any, Any]:
     """
     left = {name for name, value in mpl.rcParamsDefault.items() if mpl.rcParams[name] == value}
     base = (8.0 if width >= WIDE else 7.0) if "font.size" in left else float(mpl.rcParams["font.size"])
-    small = max(7.0, 0.875 * base)
+    small = beside(base)
     letters = {
         "font.size": base, "axes.titlesize": base, "axes.labelsize": base, "xtick.labelsize": small,
         "ytick.labelsize": small, "figure.titlesize": base, "figure.labelsize": base, "legend.fontsize": small,
@@ -55,6 +56,15 @@ def style(width: float) -> dict[Any, Any]:
     }  # fmt: skip
     ours = {name: value for name, value in {**_LINES, **letters}.items() if name in left}
     return {**ours, "text.usetex": False}  # tokens are no TeX
+
+
+def beside(size: float) -> float:
+    """The size of what is beside the point, in points, where the rest has this one.
+
+    >>> beside(16.0), beside(7.0)
+    (14.0, 7.0)
+    """
+    return max(7.0, 0.875 * size)
 
 
 def save_figure(figure: Figure, folder: str | Path, name: str) -> tuple[Path, Path]:
@@ -125,23 +135,23 @@ class _Places(Locator):
 
 def label_columns(axes: Axes, labels: Sequence[str]) -> None:
     """Names of columns 0, 1, …, upright, as many of them as there is room for."""
-    plain = [label.replace("$", r"\$") for label in labels]
-    axes.xaxis.set_major_locator(_Places(len(labels)))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda place, _: plain[round(place)] if 0 <= round(place) < len(plain) else "")
-    )
+    _name(axes.xaxis, labels)
     axes.tick_params(axis="x", labelrotation=90)
 
 
 def label_rows(axes: Axes, labels: Sequence[str], name: str = "", always: Collection[int] = ()) -> None:
     """Names of rows 0, 1, …, as many of them as there is room for; they may hold dollar signs, which are no formula."""
-    plain = [label.replace("$", r"\$") for label in labels]
-    axes.yaxis.set_major_locator(_Places(len(labels), always))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda row, _: plain[round(row)] if 0 <= round(row) < len(plain) else "")
-    )
+    _name(axes.yaxis, labels, always)
     if name:
         axes.set_ylabel(name)
+
+
+def _name(axis: Axis, labels: Sequence[str], always: Collection[int] = ()) -> None:
+    plain = [label.replace("$", r"\$") for label in labels]
+    axis.set_major_locator(_Places(len(labels), always))
+    axis.set_major_formatter(
+        FuncFormatter(lambda place, _: plain[round(place)] if 0 <= round(place) < len(plain) else "")
+    )
 
 
 def even_lightness(name: str, steps: int = 256, *, reverse: bool = False) -> ListedColormap:

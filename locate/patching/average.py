@@ -10,10 +10,10 @@ import numpy as np
 import xarray as xr
 
 from locate.contrast.metrics import hardly_differ
-from locate.errors import LocateError
+from locate.errors import LocateError, counted
 from locate.patching.patches import Patches, site_patched
 from locate.results import Result, place_of_largest
-from locate.showing import counted, shown
+from locate.showing import shown
 from locate.sites.site import Site
 
 if TYPE_CHECKING:

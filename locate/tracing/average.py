@@ -10,9 +10,9 @@ import pandas as pd
 import xarray as xr
 
 from locate.contrast.bootstrap import mean_interval
-from locate.errors import SiteError
+from locate.errors import SiteError, counted
 from locate.results import Result, place_of_largest, restoring
-from locate.showing import counted, spread
+from locate.showing import spread
 from locate.sites.site import Site, check_traced
 from locate.tracing.trace import Trace, check_comparable
 

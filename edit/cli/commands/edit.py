@@ -10,12 +10,11 @@ import typer
 import edit
 import locate
 from edit.cli.kit.command import command
-from edit.cli.kit.facts import OneFact
 from edit.cli.kit.methods import MethodOptions
 from edit.cli.kit.models import load_model
-from edit.cli.kit.options import MANY, RUN, FactsOption, LimitOption, ModelOption, NewOption
+from edit.cli.kit.options import MANY, RUN, ModelOption
 from edit.cli.kit.output import Outcome
-from edit.cli.kit.requests import FormOption, TaughtOption, one_request, requests_in
+from edit.cli.kit.requests import Edits
 from edit.cli.kit.speaking import Voice
 from edit.cli.kit.tables import COLUMNS, answers_table
 from locate.errors import DataError
@@ -27,12 +26,7 @@ _KEPT = 10
 
 @command
 def run(
-    which: OneFact,
-    target_new: NewOption = None,
-    facts: FactsOption = None,
-    form: FormOption = "facts",
-    taught: TaughtOption = "alt",
-    limit: LimitOption = None,
+    which: Edits,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -77,14 +71,8 @@ def run(
     """
     if overwrite and export is None:
         raise DataError("--overwrite goes with --export: it replaces the model that is there.")
-    if taught != "alt" and form != "zsre":
-        raise DataError("--taught goes with --format zsre.")
-    if facts is None and (limit is not None or batch_size is not None or form != "facts" or skip_answered):
-        raise DataError(
-            "--limit, --batch-size, --format and --skip-answered go with a file of several facts: give --facts FILE."
-        )
-    if facts is not None and (which.given or target_new):
-        raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
+    which.check({"--batch-size": batch_size is not None, "--skip-answered": skip_answered})
+    facts = which.facts
     if how.traced and (batch_size is not None or skip_answered or (facts is not None and export is not None)):
         raise DataError(
             "--layers traced edits each fact by itself: leave out --batch-size, --skip-answered (what cannot be edited "
@@ -98,12 +86,12 @@ def run(
 
     place = None if export is None else check_target(export, overwrite)
     if facts is None:
-        request = one_request(which.read(), target_new)
+        (request,) = which.requests()
         file = _check_file(out or Path("runs/update.safetensors"))
         _check_apart(file, place)
         bridge = load_model(model, console)
         return _edit_one(bridge, how.with_statistics(method, bridge), request, file, place, how.traced)
-    requests = requests_in(facts, form, taught, limit)
+    requests = which.requests()
     folder = out or Path(f"runs/edit-{facts.stem}-{how.method}")
     _check_apart(folder, place)
     bridge = load_model(model, console)
@@ -137,9 +125,10 @@ def _edit_one(
     model: Any, method: Any, request: edit.EditRequest, file: Path, export: Path | None, traced: bool
 ) -> Outcome:
     from edit.evaluation.asking import check_questions
+    from edit.studies.study import TRACE
 
     check_questions(model, [request])
-    where = locate.causal_trace(model, request.fact, kinds=["mlp"], positions="subject_last") if traced else None
+    where = locate.causal_trace(model, request.fact, **TRACE) if traced else None
     update = method.fit(model, [request], layer=where)
     update.save(file)
     if export is not None:

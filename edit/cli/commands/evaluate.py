@@ -9,25 +9,19 @@ import typer
 
 import edit
 from edit.cli.kit.command import command
-from edit.cli.kit.facts import OneFact
 from edit.cli.kit.models import load_model
-from edit.cli.kit.options import METHOD, RUN, FactsOption, LimitOption, ModelOption, NewOption
+from edit.cli.kit.options import METHOD, RUN, ModelOption
 from edit.cli.kit.output import Outcome
-from edit.cli.kit.requests import FormOption, TaughtOption, one_request, requests_in
+from edit.cli.kit.requests import Edits
 from edit.cli.kit.speaking import Voice
 from edit.cli.kit.tables import COLUMNS, answers_table, scores_table
-from locate.errors import DataError, counted
+from locate.errors import counted
 from locate.names import DEFAULT_MODEL
 
 
 @command
 def run(
-    which: OneFact,
-    target_new: NewOption = None,
-    facts: FactsOption = None,
-    form: FormOption = "facts",
-    taught: TaughtOption = "alt",
-    limit: LimitOption = None,
+    which: Edits,
     *,
     update: Annotated[
         Path, typer.Option(help="An update that `locate-edit edit` wrote.", rich_help_panel=METHOD, show_default=False)
@@ -46,13 +40,8 @@ def run(
     The facts are those that were edited, or others: one (by default the first shipped one, of the Eiffel Tower), or a
     file of them (--facts). The folder gets evaluation.csv (a row for every prompt) and summary.json.
     """
-    if facts is None and (limit is not None or form != "facts"):
-        raise DataError("--limit and --format go with a file of several facts: give --facts FILE.")
-    if taught != "alt" and form != "zsre":
-        raise DataError("--taught goes with --format zsre.")
-    if facts is not None and (which.given or target_new):
-        raise DataError("A single fact and several exclude each other: leave out --facts, or the fact.")
-    requests = [one_request(which.read(), target_new)] if facts is None else requests_in(facts, form, taught, limit)
+    which.check()
+    requests = which.requests()
     change = edit.load_update(update)
     bridge = load_model(model, console)
 
@@ -64,7 +53,7 @@ def run(
     told: dict[str, Any] = {
         "update": str(update), "method": change.method, "edits": len(requests), "model": model, "evaluation": scores,
     }  # fmt: skip
-    if facts is None:
+    if which.facts is None:
         answers: Any = evaluation.rows[COLUMNS]
         told["rows"] = answers.to_dict(orient="records")
         table = answers_table(told["rows"], requests[0].describe())

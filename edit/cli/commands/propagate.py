@@ -22,7 +22,7 @@ from edit.cli.kit.models import load_model
 from edit.cli.kit.options import METHOD, Place, read_names
 from edit.cli.kit.output import Outcome
 from edit.cli.kit.speaking import Voice
-from edit.cli.kit.tables import between
+from edit.cli.kit.tables import means_table
 from edit.names import CONTENTS
 from locate.errors import DataError, counted
 
@@ -212,10 +212,7 @@ class _Job(Job[Any]):
             writer.writerow(["measure", *table.columns])
             writer.writerows([name, *row] for name, row in zip(table.index, table.values.tolist(), strict=True))
         save_figure(found.plot(), folder, "comparison")
-        shown = Table("measure", "mean", "95% interval", "facts", title=counted(len(results), "edit"))
-        for name, row in table.iterrows():
-            ends = between(float(row["low"]), float(row["high"]))
-            shown.add_row(str(name), f"{row['mean']:.3f}", ends, f"{row['n']:.0f}")
+        shown = means_table(table, counted(len(results), "edit"))
         return Together(summary={"measures": table.to_dict(orient="index")}, shown=[shown])
 
     def _follow(self, request: edit.EditRequest, progress: bool) -> edit.PropagationReport:

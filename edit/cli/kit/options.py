@@ -59,8 +59,8 @@ CorpusOption = Annotated[
 TokensOption = Annotated[
     int | None,
     typer.Option(
-        help="Keys to collect, in all shards; by default 20 times their dimension (40 for edits by alphaedit), for "
-        "edits with sampled text 4 times (see --statistics).",
+        help="Keys to collect, in all shards; by default 20 times their dimension (40 for edits by alphaedit); 4 "
+        "times for edits with --statistics quick.",
         min=1,
         rich_help_panel=METHOD,
     ),

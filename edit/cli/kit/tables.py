@@ -23,6 +23,15 @@ def between(low: float, high: float, form: str = ".3f") -> str:
     return "–" if math.isnan(low) or math.isnan(high) else f"{low:{form}} to {high:{form}}"
 
 
+def means_table(means: Any, title: str, form: str = ".3f") -> Table:
+    """Means over facts by measure, with their intervals: columns ``mean``, ``low``, ``high`` and ``n``."""
+    table = Table("measure", "mean", "95% interval", "facts", title=title)
+    for name, row in means.iterrows():
+        mean, low, high = (float(row[column]) for column in ("mean", "low", "high"))
+        table.add_row(str(name), f"{mean:{form}}", between(low, high, form), f"{row['n']:.0f}")
+    return table
+
+
 def answers_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """What the edited model answers to each prompt of a single edit."""
     table = Table("probe", "prompt", "answer", "new object's tokens", "P(first)", title=title)

@@ -1,14 +1,12 @@
 """Many facts, each edited by itself at its own traced layer, in a folder where a run that was stopped goes on."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 import edit
 from edit.cli.kit.output import Outcome
+from edit.cli.kit.tables import means_table
 from edit.methods import EditingMethod
 from locate.errors import listed
 from locate.store.files import save_json, to_plain
@@ -31,10 +29,7 @@ def edit_traced(model: Any, method: EditingMethod, requests: Sequence[edit.EditR
         "measures": table.to_dict(orient="index"),
     })  # fmt: skip
     file = save_json(folder / "summary.json", summary)
-    shown = Table("measure", "mean", "95% interval", "facts", title=f"{len(requests)} facts, each at its traced layer")
-    for name, row in table.iterrows():
-        interval = "" if math.isnan(row["low"]) else f"{row['low']:.3g} to {row['high']:.3g}"
-        shown.add_row(str(name), f"{row['mean']:.3g}", interval, f"{row['n']:.0f}")
+    shown = means_table(table, f"{len(requests)} facts, each at its traced layer", ".3g")
     told = listed([f"{one['fact']}: {one['error']}" for one in failed.to_dict("records")])
     failure = f"Failed: {len(failed)} of {len(requests)} facts; the others are kept.\n{told}" if len(failed) else None
     return Outcome(value=summary, shown=[shown], results=[file], failed=failure)

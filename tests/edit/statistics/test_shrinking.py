@@ -23,19 +23,7 @@ from locate import DataError, LocateError, NumericsError
 from locate.sites.table import hook_name
 from tests import tiny
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "statistics"
-
-
-@pytest.fixture(autouse=True)
-def small_batches(monkeypatch):
-    """Batches of 8 sequences of 16 tokens, run 5 at a time."""
-    monkeypatch.setattr(collect, "ROWS", 8)
-    monkeypatch.setattr(collect, "LENGTH", 16)
-    monkeypatch.setattr(collect, "WHOLE_BUDGET", 5 * 16)
+pytestmark = pytest.mark.usefixtures("small_batches")
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,6 @@ def write_text(path, words, seed=0):
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("LOCATE_EDIT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "statistics"
-
-
-@pytest.fixture(autouse=True)
 def gpt_neo(monkeypatch):
     monkeypatch.setitem(tiny.CONFIGS, "gpt_neo", GPT_NEO)
 
@@ -77,14 +71,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(collect, "_accumulate", count)
     return made
-
-
-@pytest.fixture
-def small_batches(monkeypatch):
-    """Batches of 8 sequences of 16 tokens, run 5 at a time."""
-    monkeypatch.setattr(collect, "ROWS", 8)
-    monkeypatch.setattr(collect, "LENGTH", 16)
-    monkeypatch.setattr(collect, "WHOLE_BUDGET", 5 * 16)
 
 
 def same(one, two):
